@@ -1,0 +1,88 @@
+"""The forward pass: one function for Llama, Mistral, Qwen2 and Qwen3.
+
+All tokens of a step lie behind one another, [num_tokens, hidden], whichever sequence they belong to; only
+attention knows sequences, through the block tables. The families differ in what their weights hold (biases,
+norms of queries and keys) and in the window of a layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from quire import kernels
+from quire.executor.input_batch import InputBatch
+from quire.executor.kv_cache import KvCache
+from quire.executor.model_config import ModelConfig
+from quire.executor.rotary import RotaryEmbedding
+from quire.executor.weights import DecoderWeights, LayerWeights
+
+
+class Decoder:
+    """A decoder-only transformer over a paged KV cache."""
+
+    def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:
+        self.config = config
+        self.weights = weights
+        self.rotary = RotaryEmbedding(config.rotary, config.head_dim, weights.embedding.device)
+
+    def forward(self, batch: InputBatch, cache: KvCache) -> Tensor:
+        """Computes the step's tokens and writes their keys and values into the cache.
+
+        Returns:
+            float32 [num_logit_rows, vocab]: logits of `batch.logit_rows` alone.
+        """
+        eps = self.config.rms_norm_eps
+        angles = self.rotary.cos_sin(batch.positions, batch.rotary_lengths)
+        residual = functional.embedding(batch.token_ids, self.weights.embedding)
+        normed = kernels.rms_norm(residual, self.weights.layers[0].input_norm, eps)
+        # What the layer before added to the residual stream: its sum and the next norm are one operation.
+        added: Tensor | None = None
+        for index, layer in enumerate(self.weights.layers):
+            if added is not None:
+                normed, residual = kernels.fused_add_rms_norm(added, residual, layer.input_norm, eps)
+            attended = self._attention(index, layer, normed, angles, batch, cache)
+            normed, residual = kernels.fused_add_rms_norm(attended, residual, layer.post_attention_norm, eps)
+            added = _feed_forward(layer, normed)
+        if batch.logit_rows.numel() == 0:
+            return torch.empty((0, self.config.vocab_size), device=residual.device)
+        assert added is not None  # noqa: S101 - a model has at least one layer
+        rows = batch.logit_rows
+        normed, _ = kernels.fused_add_rms_norm(added[rows], residual[rows], self.weights.norm, eps)
+        return kernels.linear(normed, self.weights.head).to(torch.float32)
+
+    def _attention(
+        self,
+        index: int,
+        layer: LayerWeights,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        batch: InputBatch,
+        cache: KvCache,
+    ) -> Tensor:
+        config = self.config
+        num_heads, num_kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        heads = kernels.linear(x, layer.qkv, layer.qkv_bias).view(len(x), -1, head_dim)
+        query, key, value = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            query = kernels.rms_norm(query, layer.q_norm, config.rms_norm_eps)
+            key = kernels.rms_norm(key, layer.k_norm, config.rms_norm_eps)
+        query, key = kernels.rotary_embedding(query, key, *angles)
+        keys, values = cache.layers[index]
+        # Before attention and for all tokens: a sequence may read blocks that another one fills in this step.
+        kernels.store_kv(key, value, keys, values, batch.attention.slot_mapping)
+        attended = kernels.paged_attention(
+            query,
+            keys,
+            values,
+            batch.attention,
+            scale=head_dim**-0.5,
+            sliding_window=config.sliding_windows[index],
+        )
+        return kernels.linear(attended.view(len(x), -1), layer.output, layer.output_bias)
+
+
+def _feed_forward(layer: LayerWeights, x: Tensor) -> Tensor:
+    gate_up = kernels.linear(x, layer.gate_up, layer.gate_up_bias)
+    return kernels.linear(kernels.silu_and_mul(gate_up), layer.down, layer.down_bias)

@@ -1,0 +1,56 @@
+"""Operators of the forward pass: paged attention, the KV cache's writes, and the small ones around them.
+
+    metadata.py         AttentionMetadata: which token belongs to which sequence, and where its KV lies
+    attention.py        paged_attention, store_kv: checks, then the implementation of the tensors' device
+    blocks.py           copy_blocks: copy on write
+    norm.py rotary.py activation.py linear.py
+                        the model's other operators (torch for now; native ones take the same names)
+    backend.py          which implementation runs; numeric identity
+    reference.py        plain torch, what everything else is tested against
+    torch_paged.py      torch, streaming over the block table: GPUs, and any device without a native kernel
+    native_library.py   finds and declares libquire_kernels.so; threads and instruction sets
+    native_attention.py native_blocks.py
+                        the calls into it
+    native/             its C++ source, behind a C ABI
+
+This package imports nothing else of Quire's, so that a kernel can be tested and measured alone.
+"""
+
+from .activation import silu_and_mul
+from .attention import paged_attention, store_kv
+from .backend import NUMERICS_VERSION, Implementation, implementation_for, set_implementation
+from .blocks import copy_blocks
+from .linear import linear
+from .metadata import AttentionMetadata
+from .native_library import (
+    NativeLibraryError,
+    available_isas,
+    current_isa,
+    get_num_threads,
+    set_isa,
+    set_num_threads,
+)
+from .norm import fused_add_rms_norm, rms_norm
+from .rotary import rotary_embedding
+
+__all__ = [
+    "NUMERICS_VERSION",
+    "AttentionMetadata",
+    "Implementation",
+    "NativeLibraryError",
+    "available_isas",
+    "copy_blocks",
+    "current_isa",
+    "fused_add_rms_norm",
+    "get_num_threads",
+    "implementation_for",
+    "linear",
+    "paged_attention",
+    "rms_norm",
+    "rotary_embedding",
+    "set_implementation",
+    "set_isa",
+    "set_num_threads",
+    "silu_and_mul",
+    "store_kv",
+]

@@ -1,0 +1,101 @@
+"""Paged attention and the writes that feed it: the public functions.
+
+PagedAttention: Kwon et al., "Efficient Memory Management for Large Language Model Serving with
+PagedAttention" (SOSP 2023, arXiv 2309.06180). The softmax is computed online over tiles of the context, as in
+Milakov and Gimelshein (arXiv 1805.02867) and Dao et al., "FlashAttention" (arXiv 2205.14135).
+"""
+
+import torch
+from torch import Tensor
+
+from . import native_attention, torch_paged
+from .backend import implementation_for
+from .checks import check_attention_bounds, check_cache, check_heads, check_slot_bounds
+from .metadata import AttentionMetadata
+
+__all__ = ["paged_attention", "store_kv"]
+
+
+def store_kv(
+    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor
+) -> None:
+    """Write the new tokens' keys and values into their slots.
+
+    Args:
+        key: [num_tokens, num_kv_heads, head_dim], last dimension contiguous.
+        value: as key.
+        key_cache: one layer's view of the pool, [num_blocks, num_kv_heads, block_size, head_dim], float32 or
+            bfloat16 (float16 too where torch runs), the inner two dimensions contiguous. Written in place.
+        value_cache: as key_cache.
+        slot_mapping: int64 [num_tokens], block_id * block_size + offset. No slot twice.
+
+    Raises:
+        ValueError: an argument has the wrong dtype, shape, layout or device, or a slot lies outside the
+            cache (on a GPU slots are not looked at: that would wait for the device).
+    """
+    check_cache(key_cache, value_cache)
+    if slot_mapping.dtype != torch.int64 or slot_mapping.dim() != 1 or not slot_mapping.is_contiguous():
+        raise ValueError(f"slot_mapping must be contiguous int64 [num_tokens], not {slot_mapping.dtype}")
+    if slot_mapping.device != key_cache.device:
+        raise ValueError(f"slot_mapping is on {slot_mapping.device}, key_cache on {key_cache.device}")
+    num_tokens, num_kv_heads = slot_mapping.shape[0], key_cache.shape[1]
+    check_heads("key", key, num_tokens, num_kv_heads, key_cache)
+    check_heads("value", value, num_tokens, num_kv_heads, key_cache)
+    if num_tokens == 0:
+        return
+    if implementation_for(key_cache.device) == "native":
+        native_attention.store_kv(key, value, key_cache, value_cache, slot_mapping)
+        return
+    if key_cache.device.type == "cpu":
+        check_slot_bounds(slot_mapping, key_cache.shape[0] * key_cache.shape[2])
+    torch_paged.store_kv(key, value, key_cache, value_cache, slot_mapping)
+
+
+def paged_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    metadata: AttentionMetadata,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+) -> Tensor:
+    """Causal attention of the new tokens over their sequences' paged context.
+
+    The step's own keys and values must have been stored before (`store_kv`).
+
+    On a CPU (native) a row's result depends on nothing but its query, its position and its context: it is
+    equal bit for bit in any batch, on any number of threads, and in a prefill chunk as in a decode step.
+
+    Args:
+        query: [num_tokens, num_heads, head_dim]; num_heads is a multiple of num_kv_heads, and heads
+            g * k up to g * (k + 1) share KV head k (g = num_heads / num_kv_heads).
+        key_cache: one layer's view of the pool, as in `store_kv`.
+        value_cache: as key_cache.
+        metadata: the step's sequences.
+        scale: factor of the scores, usually head_dim ** -0.5.
+        sliding_window: a query at position p attends to keys in (p - sliding_window, p] (as Mistral in
+            transformers does); blocks wholly before the window are not read. None: the whole context.
+
+    Returns:
+        [num_tokens, num_heads, head_dim] in the query's dtype, contiguous. All sums are float32.
+
+    Raises:
+        ValueError: an argument has the wrong dtype, shape, layout or device, or points outside the cache
+            (on a GPU the lengths and block ids are not looked at).
+    """
+    check_cache(key_cache, value_cache)
+    check_heads("query", query, metadata.num_tokens, None, key_cache)
+    if metadata.slot_mapping.device != key_cache.device:
+        raise ValueError(f"metadata is on {metadata.slot_mapping.device}, key_cache on {key_cache.device}")
+    if sliding_window is not None and sliding_window < 1:
+        raise ValueError(f"sliding_window must be at least 1, not {sliding_window}")
+    if metadata.num_tokens == 0:
+        return torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    if implementation_for(query.device) == "native":
+        return native_attention.paged_attention(
+            query, key_cache, value_cache, metadata, scale, sliding_window
+        )
+    if query.device.type == "cpu":
+        check_attention_bounds(metadata, key_cache.shape[0], key_cache.shape[2], sliding_window)
+    return torch_paged.paged_attention(query, key_cache, value_cache, metadata, scale, sliding_window)

@@ -1,0 +1,88 @@
+#include "isa.hpp"
+
+#include <atomic>
+#include <cstring>
+#include <string>
+
+namespace quire {
+
+#if defined(QUIRE_X86)
+namespace avx512 {
+extern const AttentionKernels kAttentionKernels[2];
+}
+namespace avx2 {
+extern const AttentionKernels kAttentionKernels[2];
+}
+#endif
+namespace portable {
+extern const AttentionKernels kAttentionKernels[2];
+}
+
+namespace {
+
+struct Isa {
+    const char* name;
+    bool (*supported)();
+    const AttentionKernels* kernels;
+};
+
+// Best first.
+const Isa kIsas[] = {
+#if defined(QUIRE_X86)
+    {"avx512",
+     [] {
+         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+     },
+     avx512::kAttentionKernels},
+    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, avx2::kAttentionKernels},
+#endif
+    {"portable", [] { return true; }, portable::kAttentionKernels},
+};
+
+const Isa* best() {
+    for (const Isa& isa : kIsas) {
+        if (isa.supported()) return &isa;
+    }
+    return nullptr;  // not reached: portable is always there
+}
+
+std::atomic<const Isa*>& current() {
+    static std::atomic<const Isa*> isa{best()};
+    return isa;
+}
+
+}  // namespace
+
+const AttentionKernels& attention_kernels(int32_t dtype) { return current().load()->kernels[dtype]; }
+
+}  // namespace quire
+
+int32_t quire_abi_version() { return QUIRE_ABI_VERSION; }
+
+const char* quire_available_isas() {
+    static const std::string names = [] {
+        std::string joined;
+        for (const auto& isa : quire::kIsas) {
+            if (isa.supported()) joined += (joined.empty() ? "" : ",") + std::string(isa.name);
+        }
+        return joined;
+    }();
+    return names.c_str();
+}
+
+const char* quire_current_isa() { return quire::current().load()->name; }
+
+int32_t quire_set_isa(const char* name) {
+    for (const auto& isa : quire::kIsas) {
+        if (std::strcmp(isa.name, name) == 0 && isa.supported()) {
+            quire::current() = &isa;
+            return 0;
+        }
+    }
+    return 1;
+}
+
+void quire_exp(const float* in, float* out, int64_t count) {
+    quire::attention_kernels(QUIRE_FLOAT32).exp(in, out, count);
+}

@@ -1,0 +1,31 @@
+// The exponential of the softmax.
+#pragma once
+
+#include "simd.hpp"
+
+namespace quire::QUIRE_ISA {
+
+// e**x for x <= 88, every lane by itself. Cephes' expf: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial of degree
+// 5 in r, 2**n put into the exponent. ln 2 comes in two parts, the first of 9 bits so that n times it is exact
+// without a fused multiply-add. Error below 2 ulp (tests/kernels/test_native_exp.py measures it over the whole range); results below 2**-126
+// are 0; exp(0) is exactly 1, exp(-inf) exactly 0, nan stays nan.
+static inline vec exp(vec x) {
+    constexpr float kLowest = -87.33654f;  // ln(2**-126)
+    constexpr float kRound = 12582912.0f;  // 1.5 * 2**23: adding it rounds to an integer in the low bits
+    const vec clamped = x < kLowest ? broadcast(kLowest) : x;
+    const vec shifted = fma(clamped, broadcast(1.44269504088896341f), broadcast(kRound));
+    const vec n = shifted - kRound;
+    vec r = fma(n, broadcast(-0.693359375f), clamped);
+    r = fma(n, broadcast(2.12194440e-4f), r);
+    vec p = broadcast(1.9875691500e-4f);
+    p = fma(p, r, broadcast(1.3981999507e-3f));
+    p = fma(p, r, broadcast(8.3334519073e-3f));
+    p = fma(p, r, broadcast(4.1665795894e-2f));
+    p = fma(p, r, broadcast(1.6666665459e-1f));
+    p = fma(p, r, broadcast(5.0000001201e-1f));
+    p = fma(p, r * r, r) + 1.0f;
+    const ivec power = ((ivec)shifted - (ivec)broadcast(kRound) + 127) << 23;
+    return x < kLowest ? vec{} : p * (vec)power;
+}
+
+}  // namespace quire::QUIRE_ISA

@@ -1,0 +1,66 @@
+"""Plain torch, clear and slow: what every other implementation is tested against."""
+
+import torch
+from torch import Tensor
+
+from .metadata import AttentionMetadata
+
+__all__ = ["copy_blocks", "gather_context", "paged_attention", "store_kv"]
+
+
+def store_kv(
+    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor
+) -> None:
+    """As `attention.store_kv`, one token after the other."""
+    block_size = key_cache.shape[2]
+    for token, slot in enumerate(slot_mapping.tolist()):
+        block, offset = divmod(slot, block_size)
+        key_cache[block, :, offset] = key[token]
+        value_cache[block, :, offset] = value[token]
+
+
+def copy_blocks(pool: Tensor, sources: Tensor, destinations: Tensor) -> None:
+    """As `blocks.copy_blocks`, one block after the other."""
+    for source, destination in zip(sources.tolist(), destinations.tolist(), strict=True):
+        pool[destination] = pool[source]
+
+
+def gather_context(cache: Tensor, block_table: Tensor, context_len: int) -> Tensor:
+    """The first context_len tokens of one sequence, [num_kv_heads, context_len, head_dim], in float32."""
+    block_size = cache.shape[2]
+    blocks = block_table[: (context_len + block_size - 1) // block_size]
+    tokens = cache[blocks.long()].transpose(0, 1).flatten(1, 2)
+    return tokens[:, :context_len].float()
+
+
+def paged_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    metadata: AttentionMetadata,
+    scale: float,
+    sliding_window: int | None = None,
+) -> Tensor:
+    """As `attention.paged_attention`, with one softmax over each whole context."""
+    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    group = query.shape[1] // key_cache.shape[1]
+    query_start, context_lens = metadata.lengths()
+    for sequence, context_len in enumerate(context_lens):
+        rows = slice(query_start[sequence], query_start[sequence + 1])
+        query_len = rows.stop - rows.start
+        if query_len == 0:
+            continue
+        block_table = metadata.block_tables[sequence]
+        key = gather_context(key_cache, block_table, context_len).repeat_interleave(group, dim=0)
+        value = gather_context(value_cache, block_table, context_len).repeat_interleave(group, dim=0)
+        positions = torch.arange(context_len - query_len, context_len, device=query.device)[:, None]
+        keys = torch.arange(context_len, device=query.device)[None, :]
+        visible = keys <= positions
+        if sliding_window is not None:
+            visible &= keys > positions - sliding_window
+        scores = query[rows].float().transpose(0, 1) @ key.transpose(1, 2) * scale
+        weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)
+        # A masked value may be garbage: 0 * nan is nan, so what no query sees is cleared.
+        value = value.masked_fill(~visible.any(dim=0)[None, :, None], 0.0)
+        output[rows] = (weights @ value).transpose(0, 1).to(query.dtype)
+    return output

@@ -1,0 +1,70 @@
+"""How large the KV pool is: from what executors say of the model and of free memory, and from the settings."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from quire.config import SchedulerSettings
+from quire.errors import KvPoolError, StartupError
+from quire.internal.v1 import executor_pb2
+from quire.kv_pool import CacheGroupLayout, KvPoolLayout
+
+# Share of free memory the pool takes when no size is given. A host has other things to hold.
+_DEFAULT_SHARE: Final = {executor_pb2.DEVICE_CPU: 0.4, executor_pb2.DEVICE_CUDA: 0.9}
+
+
+def agreed_description(executors: list[executor_pb2.ExecutorDescription]) -> executor_pb2.ExecutorDescription:
+    """What executors on one pool have in common. Raises StartupError if they serve different things."""
+    first = executors[0]
+    for other in executors[1:]:
+        if other.fingerprint != first.fingerprint or other.max_model_len != first.max_model_len:
+            raise StartupError("the executors serve different models or settings and cannot share a KV pool")
+    if len(first.cache_groups) != 1 or first.num_ranks != 1:
+        raise StartupError(f"{first.architecture}: more than one cache group or rank is not supported")
+    if first.device == executor_pb2.DEVICE_CUDA and len(executors) > 1:
+        raise StartupError("executors on a GPU cannot share a KV pool", field="num_executors")
+    return first
+
+
+def plan_pool(
+    settings: SchedulerSettings, executors: list[executor_pb2.ExecutorDescription], epoch: int
+) -> KvPoolLayout:
+    """The layout of the pool. Raises KvPoolError if it does not fit, or one full-length request does not fit it."""
+    model = agreed_description(executors)
+    layout = layout_of(model, settings.block_size, 1, epoch)
+    available = min(executor.available_bytes for executor in executors)
+    size = 0 if settings.kv_cache_memory is None else int(settings.kv_cache_memory)
+    if settings.kv_cache_memory is None:
+        most_useful = settings.max_num_seqs * -(-model.max_model_len // settings.block_size) * layout.block_bytes
+        size = min(int(available * _DEFAULT_SHARE[model.device]), most_useful)
+    elif size > available:
+        raise KvPoolError(
+            f"--kv-cache-memory {_gib(size)} does not fit: {_gib(available)} are free", field="kv_cache_memory"
+        )
+    num_blocks = size // layout.block_bytes
+    if num_blocks * settings.block_size < model.max_model_len:
+        needed = -(-model.max_model_len // settings.block_size) * layout.block_bytes
+        raise KvPoolError(
+            f"a KV pool of {_gib(size)} holds {num_blocks * settings.block_size} tokens, less than one request of "
+            f"max_model_len {model.max_model_len} ({_gib(needed)}); raise --kv-cache-memory or lower --max-model-len",
+            field="kv_cache_memory",
+        )
+    return layout_of(model, settings.block_size, num_blocks, epoch)
+
+
+def layout_of(model: executor_pb2.ExecutorDescription, block_size: int, num_blocks: int, epoch: int) -> KvPoolLayout:
+    """The layout of a pool of `num_blocks` blocks for a model."""
+    groups = tuple(
+        CacheGroupLayout(
+            group.num_layers,
+            group.num_kv_heads,
+            group.head_dim,
+            group.bytes_per_token // (2 * group.num_layers * group.num_kv_heads * group.head_dim),
+        )
+        for group in model.cache_groups
+    )
+    return KvPoolLayout(block_size, num_blocks, model.num_ranks, epoch, model.fingerprint, groups)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

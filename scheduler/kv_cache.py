@@ -1,0 +1,227 @@
+"""Block tables: which blocks hold a sequence's KV, and every rule about sharing them.
+
+    | block 0      | block 1      | block 2      | block 3      |
+    |<- hits of the prefix cache ->|<- computed in this step ->|
+                                   num_computed_tokens         num_computed_tokens + num_new_tokens
+
+- A hit never covers the last token: something has to be computed to sample from.
+- A shared or findable block is never written: the writer gets a copy (copy on write).
+- A block is given back when every step that names it has been acknowledged, not when its sequence lets go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from quire.scheduler.block_pool import Block, BlockPool, CachedPrefix
+from quire.scheduler.prefix_cache import PrefixCache
+from quire.scheduler.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """How a sequence's block table changes in a step."""
+
+    # Leading entries that stay as they are.
+    num_kept: int
+    # Entries that follow; the first may be a copy of what it replaces.
+    appended: list[Block]
+    # (source, destination) block ids to copy before the step computes.
+    copies: list[tuple[int, int]]
+
+
+@dataclass(slots=True)
+class Lane:
+    """One executor's progress, as far as blocks depend on it."""
+
+    planned_step: int = 0
+    acknowledged_step: int = 0
+    # References that end when a step in flight is acknowledged, by that step.
+    retiring: dict[int, list[Block]] = field(default_factory=dict)
+
+    @property
+    def num_retiring(self) -> int:
+        return sum(map(len, self.retiring.values()))
+
+
+class KvCache:
+    """The block tables of all sequences over one pool."""
+
+    def __init__(self, num_blocks: int, block_size: int, *, num_lanes: int = 1, prefix_caching: bool = True) -> None:
+        self.block_size = block_size
+        self.pool = BlockPool(num_blocks)
+        self.prefixes = PrefixCache(self.pool)
+        self.lanes = [Lane() for _ in range(num_lanes)]
+        self.prefix_caching = prefix_caching
+        self.num_queries = 0
+        self.num_hits = 0
+        self.num_copies = 0
+
+    @property
+    def max_num_tokens(self) -> int:
+        """The longest sequence that fits when it has the pool to itself."""
+        return self.pool.num_blocks * self.block_size
+
+    @property
+    def num_retiring(self) -> int:
+        """Upper bound on the blocks that acknowledgements still to come will free."""
+        return sum(lane.num_retiring for lane in self.lanes)
+
+    def adopt_prefix(self, sequence: Sequence, lane: int) -> int:
+        """Gives a sequence without blocks the cached blocks of its longest known prefix; returns their number.
+
+        Blocks that another executor computes count only once it has acknowledged them. `abandon` undoes it.
+        """
+        sequence.lane = lane
+        if not self.prefix_caching:
+            return 0
+        size = self.block_size
+        for start in range(0, len(sequence.token_ids) - size, size):
+            tokens = sequence.token_ids[start : start + size].tobytes()
+            block = self.prefixes.find(sequence.known_prefix, tokens, sequence.request.extra_key)
+            if block is None or block.prefix is None:
+                break
+            written_by = block.prefix.lane
+            if written_by != lane and self.lanes[written_by].acknowledged_step < block.prefix.step:
+                break
+            self.pool.acquire(block)
+            sequence.blocks.append(block)
+            sequence.known_prefix = block.prefix
+        sequence.num_hashed_blocks = len(sequence.blocks)
+        sequence.num_computed_tokens = len(sequence.blocks) * size
+        return len(sequence.blocks)
+
+    def abandon(self, sequence: Sequence) -> None:
+        """Takes back the blocks of a sequence that no plan names yet."""
+        for block in reversed(sequence.blocks):
+            self.pool.release(block)
+        self._reset(sequence)
+
+    def num_blocks_needed(self, sequence: Sequence, num_new_tokens: int) -> int:
+        """Blocks that `allocate` would take from the pool."""
+        end = sequence.num_computed_tokens + num_new_tokens
+        missing = -(-end // self.block_size) - len(sequence.blocks)
+        return max(missing, 0) + (self._shared_write(sequence) is not None)
+
+    def allocate(self, sequence: Sequence, num_new_tokens: int) -> Allocation | None:
+        """Makes room for the KV of `num_new_tokens` more tokens; None, and no change, if the pool is too full."""
+        num_needed = self.num_blocks_needed(sequence, num_new_tokens)
+        if num_needed > self.pool.num_available:
+            return None
+        copies = []
+        shared = self._shared_write(sequence)
+        if shared is not None:
+            copy = self._take()
+            num_needed -= 1
+            old, sequence.blocks[shared] = sequence.blocks[shared], copy
+            if sequence.num_computed_tokens % self.block_size:
+                copies.append((old.id, copy.id))
+                self.num_copies += 1
+            self._retire([old], sequence.lane, self.lanes[sequence.lane].planned_step)
+        sequence.blocks += [self._take() for _ in range(num_needed)]
+        num_kept = min(sequence.num_sent_blocks, len(sequence.blocks) if shared is None else shared)
+        sequence.num_sent_blocks = len(sequence.blocks)
+        return Allocation(num_kept, sequence.blocks[num_kept:], copies)
+
+    def hash_full_blocks(self, sequence: Sequence) -> None:
+        """Makes the blocks findable that are full of known tokens which are computed or planned."""
+        if not self.prefix_caching:
+            return
+        size = self.block_size
+        num_full = min(sequence.num_computed_tokens, len(sequence.token_ids)) // size
+        for i in range(sequence.num_hashed_blocks, num_full):
+            sequence.known_prefix = self.prefixes.insert(
+                sequence.blocks[i],
+                sequence.known_prefix,
+                sequence.token_ids[i * size : (i + 1) * size].tobytes(),
+                sequence.request.extra_key,
+                sequence.lane,
+                sequence.last_step,
+            )
+        sequence.num_hashed_blocks = max(sequence.num_hashed_blocks, num_full)
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """Shares the blocks of the parent's planned prompt with a child that has none.
+
+        The child computes the prompt's last token again, in a block of its own, to sample from it.
+        """
+        num_shared = -(-parent.num_prompt_tokens // self.block_size)
+        for block in parent.blocks[:num_shared]:
+            self.pool.acquire(block)
+            child.blocks.append(block)
+        child.num_computed_tokens = parent.num_prompt_tokens - 1
+        child.num_hashed_blocks = child.num_computed_tokens // self.block_size
+        if self.prefix_caching and child.num_hashed_blocks:
+            child.known_prefix = self._prefix_at(parent, child.num_hashed_blocks)
+
+    def release(self, sequence: Sequence) -> None:
+        """Lets go of a sequence's blocks once the steps in flight that name them are acknowledged."""
+        # Last block first: a prefix must outlive what was computed after it.
+        self._retire(reversed(sequence.blocks), sequence.lane, sequence.last_step)
+        self._reset(sequence)
+
+    def acknowledge(self, lane_index: int, step: int) -> None:
+        """An executor has computed everything up to `step`: blocks that waited for it are free."""
+        lane = self.lanes[lane_index]
+        lane.acknowledged_step = step
+        for done in [planned for planned in lane.retiring if planned <= step]:
+            for block in lane.retiring.pop(done):
+                block.retiring -= 1
+                self.pool.release(block)
+
+    def check_integrity(self, sequences: list[Sequence], *, deep: bool = False) -> None:
+        """Recounts every reference: free + cached + held = total, nothing leaked, nothing freed twice.
+
+        O(held blocks); `deep` also walks the free list and the index. Raises AssertionError.
+        """
+        references: dict[int, int] = {}
+        for block in (block for sequence in sequences for block in sequence.blocks):
+            references[block.id] = references.get(block.id, 0) + 1
+        for block in (block for lane in self.lanes for blocks in lane.retiring.values() for block in blocks):
+            references[block.id] = references.get(block.id, 0) + 1
+        for block_id, count in references.items():
+            assert self.pool.blocks[block_id].ref_count == count, f"{self.pool.blocks[block_id]} has {count} users"
+        assert len(references) == self.pool.num_held, f"{self.pool.num_held} held, {len(references)} named"
+        total = self.pool.num_free + self.pool.num_cached + self.pool.num_held
+        assert total == self.pool.num_blocks, f"{total} blocks accounted for of {self.pool.num_blocks}"
+        if deep:
+            self.pool.check_list()
+            self.prefixes.check()
+
+    def _shared_write(self, sequence: Sequence) -> int | None:
+        """The index of the block that the next token would be written into although it must not."""
+        index = sequence.num_computed_tokens // self.block_size
+        if index >= len(sequence.blocks) or sequence.blocks[index].is_writable:
+            return None
+        return index
+
+    def _take(self) -> Block:
+        block = self.pool.take()
+        self.prefixes.evict(block)
+        return block
+
+    def _retire(self, blocks: Iterable[Block], lane_index: int, step: int) -> None:
+        lane = self.lanes[lane_index]
+        if step <= lane.acknowledged_step:
+            for block in blocks:
+                self.pool.release(block)
+            return
+        waiting = lane.retiring.setdefault(step, [])
+        for block in blocks:
+            block.retiring += 1
+            waiting.append(block)
+
+    @staticmethod
+    def _prefix_at(sequence: Sequence, num_blocks: int) -> CachedPrefix | None:
+        """The prefix that a sequence's first `num_blocks` hashed blocks make."""
+        prefix = sequence.known_prefix
+        for _ in range(sequence.num_hashed_blocks - num_blocks):
+            prefix = prefix.parent if prefix else None
+        return prefix
+
+    @staticmethod
+    def _reset(sequence: Sequence) -> None:
+        sequence.blocks = []
+        sequence.known_prefix = None
+        sequence.num_computed_tokens = sequence.num_hashed_blocks = sequence.num_sent_blocks = 0

@@ -1,0 +1,72 @@
+"""Finds blocks by their content: a chained SHA-256 over (parent's hash, token ids, extra key).
+
+The extra key separates prompts that must not share KV although their tokens agree (a tenant's salt, an adapter).
+A hash only proposes a block; tokens, key and the parent's identity are compared before it is used, so that even
+a collision cannot show one request the KV of another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from quire.scheduler.block_pool import Block, BlockPool, CachedPrefix
+
+
+def chain_hash(parent: bytes, tokens: bytes, extra_key: bytes) -> bytes:
+    """The 32-byte name of a block; `parent` is empty for a sequence's first block."""
+    digest = hashlib.sha256(parent)
+    digest.update(tokens)
+    digest.update(extra_key)
+    return digest.digest()
+
+
+class PrefixCache:
+    """The index from hash to block."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
+        self._blocks: dict[bytes, Block] = {}
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def find(self, parent: CachedPrefix | None, tokens: bytes, extra_key: bytes) -> Block | None:
+        """The block that holds `tokens` after `parent`, whatever its state; None if there is none."""
+        block = self._blocks.get(chain_hash(parent.hash if parent else b"", tokens, extra_key))
+        if block is None or block.prefix is None:
+            return None
+        known = block.prefix
+        same = known.parent is parent and known.tokens == tokens and known.extra_key == extra_key
+        return block if same else None
+
+    def insert(
+        self, block: Block, parent: CachedPrefix | None, tokens: bytes, extra_key: bytes, lane: int, step: int
+    ) -> CachedPrefix:
+        """Makes a full block findable; returns the prefix that ends with it.
+
+        Of two blocks with the same content the first stays the one that is found. A block whose hash is the same
+        although its content or parent differs (its parent was evicted and computed anew) is replaced.
+        """
+        hash_ = chain_hash(parent.hash if parent else b"", tokens, extra_key)
+        twin = self.find(parent, tokens, extra_key)
+        if twin is not None and twin.prefix is not None:
+            return twin.prefix
+        stale = self._blocks.get(hash_)
+        if stale is not None:
+            self._pool.forget(stale)
+        assert block.prefix is None, f"{block} is already cached"
+        block.prefix = CachedPrefix(hash_, parent, tokens, extra_key, lane, step)
+        self._blocks[hash_] = block
+        return block.prefix
+
+    def evict(self, block: Block) -> None:
+        """Forgets a block that is about to be written."""
+        if block.prefix is not None:
+            if self._blocks.get(block.prefix.hash) is block:
+                del self._blocks[block.prefix.hash]
+            self._pool.forget(block)
+
+    def check(self) -> None:
+        """Compares index and blocks (O(index)). Raises AssertionError."""
+        for hash_, block in self._blocks.items():
+            assert block.prefix is not None and block.prefix.hash == hash_, f"{block} is indexed wrongly"

@@ -1,0 +1,311 @@
+"""Continuous batching over a paged KV cache.
+
+There is no prefill phase and no decode phase. Every sequence has `num_computed_tokens`, which chases
+`num_tokens`; each step spends a token budget over the sequences, running ones first. Chunked prefill, prefix hits,
+preemption and forks are all cases of that one rule (Orca, OSDI 2022; PagedAttention, SOSP 2023).
+
+Pure logic: no input, no output, no clock. `step_loop.py` drives it.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from quire.columns import unpack_u32
+from quire.errors import ContextLengthError, DuplicateRequestError, InvalidRequestError
+from quire.internal.v1 import executor_pb2
+from quire.scheduler.kv_cache import KvCache
+from quire.scheduler.outputs import StepEvents
+from quire.scheduler.request_queue import RequestQueue
+from quire.scheduler.sequence import Request, RequestKey, Sequence, SequenceStatus
+from quire.scheduler.step_plan import Row, StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """What a step may hold."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+class Scheduler:
+    """Decides what each executor computes next. One lane per executor; all lanes share the pool."""
+
+    def __init__(self, kv_cache: KvCache, limits: SchedulerLimits) -> None:
+        self.kv_cache = kv_cache
+        self.limits = limits
+        self.waiting = RequestQueue()
+        # In order of arrival; the last is the least favoured.
+        self.running: list[Sequence] = []
+        self.requests: dict[RequestKey, Request] = {}
+        self.num_preemptions = 0
+        self._free_slots = [list(range(limits.max_num_seqs))[::-1] for _ in kv_cache.lanes]
+        # Slots whose executor has not been told yet that their sequence is gone.
+        self._finished_slots: list[list[int]] = [[] for _ in kv_cache.lanes]
+        self._num_arrivals = 0
+
+    # Steps
+
+    def schedule(self, lane: int) -> StepPlan | None:
+        """The next step of an executor, or None if there is nothing to compute.
+
+        May be called while earlier steps of the lane are in flight: tokens that these will sample are counted, and
+        the executor fills them in.
+        """
+        plan = self._begin_step(lane)
+        budget = self.limits.max_num_batched_tokens
+        starved = False  # once a sequence lacks a block, no later one may take it away
+
+        for sequence in self._running_on(lane):
+            num_new = min(sequence.num_uncomputed_tokens, budget)
+            if num_new == 0 or sequence.status is not SequenceStatus.RUNNING:
+                continue
+            if self._fits(sequence, num_new) if starved else self._make_room(sequence, num_new):
+                budget -= self._add_row(plan, sequence, num_new)
+            else:
+                starved = True
+
+        while budget and not starved and self._may_admit(lane):
+            sequence = self.waiting.pop()
+            num_cached = self.kv_cache.adopt_prefix(sequence, lane)
+            num_new = min(sequence.num_uncomputed_tokens, budget)
+            if not self._fits(sequence, num_new):
+                self.kv_cache.abandon(sequence)
+                self.waiting.push(sequence)
+                break
+            self._admit(sequence, lane, num_cached)
+            budget -= self._add_row(plan, sequence, num_new)
+
+        return self._end_step(plan)
+
+    def update_from_output(self, plan: StepPlan, result: executor_pb2.StepResult) -> StepEvents:
+        """Takes in a step's result: sampled tokens, ends, and the blocks that are free now."""
+        events = StepEvents(plan.step)
+        logprobs = {entry.row: entry.logprobs for entry in result.logprobs}
+        sampled = iter(enumerate(unpack_u32(result.token_ids)))
+        for row in plan.rows:
+            sequence = row.sequence
+            sequence.num_steps_in_flight -= 1
+            if not row.samples:
+                continue
+            index, token_id = next(sampled)
+            if sequence.is_finished:  # aborted, or sampled past its stop
+                continue
+            sequence.num_placeholders -= 1
+            sequence.token_ids.append(token_id)
+            events.add_token(sequence, token_id, logprobs.get(index))
+            if (end := sequence.stop_status()) is not None:
+                self._finish(sequence, end)
+                events.add_finished(sequence)
+        self.kv_cache.acknowledge(plan.lane, plan.step)
+        return events
+
+    # Requests
+
+    def add_request(self, request: Request, prompt: Iterable[int], outputs: dict[int, list[int]]) -> None:
+        """Queues a request. `outputs` has the tokens emitted so far by sequence index, all empty at first.
+
+        Raises InvalidRequestError for what can never run, and DuplicateRequestError.
+        """
+        prompt_ids = list(prompt)
+        self._check(request, prompt_ids, outputs)
+        self.requests[request.key] = request
+        for index, output in sorted(outputs.items()):
+            sequence = Sequence(request, index, prompt_ids, output, self.limits.max_model_len, order=self._num_arrivals)
+            self._num_arrivals += 1
+            request.sequences.append(sequence)
+            if output:
+                self.waiting.push(sequence)
+            else:
+                request.unforked.append(sequence)
+        if request.unforked:
+            self.waiting.push(request.unforked.pop(0))
+
+    def abort(self, key: RequestKey, indices: Iterable[int] = ()) -> None:
+        """Ends a request's sequences (all, if none is named); one that is unknown has ended already."""
+        request = self.requests.get(key)
+        if request is None:
+            return
+        named = set(indices)
+        for sequence in request.sequences:
+            if not sequence.is_finished and (not named or sequence.index in named):
+                self._finish(sequence, SequenceStatus.ABORTED)
+
+    def abort_gateway(self, gateway_id: str) -> None:
+        """Ends everything that a gateway submitted."""
+        for key in [key for key in self.requests if key.gateway_id == gateway_id]:
+            self.abort(key)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.requests)
+
+    def check_integrity(self, *, deep: bool = False) -> None:
+        """Compares block counts, slots and queues with the sequences. Raises AssertionError."""
+        live = [sequence for request in self.requests.values() for sequence in request.sequences]
+        self.kv_cache.check_integrity(live, deep=deep)
+        running = [sequence for sequence in live if sequence.status is SequenceStatus.RUNNING]
+        assert sorted(running, key=lambda sequence: sequence.order) == self.running, "running is out of step"
+        for lane, free in enumerate(self._free_slots):
+            used = {sequence.slot for sequence in running if sequence.lane == lane}
+            assert len(used) + len(free) == self.limits.max_num_seqs, f"slots of lane {lane} leaked"
+            assert not used & set(free), f"a slot of lane {lane} is used twice"
+        queued = sum(sequence in self.waiting for sequence in live)
+        assert queued == len(self.waiting), "the queue holds a finished sequence"
+
+    # Parts of a step
+
+    def _begin_step(self, lane: int) -> StepPlan:
+        progress = self.kv_cache.lanes[lane]
+        progress.planned_step += 1
+        return StepPlan(progress.planned_step, lane, self._finished_slots[lane])
+
+    def _end_step(self, plan: StepPlan) -> StepPlan | None:
+        if not plan.rows:
+            # Nothing was sent, so nothing can be acknowledged: the number is used again.
+            self.kv_cache.lanes[plan.lane].planned_step -= 1
+            return None
+        self._finished_slots[plan.lane] = []
+        for row in plan.rows:
+            self._fork_siblings(row.sequence)
+        return plan
+
+    def _running_on(self, lane: int) -> list[Sequence]:
+        return [sequence for sequence in self.running if sequence.lane == lane]
+
+    def _fits(self, sequence: Sequence, num_new_tokens: int) -> bool:
+        num_needed = self.kv_cache.num_blocks_needed(sequence, num_new_tokens)
+        return num_needed <= self.kv_cache.pool.num_available
+
+    def _make_room(self, sequence: Sequence, num_new_tokens: int) -> bool:
+        """Preempts later arrivals until a running sequence fits; False if it has to sit this step out.
+
+        It sits out when it was the last one and preempted itself, or when blocks that steps in flight still name
+        will be enough: preempting for these would be waste.
+        """
+        while not self._fits(sequence, num_new_tokens):
+            retiring = self.kv_cache.num_retiring
+            num_needed = self.kv_cache.num_blocks_needed(sequence, num_new_tokens)
+            if retiring and num_needed <= self.kv_cache.pool.num_available + retiring:
+                return False
+            if self._preempt_least_favoured() is sequence:
+                return False
+        return True
+
+    def _add_row(self, plan: StepPlan, sequence: Sequence, num_new_tokens: int) -> int:
+        """Plans the next tokens of a sequence; returns their number."""
+        is_new = sequence.num_sent_blocks == 0
+        is_prefill = sequence.is_prefilling or sequence.num_computed_tokens < sequence.num_prompt_tokens
+        allocation = self.kv_cache.allocate(sequence, num_new_tokens)
+        assert allocation is not None and sequence.slot is not None, f"{sequence} was planned without room"
+        num_computed = sequence.num_computed_tokens
+        sequence.num_computed_tokens += num_new_tokens
+        samples = sequence.num_computed_tokens == sequence.num_tokens
+        sequence.num_placeholders += samples
+        sequence.num_steps_in_flight += 1
+        sequence.last_step = plan.step
+        self.kv_cache.hash_full_blocks(sequence)
+        plan.rows.append(
+            Row(sequence, sequence.slot, num_computed, num_new_tokens, samples, is_prefill, is_new, allocation)
+        )
+        return num_new_tokens
+
+    # Moves of a sequence
+
+    def _may_admit(self, lane: int) -> bool:
+        """Whether this lane should take the head of the queue: it is ready and the lane has its fair share free."""
+        head = self.waiting.head()
+        if head is None or head.num_steps_in_flight or len(self.running) >= self.limits.max_num_seqs:
+            return False
+        share = -(-(len(self.running) + len(self.waiting)) // len(self.kv_cache.lanes))
+        return len(self._running_on(lane)) < share
+
+    def _admit(self, sequence: Sequence, lane: int, num_cached_blocks: int) -> None:
+        self._start(sequence, lane)
+        self.kv_cache.num_queries += len(sequence.token_ids) // self.kv_cache.block_size
+        self.kv_cache.num_hits += num_cached_blocks
+        if sequence.request.num_cached_tokens is None:
+            num_cached = num_cached_blocks * self.kv_cache.block_size
+            sequence.request.num_cached_tokens = min(num_cached, sequence.num_prompt_tokens)
+
+    def _fork_siblings(self, parent: Sequence) -> None:
+        """Once a prompt is planned, its request's other sequences share its blocks and run beside it.
+
+        Those for which there is no slot queue up and find the prompt in the prefix cache later.
+        """
+        request = parent.request
+        if not request.unforked or parent.num_computed_tokens < parent.num_prompt_tokens:
+            return
+        for sibling in request.unforked:
+            if len(self.running) < self.limits.max_num_seqs:
+                self.kv_cache.fork(parent, sibling)
+                self._start(sibling, parent.lane)
+                # Its shared blocks are written by the parent's step.
+                sibling.last_step = parent.last_step
+            else:
+                self.waiting.push(sibling)
+        request.unforked = []
+
+    def _start(self, sequence: Sequence, lane: int) -> None:
+        sequence.move_to(SequenceStatus.RUNNING)
+        sequence.lane = lane
+        sequence.slot = self._free_slots[lane].pop()
+        bisect.insort(self.running, sequence, key=lambda running: running.order)
+
+    def _preempt_least_favoured(self) -> Sequence:
+        """Takes the blocks of the latest arrival; it is recomputed later and its output is unchanged."""
+        victim = self.running[-1]
+        self._leave(victim)
+        victim.move_to(SequenceStatus.PREEMPTED)
+        self.waiting.push(victim)
+        self.num_preemptions += 1
+        return victim
+
+    def _finish(self, sequence: Sequence, end: SequenceStatus) -> None:
+        """Ends a sequence; what it computed stays findable in the prefix cache."""
+        request = sequence.request
+        if sequence.status is SequenceStatus.RUNNING:
+            self.kv_cache.hash_full_blocks(sequence)
+            self._leave(sequence)
+        elif sequence in request.unforked:
+            request.unforked.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        sequence.move_to(end)
+        # Whoever was to compute the prompt for the others is gone: the next of them does it.
+        if request.unforked and all(other.is_finished or other in request.unforked for other in request.sequences):
+            self.waiting.push(request.unforked.pop(0))
+        if request.is_finished:
+            del self.requests[request.key]
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Gives back a running sequence's slot and, once the steps in flight are done, its blocks."""
+        assert sequence.slot is not None
+        self.running.remove(sequence)
+        self._free_slots[sequence.lane].append(sequence.slot)
+        self._finished_slots[sequence.lane].append(sequence.slot)
+        sequence.slot = None
+        self.kv_cache.release(sequence)
+
+    def _check(self, request: Request, prompt: list[int], outputs: dict[int, list[int]]) -> None:
+        if request.key in self.requests:
+            raise DuplicateRequestError(f"request {request.key.number} is already running", field="request_key")
+        if not prompt:
+            raise InvalidRequestError("the prompt is empty", field="prompt_token_ids")
+        if not outputs:
+            raise InvalidRequestError("the request has no sequences", field="sequences")
+        if request.params.max_tokens < 1:
+            raise InvalidRequestError("max_tokens must be at least 1", field="max_tokens")
+        longest = min(self.limits.max_model_len, self.kv_cache.max_num_tokens)
+        if len(prompt) >= longest:
+            raise ContextLengthError(
+                f"the prompt has {len(prompt)} tokens; with at least one token of output, {longest} fit",
+                field="prompt_token_ids",
+            )
+        for index, output in outputs.items():
+            if len(output) >= request.params.max_tokens or len(prompt) + len(output) >= longest:
+                raise InvalidRequestError(f"sequence {index} is already finished", field="sequences")

@@ -1,0 +1,155 @@
+"""SchedulerService: from messages to the scheduler's own types and back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from typing import Any, TypeAlias
+
+import grpc
+
+from quire.columns import pack_u32, unpack_u32
+from quire.errors import InvalidRequestError, ServiceUnavailableError
+from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
+from quire.rpc import errors_to_status
+from quire.scheduler.outputs import OutputRouter
+from quire.scheduler.scheduler import Scheduler
+from quire.scheduler.sequence import Request, RequestKey
+from quire.scheduler.step_loop import StepLoop, Work
+
+logger = logging.getLogger(__name__)
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+
+class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
+    """What gateways call."""
+
+    def __init__(
+        self,
+        description: scheduler_pb2.DescribeResponse,
+        scheduler: Scheduler,
+        router: OutputRouter,
+        work: Work,
+        loops: list[StepLoop],
+    ) -> None:
+        self._description = description
+        self._scheduler = scheduler
+        self._router = router
+        self._work = work
+        self._loops = loops
+
+    async def Describe(  # noqa: N802
+        self, request: scheduler_pb2.DescribeRequest, context: Context
+    ) -> scheduler_pb2.DescribeResponse:
+        return self._description
+
+    async def Submit(  # noqa: N802
+        self, request: scheduler_pb2.SubmitRequest, context: Context
+    ) -> scheduler_pb2.SubmitResponse:
+        async with errors_to_status(context):
+            if not self._router.is_open(request.gateway_id):
+                raise ServiceUnavailableError(f"gateway {request.gateway_id} has no output stream")
+            prompt = _token_ids(request.prompt_token_ids, "prompt_token_ids")
+            outputs = {state.index: _token_ids(state.output_token_ids, "sequences") for state in request.sequences}
+            self._scheduler.add_request(self._to_request(request, len(prompt)), prompt, outputs)
+            self._work.notify()
+        return scheduler_pb2.SubmitResponse()
+
+    async def Abort(  # noqa: N802
+        self, request: scheduler_pb2.AbortRequest, context: Context
+    ) -> scheduler_pb2.AbortResponse:
+        self._scheduler.abort(RequestKey(request.gateway_id, request.request_key), request.sequence_indices)
+        self._work.notify()
+        return scheduler_pb2.AbortResponse()
+
+    async def StreamOutputs(  # noqa: N802
+        self, request: scheduler_pb2.StreamOutputsRequest, context: Context
+    ) -> AsyncIterator[scheduler_pb2.StepOutputs]:
+        outputs = self._router.open(request.gateway_id)
+        # Tells the gateway that its stream is open, before it submits.
+        await context.send_initial_metadata(())
+        logger.info("gateway %s connected", request.gateway_id)
+        try:
+            while (message := await outputs.next_message()) is not None:
+                yield message
+        finally:
+            if self._router.is_open(request.gateway_id, outputs):
+                self._router.close(request.gateway_id)
+                self._scheduler.abort_gateway(request.gateway_id)
+                self._work.notify()
+                logger.info("gateway %s disconnected", request.gateway_id)
+
+    async def GetKvCacheState(  # noqa: N802
+        self, request: scheduler_pb2.GetKvCacheStateRequest, context: Context
+    ) -> scheduler_pb2.GetKvCacheStateResponse:
+        scheduler, cache = self._scheduler, self._scheduler.kv_cache
+        live = [sequence for request_ in scheduler.requests.values() for sequence in request_.sequences]
+        return scheduler_pb2.GetKvCacheStateResponse(
+            num_blocks=cache.pool.num_blocks,
+            block_size=cache.block_size,
+            free_blocks=cache.pool.num_free,
+            cached_blocks=cache.pool.num_cached,
+            held_blocks=cache.pool.num_held,
+            sequences=[
+                scheduler_pb2.SequenceBlocks(
+                    request_id=sequence.request.request_id,
+                    sequence_index=sequence.index,
+                    status=sequence.status.value,
+                    num_tokens=sequence.num_tokens,
+                    num_computed_tokens=sequence.num_computed_tokens,
+                    block_ids=pack_u32(block.id for block in sequence.blocks),
+                )
+                for sequence in live
+                if not sequence.is_finished
+            ],
+            num_preemptions=scheduler.num_preemptions,
+            prefix_cache_queries=cache.num_queries,
+            prefix_cache_hits=cache.num_hits,
+            num_requests_waiting=len(scheduler.waiting),
+            num_requests_running=len(scheduler.running),
+            num_copied_blocks=cache.num_copies,
+        )
+
+    async def ListStepRecords(  # noqa: N802
+        self, request: scheduler_pb2.ListStepRecordsRequest, context: Context
+    ) -> scheduler_pb2.ListStepRecordsResponse:
+        return scheduler_pb2.ListStepRecordsResponse(
+            records=[
+                scheduler_pb2.StepRecord(
+                    step=record.step,
+                    executor=record.executor,
+                    num_prefill_tokens=record.num_prefill_tokens,
+                    num_decode_tokens=record.num_decode_tokens,
+                    plan_sent_ns=record.plan_sent_ns,
+                    result_received_ns=record.result_received_ns,
+                )
+                for loop in self._loops
+                for record in loop.records
+            ]
+        )
+
+    def _to_request(self, message: scheduler_pb2.SubmitRequest, num_prompt_tokens: int) -> Request:
+        return Request(
+            key=RequestKey(message.gateway_id, message.request_key),
+            request_id=message.request_id,
+            attempt=message.attempt,
+            params=message.sampling_params,
+            eos_token_ids=frozenset(_token_ids(message.eos_token_ids, "eos_token_ids")),
+            extra_key=self._extra_key(message, num_prompt_tokens),
+        )
+
+    def _extra_key(self, message: scheduler_pb2.SubmitRequest, num_prompt_tokens: int) -> bytes:
+        """What separates requests whose equal tokens do not mean equal KV."""
+        key = message.cache_salt
+        model = self._description.executors[0]
+        if model.HasField("length_independent_tokens") and num_prompt_tokens > model.length_independent_tokens:
+            key += b"\0prompt length" + pack_u32([num_prompt_tokens])
+        return key
+
+
+def _token_ids(column: bytes, field: str) -> list[int]:
+    try:
+        return unpack_u32(column)
+    except ValueError as error:
+        raise InvalidRequestError(f"{field} is not a column of u32: {error}", field=field) from error

@@ -1,0 +1,185 @@
+"""All settings, with their defaults, once.
+
+A setting comes from, in falling precedence: a flag, a `QUIRE_*` variable, the YAML file of `--config`, the
+default written here. The groups below are mixed into one settings class per process; `flags()` passes a
+process's share of `quire serve`'s settings on to it. Settings are frozen: what is computed from them (how many
+blocks fit) is a result and lives elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import ByteSize, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from quire.errors import StartupError
+
+BUNDLED_MODEL = Path(__file__).parent / "bundled" / "quire-tiny"
+
+
+class _Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="QUIRE_", frozen=True, extra="forbid", protected_namespaces=())
+
+    @classmethod
+    def load(cls, given: Mapping[str, Any], config_file: Path | None = None) -> Self:
+        """Settings from `given` (flags), the environment and a YAML file. Raises StartupError."""
+
+        class Loader(cls):  # type: ignore[valid-type, misc]
+            @classmethod
+            def settings_customise_sources(
+                cls,
+                settings_cls: type[BaseSettings],
+                init_settings: PydanticBaseSettingsSource,
+                env_settings: PydanticBaseSettingsSource,
+                dotenv_settings: PydanticBaseSettingsSource,
+                file_secret_settings: PydanticBaseSettingsSource,
+            ) -> tuple[PydanticBaseSettingsSource, ...]:
+                file = YamlConfigSettingsSource(settings_cls, yaml_file=config_file)
+                return init_settings, env_settings, file
+
+        if config_file is not None and not config_file.is_file():
+            raise StartupError(f"--config: no such file: {config_file}", field="config")
+        try:
+            loaded = Loader(**given)
+        except ValidationError as error:
+            raise StartupError(_explain(error), field=_flag_names(error)[0]) from error
+        return cls.model_construct(**{name: getattr(loaded, name) for name in cls.model_fields})
+
+
+class ModelOptions(_Settings):
+    """Which model is served."""
+
+    model: str = Field(
+        str(BUNDLED_MODEL), description="Folder or hub id of a Hugging Face checkpoint; default: the bundled model."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+
+
+class PrecisionOptions(_Settings):
+    """How the model is held and computed."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type of weights and KV cache; auto: the checkpoint's."
+    )
+    max_model_len: int | None = Field(
+        None, ge=1, description="Longest prompt plus output, in tokens; default: the model's context."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one, else cpu.")
+    threads: int | None = Field(
+        None, ge=1, description="Compute threads of an executor on the CPU; default: the usable cores."
+    )
+
+
+class CacheOptions(_Settings):
+    """The KV pool."""
+
+    block_size: int = Field(16, ge=1, le=1024, description="Tokens in a KV block.")
+    kv_cache_memory: ByteSize | None = Field(
+        None, description="Size of the KV pool, such as 2GiB; default: what the requests can use, within free memory."
+    )
+    kv_pool: Path | None = Field(None, description="File that holds the KV pool; default: anonymous memory.")
+    enable_prefix_caching: bool = Field(True, description="Reuse KV blocks of equal prefixes.")
+
+
+class SchedulingOptions(_Settings):
+    """What a step may hold."""
+
+    max_num_seqs: int = Field(256, ge=1, description="Sequences that run at the same time.")
+    max_num_batched_tokens: int = Field(
+        512, ge=1, description="Token budget of a step; longer prompts are computed in chunks."
+    )
+
+
+class NetworkOptions(_Settings):
+    """Where clients connect."""
+
+    host: str = Field("127.0.0.1", description="Address for REST and gRPC.")
+    port: int = Field(8000, ge=0, le=65535, description="REST port; 0 picks a free one.")
+    grpc_port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 picks a free one.")
+    served_model_name: str | None = Field(
+        None, description="Name of the model in the API; default: the value of --model (the bundled one: quire-tiny)."
+    )
+    max_logprobs: int = Field(20, ge=0, description="Largest `logprobs` or `top_logprobs` a request may ask for.")
+
+
+class ProcessOptions(_Settings):
+    """How a single process is reached and watched."""
+
+    listen: str = Field("127.0.0.1:0", description="Address to serve, such as unix:/run/quire/a.sock or host:port.")
+    parent_pid: int | None = Field(None, description="Process whose death ends this one.")
+    status_fd: int | None = Field(None, description="Descriptor for one JSON line per status change.")
+    startup_timeout: float = Field(600.0, gt=0, description="Seconds until a process that is not ready gives up.")
+
+
+class ExecutorSettings(ModelOptions, PrecisionOptions, ProcessOptions):
+    """`quire executor`."""
+
+    index: int = Field(0, ge=0, description="Number of this executor, for its name.")
+
+
+class SchedulerSettings(CacheOptions, SchedulingOptions, ProcessOptions):
+    """`quire scheduler`."""
+
+    executors: list[str] = Field(min_length=1, description="Addresses of the executors (repeat the flag).")
+
+
+class GatewaySettings(ModelOptions, NetworkOptions, ProcessOptions):
+    """`quire gateway`."""
+
+    scheduler: str = Field(description="Address of the scheduler.")
+    index: int = Field(0, ge=0, description="Number of this gateway, for its name.")
+
+
+class LocalSettings(ModelOptions, PrecisionOptions, CacheOptions, SchedulingOptions):
+    """A scheduler and its executors on this host, as `LLM` starts them."""
+
+    num_executors: int = Field(1, ge=1, le=64, description="Executor processes on one KV pool.")
+    startup_timeout: float = Field(600.0, gt=0, description="Seconds until a start that is not ready is given up.")
+
+
+class ServeSettings(LocalSettings, NetworkOptions):
+    """`quire serve`: everything on this host."""
+
+
+def flags(settings: _Settings, process: type[_Settings], **own: object) -> list[str]:
+    """The command line that gives a process its share of `settings`, and its `own` settings."""
+    shared = {name: getattr(settings, name) for name in process.model_fields if name in type(settings).model_fields}
+    line: list[str] = []
+    for name, value in {**shared, **own}.items():
+        flag = "--" + name.replace("_", "-")
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            line.append(flag if value else "--no-" + flag[2:])
+        elif isinstance(value, list):
+            line += [part for entry in value for part in (flag, str(entry))]
+        else:
+            line += [flag, str(int(value)) if isinstance(value, ByteSize) else str(value)]
+    return line
+
+
+def served_model_name(settings: ModelOptions, served_as: str | None) -> str:
+    """The name clients use for the model."""
+    if served_as is not None:
+        return served_as
+    return BUNDLED_MODEL.name if settings.model == str(BUNDLED_MODEL) else settings.model
+
+
+def _flag_names(error: ValidationError) -> list[str]:
+    return [str(problem["loc"][0]) if problem["loc"] else "" for problem in error.errors()]
+
+
+def _explain(error: ValidationError) -> str:
+    problems = (
+        f"--{name.replace('_', '-')}: {problem['msg']}"
+        for name, problem in zip(_flag_names(error), error.errors(), strict=True)
+    )
+    return "; ".join(problems)

@@ -1,0 +1,116 @@
+"""The one exception tree, and what each exception means on gRPC and REST.
+
+    QuireError                        INTERNAL             500  server_error
+    ├── InvalidRequestError           INVALID_ARGUMENT     400  invalid_request_error
+    │   └── ContextLengthError        INVALID_ARGUMENT     400  code context_length_exceeded
+    ├── ModelNotFoundError            NOT_FOUND            404  code model_not_found
+    ├── DuplicateRequestError         ALREADY_EXISTS       409  code duplicate_request_id
+    ├── RequestAbortedError           CANCELLED            499  code request_aborted
+    ├── DeadlineError                 DEADLINE_EXCEEDED    504  code deadline_exceeded
+    ├── ServiceUnavailableError       UNAVAILABLE          503  code service_unavailable
+    └── StartupError                  FAILED_PRECONDITION  never served: the process refuses to start
+        ├── CheckpointError                                the model's files
+        └── KvPoolError                                    the KV pool does not fit or is damaged
+
+`quire.rpc` turns these into google.rpc.Status and back; the gateway turns them into OpenAI's error object.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class QuireError(Exception):
+    """Base of all errors of Quire; served as it is, it means a defect of the server."""
+
+    grpc_code: ClassVar[str] = "INTERNAL"
+    http_status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        """`field` is the name of the request field or flag that is at fault."""
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+
+class InvalidRequestError(QuireError):
+    """The request can never succeed as it is."""
+
+    grpc_code = "INVALID_ARGUMENT"
+    http_status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class ContextLengthError(InvalidRequestError):
+    """Prompt and output do not fit the model's context or the KV pool."""
+
+    code = "context_length_exceeded"
+
+
+class ModelNotFoundError(QuireError):
+    """The request names a model that is not served."""
+
+    grpc_code = "NOT_FOUND"
+    http_status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class DuplicateRequestError(QuireError):
+    """A different request already uses this request id."""
+
+    grpc_code = "ALREADY_EXISTS"
+    http_status = 409
+    type = "invalid_request_error"
+    code = "duplicate_request_id"
+
+
+class RequestAbortedError(QuireError):
+    """The request was cancelled before it finished."""
+
+    grpc_code = "CANCELLED"
+    http_status = 499
+    code = "request_aborted"
+
+
+class DeadlineError(QuireError):
+    """The caller's deadline passed."""
+
+    grpc_code = "DEADLINE_EXCEEDED"
+    http_status = 504
+    code = "deadline_exceeded"
+
+
+class ServiceUnavailableError(QuireError):
+    """The server cannot take requests now; the same request may succeed later."""
+
+    grpc_code = "UNAVAILABLE"
+    http_status = 503
+    code = "service_unavailable"
+
+
+class StartupError(QuireError):
+    """A process cannot start; `message` says what to change."""
+
+    grpc_code = "FAILED_PRECONDITION"
+    code = "startup_failed"
+
+
+class CheckpointError(StartupError):
+    """A model's file is missing, damaged or of an unsupported kind; the message names the file."""
+
+
+class KvPoolError(StartupError):
+    """The KV pool does not fit, or is not what its header says."""
+
+
+def all_errors() -> list[type[QuireError]]:
+    """Every class of the tree, most derived first."""
+
+    def descend(cls: type[QuireError]) -> list[type[QuireError]]:
+        return [found for child in cls.__subclasses__() for found in descend(child)] + [cls]
+
+    return descend(QuireError)

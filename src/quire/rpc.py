@@ -1,0 +1,136 @@
+"""gRPC, the way every process of Quire uses it: channel options, servers, and errors with details.
+
+An error travels as google.rpc.Status with an ErrorInfo (domain "quire.dev"): `reason` is the exception's code
+in upper case, metadata["field"] the field at fault. `to_status` and `from_rpc_error` are each other's inverse.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from quire.errors import (
+    DeadlineError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    QuireError,
+    RequestAbortedError,
+    ServiceUnavailableError,
+    StartupError,
+    all_errors,
+)
+
+ERROR_DOMAIN = "quire.dev"
+
+# Plans and prompts of long contexts pass grpc's default of 4 MiB; this bounds what a peer can make us hold.
+MAX_MESSAGE_BYTES = 64 << 20
+
+_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.enable_http_proxy", 0),
+]
+
+# Where several exceptions share a status code, the one a bare status (without details) means.
+_BARE_STATUS: dict[str, type[QuireError]] = {
+    cls.grpc_code: cls
+    for cls in (
+        InvalidRequestError,
+        ModelNotFoundError,
+        RequestAbortedError,
+        DeadlineError,
+        ServiceUnavailableError,
+        StartupError,
+    )
+}
+
+
+def open_channel(address: str) -> grpc.aio.Channel:
+    """A channel to a process of ours; `address` is host:port or unix:/path."""
+    return grpc.aio.insecure_channel(address, options=_OPTIONS)
+
+
+def open_sync_channel(address: str) -> grpc.Channel:
+    """The same for callers without an event loop."""
+    return grpc.insecure_channel(address, options=_OPTIONS)
+
+
+def new_server() -> grpc.aio.Server:
+    """A server that refuses to share its port with another process."""
+    return grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", 0)])
+
+
+def bind(server: grpc.aio.Server, address: str) -> int:
+    """Binds a server and returns its port (1 for a Unix socket). Raises StartupError if it is taken."""
+    try:
+        return server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise StartupError(f"cannot listen on {address}: {error}", field="listen") from error
+
+
+def to_status(error: QuireError) -> status_pb2.Status:
+    """The google.rpc.Status of an error."""
+    info = error_details_pb2.ErrorInfo(reason=error.code.upper(), domain=ERROR_DOMAIN)
+    if error.field is not None:
+        info.metadata["field"] = error.field
+    detail = any_pb2.Any()
+    detail.Pack(info)
+    code = code_pb2.Code.Value(error.grpc_code)
+    return status_pb2.Status(code=code, message=error.message, details=[detail])
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: QuireError) -> NoReturn:
+    """Ends a call with an error and its details."""
+    status = rpc_status.to_status(to_status(error))
+    await context.abort(status.code, status.details, status.trailing_metadata)
+    raise AssertionError("unreachable: context.abort raises")
+
+
+@contextlib.asynccontextmanager
+async def errors_to_status(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+    """Turns a QuireError that leaves the block into the call's status."""
+    try:
+        yield
+    except QuireError as error:
+        await abort(context, error)
+
+
+def from_rpc_error(error: grpc.RpcError) -> QuireError:
+    """The exception that a failed call stands for; unknown statuses become QuireError."""
+    call: Any = error  # aio and sync errors share code() and details(), but no typed base
+    message = call.details() or "the call failed without a message"
+    info = _error_info(call)
+    by_code = {cls.code.upper(): cls for cls in all_errors()}
+    cls = by_code.get(info.reason) if info else _BARE_STATUS.get(call.code().name)
+    field = info.metadata.get("field") if info else None
+    return (cls or QuireError)(message, field=field)
+
+
+@contextlib.contextmanager
+def errors_from_status(what: str | None = None) -> Iterator[None]:
+    """Turns a failed call inside the block into the exception it stands for; `what` names the callee."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        translated = from_rpc_error(error)
+        if what is not None and isinstance(translated, ServiceUnavailableError):
+            translated = ServiceUnavailableError(f"{what} cannot be reached: {translated.message}")
+        raise translated from error
+
+
+def _error_info(call: Any) -> error_details_pb2.ErrorInfo | None:
+    metadata = dict(call.trailing_metadata() or ())
+    packed = metadata.get("grpc-status-details-bin")
+    if not isinstance(packed, bytes):
+        return None
+    for detail in status_pb2.Status.FromString(packed).details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == ERROR_DOMAIN:
+            return info
+    return None
