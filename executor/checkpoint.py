@@ -41,9 +41,7 @@ def _download(model: str, revision: str | None) -> Path:
     import huggingface_hub  # here, since a local folder need not wait for it
 
     try:
-        return Path(
-            huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=list(_HUB_PATTERNS))
-        )
+        return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=list(_HUB_PATTERNS)))
     # A hub call fails in many ways (no network, no such repository, no access): all mean no checkpoint.
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
@@ -86,7 +84,9 @@ class Checkpoint:
                 f"{path}: tensor {name} has shape {list(tensor.shape)}, config.json says {list(shape)}", field="model"
             )
         if tensor.dtype not in _WEIGHT_TYPES:
-            raise CheckpointError(f"{path}: tensor {name} has type {tensor.dtype}, which is not supported", field="model")
+            raise CheckpointError(
+                f"{path}: tensor {name} has type {tensor.dtype}, which is not supported", field="model"
+            )
         return tensor
 
     def close(self) -> None:

@@ -120,9 +120,7 @@ def build_input_batch(rows: PlanRows, block_size: int, device: torch.device, *, 
     )
 
 
-def _block_tables(
-    sequences: list[Sequence], context_lens: NDArray[np.int64], block_size: int
-) -> NDArray[np.int32]:
+def _block_tables(sequences: list[Sequence], context_lens: NDArray[np.int64], block_size: int) -> NDArray[np.int32]:
     """int32 [num_rows, max_blocks], padded with 0."""
     needed = -(-context_lens // block_size)
     tables = np.zeros((len(sequences), int(needed.max())), np.int32)

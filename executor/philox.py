@@ -60,4 +60,5 @@ def uniform(seeds: ArrayLike, positions: ArrayLike, sequence_indices: ArrayLike)
     counters[1] = np.asarray(sequence_indices, dtype=np.uint64)
     words = philox4x32(counters, np.stack((seed & _LOW, seed >> _32)))
     bits = ((words[0] << _32) | words[1]) >> np.uint64(11)
-    return bits.astype(np.float64) * 2.0**-53
+    unit: NDArray[np.float64] = bits.astype(np.float64) * 2.0**-53
+    return unit

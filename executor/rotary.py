@@ -90,7 +90,7 @@ class RotaryEmbedding:
         return self._config.type is RotaryType.DYNAMIC
 
     def cos_sin(self, positions: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """cos and sin of every pair's angle, each float32 [num_tokens, head_dim / 2].
+        """Cos and sin of every pair's angle, each float32 [num_tokens, head_dim / 2].
 
         Args:
             positions: int64 [num_tokens].
@@ -99,7 +99,7 @@ class RotaryEmbedding:
         """
         frequencies = self._inverse_frequencies
         if self.needs_lengths:
-            assert lengths is not None  # noqa: S101 - the caller asked `needs_lengths`
+            assert lengths is not None
             frequencies = self._dynamic_frequencies(lengths)
         angles = positions.to(torch.float32)[:, None] * frequencies
         return angles.cos() * self._amplitude, angles.sin() * self._amplitude
@@ -145,9 +145,7 @@ def _llama3(config: RotaryConfig, inverse: Tensor) -> Tensor:
 
 
 def _yarn(config: RotaryConfig, wide: Tensor, head_dim: int) -> Tensor:
-    low, high = (
-        _yarn_dimension(config, head_dim, rotations) for rotations in (config.beta_fast, config.beta_slow)
-    )
+    low, high = (_yarn_dimension(config, head_dim, rotations) for rotations in (config.beta_fast, config.beta_slow))
     if config.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)

@@ -134,21 +134,22 @@ def _draw_filtered(probabilities: Tensor, sequences: list[Sequence], numbers: Te
     """
     vocab_size = probabilities.shape[1]
     values, ids = probabilities.topk(min(_CANDIDATES, vocab_size), dim=-1)
-    bounds = _lower_bounds(values, sequences)
+    complete = values.shape[1] == vocab_size
+    bounds = _lower_bounds(values, sequences, complete=complete)
     token_ids = _draw_among(values, ids, bounds, numbers)
-    if values.shape[1] == vocab_size:
+    if complete:
         return token_ids
     for row in (bounds <= values[:, -1]).nonzero()[:, 0].tolist():
         values_of_row, ids_of_row = probabilities[row : row + 1].sort(dim=-1, descending=True)
-        bound = _lower_bounds(values_of_row, [sequences[row]])
+        bound = _lower_bounds(values_of_row, [sequences[row]], complete=True)
         token_ids[row] = _draw_among(values_of_row, ids_of_row, bound, numbers[row : row + 1])[0]
     return token_ids
 
 
-def _lower_bounds(values: Tensor, sequences: list[Sequence]) -> Tensor:
+def _lower_bounds(values: Tensor, sequences: list[Sequence], *, complete: bool) -> Tensor:
     """float32 [n]: the least probability that is kept.
 
-    `values` [n, m] are the largest probabilities of each row, descending. Where they are not all there are, a
+    `values` [n, m] are the largest probabilities of each row, descending; all of them if `complete`. If not, a
     bound is right if it is above the last of them, and otherwise only says that they were too few.
     """
     m = values.shape[1]
@@ -165,7 +166,11 @@ def _lower_bounds(values: Tensor, sequences: list[Sequence]) -> Tensor:
     top_p = torch.tensor([plan.top_p for plan in plans], dtype=torch.float64, device=values.device)
     last = (cumulative < (top_p * mass)[:, None]).sum(dim=-1).clamp(max=m - 1)
     nucleus = torch.maximum(floor, values.gather(1, last[:, None])[:, 0])
-    return torch.where(top_p < 1, nucleus, floor)
+    bounds = torch.where(top_p < 1, nucleus, floor)
+    if complete:
+        return bounds
+    # What is above a floor that lies below all of `values` has a sum that they do not tell.
+    return torch.where((floor > 0) & (floor <= values[:, -1]), floor, bounds)
 
 
 def _draw_among(values: Tensor, ids: Tensor, bounds: Tensor, numbers: Tensor) -> Tensor:
@@ -176,9 +181,7 @@ def _draw_among(values: Tensor, ids: Tensor, bounds: Tensor, numbers: Tensor) ->
     return ids.gather(1, chosen[:, None])[:, 0]
 
 
-def _report(
-    logprobs: Tensor, token_ids: Tensor, reported: list[int], sequences: list[Sequence]
-) -> list[TokenLogprobs]:
+def _report(logprobs: Tensor, token_ids: Tensor, reported: list[int], sequences: list[Sequence]) -> list[TokenLogprobs]:
     """The logprobs of the rows in `reported`, which are the rows of `logprobs`."""
     chosen = logprobs.gather(1, token_ids[reported][:, None])[:, 0].tolist()
     groups: defaultdict[int, list[int]] = defaultdict(list)

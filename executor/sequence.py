@@ -35,9 +35,7 @@ class SamplingPlan:
     logprobs: int | None
 
     @classmethod
-    def of(
-        cls, params: generate_pb2.SamplingParams, eos_token_ids: NDArray[np.int64], vocab_size: int
-    ) -> SamplingPlan:
+    def of(cls, params: generate_pb2.SamplingParams, eos_token_ids: NDArray[np.int64], vocab_size: int) -> SamplingPlan:
         """Absent fields take the defaults that generate.proto names."""
         bias = {token: value for token, value in params.logit_bias.items() if token < vocab_size}
         stop_ids = np.union1d(eos_token_ids, np.array(params.stop_token_ids, dtype=np.int64))

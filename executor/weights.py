@@ -115,9 +115,7 @@ def _load_layer(loader: _Loader, config: ModelConfig, prefix: str) -> LayerWeigh
 class _Loader:
     """Copies tensors of a checkpoint into memory of the right type and device."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, digest: Digest
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, digest: Digest) -> None:
         self._checkpoint = checkpoint
         self._dtype = dtype
         self._device = device
@@ -131,13 +129,13 @@ class _Loader:
     def matrix(self, parts: dict[str, int], in_features: int) -> Tensor:
         """The weights of projections that read one input; `parts` maps name prefixes to output sizes."""
         loaded = self._empty((sum(parts.values()), in_features))
-        for prefix, rows in zip(parts, loaded.split(list(parts.values())), strict=True):
+        for prefix, rows in zip(parts, torch.split(loaded, list(parts.values())), strict=True):
             self._copy(f"{prefix}weight", rows)
         return loaded
 
     def bias(self, parts: dict[str, int]) -> Tensor:
         loaded = self._empty((sum(parts.values()),))
-        for prefix, rows in zip(parts, loaded.split(list(parts.values())), strict=True):
+        for prefix, rows in zip(parts, torch.split(loaded, list(parts.values())), strict=True):
             self._copy(f"{prefix}bias", rows)
         return loaded
 

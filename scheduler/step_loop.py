@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
+from quire.errors import QuireError
 from quire.scheduler.executor_client import StepChannel
 from quire.scheduler.outputs import OutputRouter
 from quire.scheduler.scheduler import Scheduler
@@ -84,7 +85,8 @@ class StepLoop:
     async def _receive(self) -> None:
         result = await self._channel.receive()
         plan, record = self._in_flight.popleft()
-        assert result.step == plan.step, f"the result of step {result.step} came for step {plan.step}"
+        if (result.epoch, result.step) != (self._epoch, plan.step):
+            raise QuireError(f"an executor answered step {result.step} where step {plan.step} was due")
         record.result_received_ns = time.monotonic_ns()
         self._router.publish(self._scheduler.update_from_output(plan, result))
         # Blocks and slots may be free now that another executor's sequences wait for.

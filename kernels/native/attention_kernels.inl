@@ -253,8 +253,10 @@ template <class T>
 void widen(int64_t head_dim, int64_t stride, KeyRange range, const T* const* from, float* rows, const float** to) {
     for (int key = range.first; key < range.last; ++key) {
         float* const row = rows + key * stride;
-        for (int64_t i = 0; i < head_dim; ++i) row[i] = to_float(from[key][i]);
-        for (int64_t i = head_dim; i < stride; ++i) row[i] = 0.0f;
+        int64_t i = 0;
+        for (; i + kVecLanes <= head_dim; i += kVecLanes) store(row + i, load(from[key] + i));
+        for (; i < head_dim; ++i) row[i] = to_float(from[key][i]);
+        for (; i < stride; ++i) row[i] = 0.0f;
     }
     for (int key = 0; key < kTileKeys; ++key) {
         const int inside = key < range.first ? range.first : key < range.last ? key : range.last - 1;

@@ -1,0 +1,31 @@
+"""Quire: an LLM serving system. `LLM` generates offline; `quire serve` serves over gRPC and REST."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quire.llm import LLM
+    from quire.outputs import CompletionOutput, RequestOutput
+    from quire.sampling_params import SamplingParams
+
+__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+
+__version__ = version("quire")
+
+_HOMES = {
+    "LLM": "quire.llm",
+    "CompletionOutput": "quire.outputs",
+    "RequestOutput": "quire.outputs",
+    "SamplingParams": "quire.sampling_params",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the public names when they are first used: the processes of a server need few of them."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'quire' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -111,21 +111,27 @@ class NetworkOptions(_Settings):
 
 
 class ProcessOptions(_Settings):
-    """How a single process is reached and watched."""
+    """How a single process is watched."""
 
-    listen: str = Field("127.0.0.1:0", description="Address to serve, such as unix:/run/quire/a.sock or host:port.")
     parent_pid: int | None = Field(None, description="Process whose death ends this one.")
     status_fd: int | None = Field(None, description="Descriptor for one JSON line per status change.")
     startup_timeout: float = Field(600.0, gt=0, description="Seconds until a process that is not ready gives up.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 
 
-class ExecutorSettings(ModelOptions, PrecisionOptions, ProcessOptions):
+class ListenOptions(_Settings):
+    """Where other processes of ours connect."""
+
+    listen: str = Field(description="Address to serve, such as unix:/run/quire/a.sock or host:port.")
+
+
+class ExecutorSettings(ModelOptions, PrecisionOptions, ListenOptions, ProcessOptions):
     """`quire executor`."""
 
     index: int = Field(0, ge=0, description="Number of this executor, for its name.")
 
 
-class SchedulerSettings(CacheOptions, SchedulingOptions, ProcessOptions):
+class SchedulerSettings(CacheOptions, SchedulingOptions, ListenOptions, ProcessOptions):
     """`quire scheduler`."""
 
     executors: list[str] = Field(min_length=1, description="Addresses of the executors (repeat the flag).")

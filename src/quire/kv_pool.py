@@ -230,7 +230,7 @@ class KvPoolHandover:
         self._pool = pool
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(address))
-        os.chmod(address, 0o600)
+        address.chmod(0o600)
         self._listener.listen()
         self._listener.setblocking(False)
 

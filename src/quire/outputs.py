@@ -82,6 +82,19 @@ class CompletionDelta:
     stop_reason: str | int | None = None
 
 
+def merge_deltas(deltas: Sequence[CompletionDelta]) -> CompletionDelta:
+    """Successive deltas of one continuation (at least one) as a single one."""
+    last = deltas[-1]
+    return CompletionDelta(
+        index=last.index,
+        text="".join(delta.text for delta in deltas),
+        token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
+        logprobs=None if last.logprobs is None else [position for delta in deltas for position in delta.logprobs or ()],
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationDelta:
     """What is new in a request."""

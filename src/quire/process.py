@@ -16,12 +16,13 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import setproctitle
 import uvloop
 
-from quire.config import ProcessOptions
+from quire.config import ListenOptions, ProcessOptions
 from quire.errors import QuireError, StartupError
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def run_process(title: str, settings: S, main: Callable[[S, StatusReporter, Stop
     parent and printed as one line; anything else is a defect and is printed with its traceback.
     """
     setproctitle.setproctitle(f"quire: {title}")
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s {title}: %(message)s")
+    logging.basicConfig(level=settings.log_level.upper(), format=f"%(asctime)s %(levelname)s {title}: %(message)s")
     # What libraries say at INFO is not for the operator.
     for noisy in ("httpx", "huggingface_hub", "transformers", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -98,7 +99,8 @@ def run_process(title: str, settings: S, main: Callable[[S, StatusReporter, Stop
         uvloop.run(_supervised(settings, status, main))
     except QuireError as error:
         status.failed(error)
-        print(f"quire {title}: error: {error.message}", file=sys.stderr)  # noqa: T201
+        if settings.status_fd is None:  # a parent says it itself
+            print(f"quire {title}: error: {error.message}", file=sys.stderr)  # noqa: T201
         return 1
     except Exception as error:
         status.failed(StartupError(f"{title} failed: {type(error).__name__}: {error}"))
@@ -115,15 +117,18 @@ async def _supervised(
     stop = StopSignal()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    with _parent_watch(settings.parent_pid, stop.set):
+    with _parent_watch(settings.parent_pid, stop.set) as orphaned:
         await main(settings, status, stop)
+    if orphaned.is_set() and isinstance(settings, ListenOptions):
+        _remove_runtime_dir(settings.listen)
 
 
 @contextlib.contextmanager
-def _parent_watch(parent_pid: int | None, on_death: Callable[[], None]) -> Iterator[None]:
-    """Calls `on_death` once when the parent has ended."""
+def _parent_watch(parent_pid: int | None, on_death: Callable[[], None]) -> Iterator[asyncio.Event]:
+    """Calls `on_death` and sets the event once when the parent has ended."""
+    orphaned = asyncio.Event()
     if parent_pid is None:
-        yield
+        yield orphaned
         return
     loop = asyncio.get_running_loop()
     try:
@@ -137,11 +142,20 @@ def _parent_watch(parent_pid: int | None, on_death: Callable[[], None]) -> Itera
     def parent_ended() -> None:
         loop.remove_reader(pidfd)
         logger.warning("the parent process ended; shutting down")
+        orphaned.set()
         on_death()
 
     loop.add_reader(pidfd, parent_ended)
     try:
-        yield
+        yield orphaned
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)
+
+
+def _remove_runtime_dir(address: str) -> None:
+    """Does what the parent would have done with the folder of our sockets; the last process succeeds."""
+    socket = Path(address.removeprefix("unix:"))
+    with contextlib.suppress(OSError):
+        socket.unlink(missing_ok=True)
+        socket.parent.rmdir()

@@ -1,0 +1,66 @@
+# Every target does its own set-up in .venv; `make` alone lists them.
+
+MODEL ?=
+# Where torch comes from; default: the package index. A machine without a GPU may name an index of CPU builds.
+TORCH_INDEX ?=
+
+PYTHON := .venv/bin/python
+# The root has a folder named `kernels`, and transformers looks for a package of that name: the root must not be
+# on the module path.
+export PYTHONSAFEPATH := 1
+# All versions are pinned there, for the isolated build of the package too.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint types protos native format bench clean
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: setup ## Serve the bundled model, or MODEL=path-or-hub-id
+	@exec .venv/bin/quire serve $(MODEL)
+
+test: setup ## Unit and end-to-end tests
+	$(PYTHON) -m pytest tests
+
+lint: setup ## Style and the rules of who imports whom
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports
+
+types: setup ## Static types
+	.venv/bin/mypy
+
+protos: .venv/installed ## Generate the protobuf stubs
+	@$(PYTHON) tools/generate_protos.py
+
+native: .venv/installed ## Compile the native kernels (if they changed)
+	@$(PYTHON) tools/build_native.py
+
+format: setup ## Format the code
+	.venv/bin/ruff check --fix-only -q .
+	.venv/bin/ruff format .
+
+bench: setup ## Benchmarks, a few minutes
+	$(PYTHON) benchmarks/kv_utilization.py
+	$(PYTHON) benchmarks/attention.py
+
+clean: ## Remove everything that was built or installed
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf src/quire/v1 src/quire/internal kernels/build kernels/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: setup
+setup: .venv/installed .venv/protos native
+
+.venv/protos: .venv/installed tools/generate_protos.py $(shell find protos -name '*.proto')
+	@$(PYTHON) tools/generate_protos.py
+	@touch $@
+
+# torch first and alone, so that nothing else chooses its build.
+.venv/installed: pyproject.toml constraints.txt
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	.venv/bin/pip install --quiet --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,109 @@
+"""One model, loaded: configuration, weights, and what tells its KV from that of others."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from quire import kernels
+from quire.config import ExecutorSettings
+from quire.errors import CheckpointError, StartupError
+from quire.executor.checkpoint import Checkpoint, locate_checkpoint
+from quire.executor.decoder import Decoder
+from quire.executor.model_config import ModelConfig, load_model_config
+from quire.executor.weights import load_weights
+from quire.kv_pool import CacheGroupLayout
+
+logger = logging.getLogger(__name__)
+
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Changes with the order of elements within a block.
+_KV_FORMAT: Final = "layer, keys then values, kv_heads, block_size, head_dim"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A decoder with its weights on its device."""
+
+    name: str
+    decoder: Decoder
+    dtype: torch.dtype
+    device: torch.device
+    max_model_len: int
+    # 32 bytes: KV of one fingerprint means nothing under another.
+    fingerprint: bytes
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.decoder.config
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def cache_group(self) -> CacheGroupLayout:
+        return self.config.cache_group(self.dtype.itemsize)
+
+
+def load_model(settings: ExecutorSettings) -> Model:
+    """Finds, reads and places a checkpoint. Raises StartupError (CheckpointError for its files)."""
+    device = _device(settings.device)
+    folder = locate_checkpoint(settings.model, settings.revision)
+    config = load_model_config(folder)
+    max_model_len = _max_model_len(settings.max_model_len, config)
+    dtype = _dtype(settings.dtype, config, device)
+    digest = hashlib.sha256(_identity(config, dtype, device).encode())
+    checkpoint = Checkpoint(folder)
+    try:
+        weights = load_weights(checkpoint, config, dtype, device, digest)
+    except torch.OutOfMemoryError as error:
+        raise StartupError(f"the weights do not fit the memory of {device}", field="model") from error
+    finally:
+        checkpoint.close()
+    return Model(settings.model, Decoder(config, weights), dtype, device, max_model_len, digest.digest())
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise StartupError("--device cuda: there is no usable CUDA device", field="device")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+    chosen = name
+    if name == "auto":
+        chosen = config.dtype or "float32"
+        if chosen not in DTYPES:
+            raise CheckpointError(f"the checkpoint's type {chosen} is not supported; choose a --dtype", field="dtype")
+    if chosen == "float16" and device.type == "cpu":
+        if name != "auto":
+            raise StartupError("--dtype float16 is supported on cuda only", field="dtype")
+        logger.warning("the checkpoint is float16, which the CPU computes in float32; --dtype bfloat16 takes half")
+        chosen = "float32"
+    return DTYPES[chosen]
+
+
+def _max_model_len(wanted: int | None, config: ModelConfig) -> int:
+    if wanted is not None and wanted > config.max_model_len:
+        raise StartupError(
+            f"--max-model-len {wanted} is more than the model's context of {config.max_model_len} tokens",
+            field="max_model_len",
+        )
+    return wanted or config.max_model_len
+
+
+def _identity(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> str:
+    """What decides the bits of a token's KV, besides the weights."""
+    shape = json.dumps(dataclasses.asdict(config), sort_keys=True, default=str)
+    isa = kernels.current_isa() if device.type == "cpu" else torch.cuda.get_device_name(device)
+    return f"{shape}\n{dtype} {_KV_FORMAT} {kernels.NUMERICS_VERSION} {device.type} {isa}\n"

@@ -1,0 +1,129 @@
+"""Runs steps: applies a plan's differences, copies blocks, computes one forward pass, samples."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from quire.columns import pack_u32
+from quire.errors import KvPoolError
+from quire.executor.input_batch import PlanRows, build_input_batch, update_block_tables
+from quire.executor.kv_cache import KvCache, check_layout, check_model
+from quire.executor.model import Model
+from quire.executor.sampler import Samples, sample
+from quire.executor.sequence import Sequence, SequenceTable
+from quire.internal.v1 import executor_pb2
+from quire.kv_pool import KvPool
+from quire.v1 import generate_pb2
+
+
+class ModelRunner:
+    """A model, the pool it writes to and the sequences it knows. Not thread-safe: one thread runs it."""
+
+    def __init__(self, model: Model, rank: int = 0) -> None:
+        self.model = model
+        self.rank = rank
+        self.sequences = SequenceTable(model.config.vocab_size)
+        self._cache: KvCache | None = None
+        self._epoch: int | None = None
+
+    def attach(self, request: executor_pb2.AttachKvPoolRequest) -> None:
+        """Maps (or, on a device of its own, allocates) the pool and forgets every sequence.
+
+        Raises KvPoolError for a pool that is missing, damaged, not as announced or of another model.
+        """
+        self.sequences.clear()
+        # First, since a device may not hold two pools.
+        self._cache, self._epoch = None, None
+        self._cache = self._allocate(request) if request.HasField("device_memory") else self._map(request)
+        self._epoch = request.epoch
+
+    def execute(self, plan: executor_pb2.StepPlan) -> executor_pb2.StepResult:
+        """Computes one step.
+
+        Raises KvPoolError without a pool or for a plan of another epoch, and QuireError for a plan that
+        contradicts what is known of its sequences.
+        """
+        started = time.monotonic_ns()
+        cache = self._attached(plan.epoch)
+        self.sequences.apply(plan)
+        _copy_blocks(plan, cache)
+        rows = PlanRows.of(plan, self.sequences)
+        update_block_tables(plan, rows)
+        sampled, samples = self._compute(rows, cache) if rows.sequences else ([], None)
+        result = executor_pb2.StepResult(epoch=plan.epoch, step=plan.step, started_ns=started)
+        if samples is not None:
+            token_ids = samples.token_ids.tolist()
+            for sequence, token_id in zip(sampled, token_ids, strict=True):
+                sequence.append_token(token_id)
+            result.slots = pack_u32(sequence.slot for sequence in sampled)
+            result.token_ids = pack_u32(token_ids)
+            result.logprobs.extend(_logprobs(samples))
+        result.finished_ns = time.monotonic_ns()
+        return result
+
+    def _compute(self, rows: PlanRows, cache: KvCache) -> tuple[list[Sequence], Samples | None]:
+        model = self.model
+        with torch.inference_mode():
+            batch = build_input_batch(
+                rows, cache.block_size, model.device, rotary_lengths=model.decoder.rotary.needs_lengths
+            )
+            logits = model.decoder.forward(batch, cache)
+            return batch.sampled, sample(logits, batch.sampled) if batch.sampled else None
+
+    def _attached(self, epoch: int) -> KvCache:
+        if self._cache is None:
+            raise KvPoolError("no KV pool is attached")
+        if epoch != self._epoch:
+            raise KvPoolError(f"the plan is of epoch {epoch}, the attached KV pool of epoch {self._epoch}")
+        return self._cache
+
+    def _map(self, request: executor_pb2.AttachKvPoolRequest) -> KvCache:
+        if self.model.device.type != "cpu":
+            raise KvPoolError(f"an executor on {self.model.device} needs its KV pool in device memory")
+        match request.WhichOneof("home"):
+            case "handover_socket":
+                pool = KvPool.attach_handover(Path(request.handover_socket))
+            case "path":
+                pool = KvPool.attach_path(Path(request.path))
+            case _:
+                raise KvPoolError("the request names no home of the KV pool")
+        # Leaving the block closes the descriptor; the cache's tensors keep the mapping.
+        with pool:
+            check_layout(
+                pool.layout,
+                num_blocks=request.num_blocks,
+                block_size=request.block_size,
+                epoch=request.epoch,
+            )
+            check_model(pool.layout, fingerprint=self.model.fingerprint, group=self.model.cache_group, rank=self.rank)
+            return KvCache.map(pool, self.rank, self.model.cache_group, self.model.dtype)
+
+    def _allocate(self, request: executor_pb2.AttachKvPoolRequest) -> KvCache:
+        model = self.model
+        if model.device.type == "cpu":
+            raise KvPoolError("an executor on the CPU needs a KV pool that processes share")
+        return KvCache.allocate(request.num_blocks, request.block_size, model.cache_group, model.dtype, model.device)
+
+
+def _copy_blocks(plan: executor_pb2.StepPlan, cache: KvCache) -> None:
+    if plan.copy_sources:
+        cache.copy_blocks(
+            np.frombuffer(plan.copy_sources, dtype="<u4").astype(np.int64),
+            np.frombuffer(plan.copy_destinations, dtype="<u4").astype(np.int64),
+        )
+
+
+def _logprobs(samples: Samples) -> list[executor_pb2.SampledLogprobs]:
+    return [
+        executor_pb2.SampledLogprobs(
+            row=entry.row,
+            logprobs=generate_pb2.TokenLogprobs(
+                logprob=entry.logprob, top_token_ids=entry.top_token_ids, top_logprobs=entry.top_logprobs
+            ),
+        )
+        for entry in samples.logprobs
+    ]

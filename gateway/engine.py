@@ -1,0 +1,129 @@
+"""The heart that REST, gRPC and the offline LLM class share: validates, submits, and gives deltas."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+
+from quire.columns import pack_u32
+from quire.errors import QuireError, ServiceUnavailableError
+from quire.gateway.generation import Generation
+from quire.gateway.scheduler_client import SchedulerClient
+from quire.gateway.tokenizer import ModelTokenizer
+from quire.gateway.validation import ModelLimits, Validator, ValidRequest
+from quire.internal.v1 import scheduler_pb2
+from quire.outputs import GenerationDelta
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """A served model: one tokenizer and one scheduler. Belongs to the event loop that started it."""
+
+    def __init__(self, tokenizer: ModelTokenizer, client: SchedulerClient, limits: ModelLimits) -> None:
+        """Use `start`."""
+        self.tokenizer = tokenizer
+        self.limits = limits
+        # Seconds since the epoch.
+        self.created = int(time.time())
+        self.validator = Validator(tokenizer, limits)
+        self._client = client
+
+    @classmethod
+    async def start(
+        cls,
+        *,
+        scheduler: str,
+        model: str,
+        revision: str | None = None,
+        served_model_name: str | None = None,
+        max_logprobs: int = 20,
+        startup_timeout: float = 600.0,
+    ) -> Engine:
+        """Loads the tokenizer and connects to the scheduler, both at once.
+
+        `model` is a folder or hub id; `startup_timeout` is in seconds. Raises StartupError, and CheckpointError
+        where the tokenizer cannot be loaded.
+        """
+        connecting = asyncio.create_task(SchedulerClient.connect(scheduler, startup_timeout))
+        try:
+            tokenizer = await ModelTokenizer.load(model, revision)
+        except BaseException:
+            await _discard(connecting)
+            raise
+        try:
+            client = await connecting
+        except BaseException:
+            tokenizer.close()
+            raise
+        description = client.description
+        limits = ModelLimits(
+            model=served_model_name or model,
+            max_model_len=description.max_model_len,
+            vocab_size=description.vocab_size,
+            max_num_seqs=description.max_num_seqs,
+            max_logprobs=max_logprobs,
+        )
+        return cls(tokenizer, client, limits)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the scheduler is connected."""
+        return self._client.is_connected
+
+    async def submit(self, request: ValidRequest) -> Generation:
+        """Queues a request at the scheduler; the caller must exhaust or close what it gets.
+
+        Raises ServiceUnavailableError, ContextLengthError and what else the scheduler says of it.
+        """
+        message = scheduler_pb2.SubmitRequest(
+            request_id=request.request_id,
+            prompt_token_ids=pack_u32(request.prompt_token_ids),
+            sequences=[scheduler_pb2.SequenceState(index=index) for index in range(request.n)],
+            sampling_params=request.params.to_proto(),
+            eos_token_ids=pack_u32(request.eos_token_ids),
+        )
+        stream = await self._client.submit(message)
+        return Generation(request, stream, self._client, self.tokenizer)
+
+    async def generate(self, request: ValidRequest) -> AsyncGenerator[GenerationDelta, None]:
+        """Submits a request and yields its deltas; closing the iterator early aborts it.
+
+        Raises what `submit` raises, and ServiceUnavailableError when the scheduler is lost meanwhile.
+        """
+        async with await self.submit(request) as generation:
+            async for delta in generation:
+                yield delta
+
+    async def wait_lost(self) -> QuireError:
+        """Waits until the scheduler is lost; returns why. The engine takes no requests after that."""
+        return await self._client.wait_lost()
+
+    async def drain(self, timeout: float) -> None:
+        """Waits until no request runs, at most `timeout` seconds, then fails what still runs."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._client.wait_idle()
+        except TimeoutError:
+            logger.warning("requests still run %g s after the stop; they are aborted", timeout)
+            self._fail_running()
+
+    async def close(self) -> None:
+        """Aborts what runs and leaves nothing behind."""
+        self._fail_running()
+        await self._client.close()
+        self.tokenizer.close()
+
+    def _fail_running(self) -> None:
+        error = ServiceUnavailableError("the server is shutting down")
+        self._client.fail_all(error, scheduler_pb2.ABORT_REASON_SHUTDOWN)
+
+
+async def _discard(connecting: asyncio.Task[SchedulerClient]) -> None:
+    """Ends an attempt to connect, or the connection it made."""
+    connecting.cancel()
+    result = (await asyncio.gather(connecting, return_exceptions=True))[0]
+    if isinstance(result, SchedulerClient):
+        await result.close()

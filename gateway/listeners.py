@@ -1,0 +1,130 @@
+"""Where clients connect: the REST and gRPC servers of a gateway, and what they say of its health."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from quire import rpc
+from quire.errors import StartupError
+from quire.gateway.engine import Engine
+from quire.gateway.generate_service import GenerateService
+from quire.gateway.rest import create_app
+from quire.v1 import generate_pb2, generate_pb2_grpc
+
+GENERATE_SERVICE = generate_pb2.DESCRIPTOR.services_by_name["GenerateService"].full_name
+
+# How long a closing server gets to send what it still has to say, in seconds.
+_CLOSE_S = 1
+
+
+class RestServer(uvicorn.Server):
+    """Uvicorn inside our loop: signals belong to the process, not to it."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Captures none."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens."""
+        await super().startup(sockets)
+        self.listening.set()
+
+
+class Listeners:
+    """Both servers. Their ports are taken at once; gRPC answers NOT_SERVING until `serve`."""
+
+    def __init__(self, host: str, port: int, grpc_port: int) -> None:
+        """Port 0 picks a free one. Raises StartupError naming the flag of a port that cannot be had."""
+        self._socket = _bind(host, port)
+        try:
+            self._grpc = rpc.new_server()
+            address = f"[{host}]" if ":" in host else host
+            self.grpc_port = rpc.bind(self._grpc, f"{address}:{grpc_port}")
+        except StartupError as error:
+            self._socket.close()
+            raise StartupError(f"--grpc-port: {error.message}", field="grpc_port") from error
+        self.port: int = self._socket.getsockname()[1]
+        self._health = health.aio.HealthServicer()
+        self._service = GenerateService()
+        self._rest: RestServer | None = None
+        self._rest_task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Starts gRPC, so that health checks have an answer while the engine starts."""
+        generate_pb2_grpc.add_GenerateServiceServicer_to_server(self._service, self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        names = (GENERATE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._grpc)
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._grpc.start()
+
+    async def serve(self, engine: Engine, drain_s: int) -> None:
+        """Starts REST, and takes calls on both; `drain_s` is how long calls may go on after `refuse`."""
+        config = uvicorn.Config(
+            create_app(engine),
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=drain_s + _CLOSE_S,
+        )
+        self._rest = RestServer(config)
+        self._rest_task = asyncio.create_task(self._rest.serve([self._socket]))
+        await self._rest.listening.wait()
+        self._service.attach(engine)
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def refuse(self) -> None:
+        """Takes no more calls; those that run go on."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._service.detach()
+        if self._rest is not None:
+            self._rest.should_exit = True
+
+    async def close(self) -> None:
+        """Ends what still runs after a second, and frees the ports."""
+        if self._rest is not None and self._rest_task is not None:
+            self._rest.should_exit = True
+            await asyncio.gather(self._rest_task, self._grpc.stop(_CLOSE_S))
+        else:
+            await self._grpc.stop(None)
+        self._socket.close()
+
+    async def _set_health(self, state: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+        for service in (health.OVERALL_HEALTH, GENERATE_SERVICE):
+            await self._health.set(service, state)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A bound TCP socket. Raises StartupError naming --host or --port."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise StartupError(f"--host: cannot resolve {host}: {error}", field="host") from error
+    bound = socket.socket(family, kind, protocol)
+    try:
+        # A port whose last connections linger is free; one that another process listens on is not.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise StartupError(f"--port: cannot listen on {host}:{port}: {error.strerror}", field="port") from error
+    return bound

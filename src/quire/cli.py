@@ -1,0 +1,176 @@
+"""The `quire` command. Flags are generated from the settings classes, so each default is written once."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import typer
+from pydantic import ByteSize
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from quire.config import ExecutorSettings, GatewaySettings, SchedulerSettings, ServeSettings, _Settings
+from quire.errors import QuireError
+from quire.process import run_process
+
+app = typer.Typer(
+    name="quire", help="Serve large language models.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+
+
+def main() -> int:
+    """Entry point; returns the exit status."""
+    try:
+        app(standalone_mode=True)
+    except QuireError as error:
+        print(f"quire: error: {error.message}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+def _serve(settings: ServeSettings) -> None:
+    from quire.serve import serve
+
+    raise typer.Exit(serve(settings))
+
+
+def _gateway(settings: GatewaySettings) -> None:
+    from quire.gateway.server import run
+
+    raise typer.Exit(run_process(f"gateway {settings.index}", settings, run))
+
+
+def _scheduler(settings: SchedulerSettings) -> None:
+    from quire.scheduler.server import run
+
+    raise typer.Exit(run_process("scheduler", settings, run))
+
+
+def _executor(settings: ExecutorSettings) -> None:
+    from quire.executor.server import run
+
+    raise typer.Exit(run_process(f"executor {settings.index}", settings, run))
+
+
+def _add_command(
+    name: str, settings_type: type[_Settings], action: Callable[[Any], None], summary: str, *, takes_model: bool = False
+) -> None:
+    """A command whose flags are the fields of `settings_type`."""
+
+    def command(**given: Any) -> None:
+        config = given.pop("config")
+        positional = given.pop("model_argument", None)
+        values = {key: value for key, value in given.items() if value not in (None, [])}
+        if positional is not None:
+            values["model"] = positional
+        action(settings_type.load(values, config))
+
+    parameters = [_parameter(field_name, field, settings_type) for field_name, field in _fields(settings_type)]
+    config_option = Annotated[Path | None, typer.Option(help="YAML file with settings, by the names of the flags.")]
+    parameters.append(
+        inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=config_option)
+    )
+    if takes_model:
+        argument = Annotated[str | None, typer.Argument(metavar="MODEL", help="The same as --model.")]
+        parameters.append(
+            inspect.Parameter("model_argument", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=argument)
+        )
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__doc__ = summary
+    app.command(name)(command)
+
+
+def _fields(settings_type: type[_Settings]) -> list[tuple[str, FieldInfo]]:
+    """The settings in the order in which their groups are named; a class's own come first."""
+    order = list(settings_type.__mro__)
+    return sorted(settings_type.model_fields.items(), key=lambda entry: order.index(_home(entry[0], settings_type)))
+
+
+def _home(name: str, settings_type: type[_Settings]) -> type:
+    """The class that declares a setting."""
+    return next(cls for cls in settings_type.__mro__ if name in inspect.get_annotations(cls))
+
+
+def _parameter(name: str, field: FieldInfo, settings_type: type[_Settings]) -> inspect.Parameter:
+    """A flag that is None (or empty) unless it was given: defaults stay where they are written."""
+    kind = _flag_type(field)
+    flag = "--" + name.replace("_", "-")
+    names = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
+    option = typer.Option(*names, help=_help(field), rich_help_panel=_panel(name, settings_type), show_default=False)
+    annotation: Any = Annotated[kind if get_origin(kind) is list else kind | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _flag_type(field: FieldInfo) -> Any:
+    """What typer parses; pydantic checks ranges and the rest."""
+    kind = field.annotation
+    if get_origin(kind) in (Union, UnionType):
+        (kind,) = (member for member in get_args(kind) if member is not NoneType)
+    return str if kind is ByteSize else kind
+
+
+def _help(field: FieldInfo) -> str:
+    description = field.description or ""
+    default = field.default
+    if default is None or default is PydanticUndefined or "default:" in description:
+        return description
+    return f"{description} \\[default: {default}]"
+
+
+def _panel(name: str, settings_type: type[_Settings]) -> str:
+    """The heading of the group that a setting is declared in."""
+    heading = (_home(name, settings_type).__doc__ or "").splitlines()[0].rstrip(".")
+    return "Options" if heading.startswith("`") else heading
+
+
+_add_command(
+    "serve", ServeSettings, _serve, "Serve a model on this host: gateway, scheduler and executors.", takes_model=True
+)
+_add_command("gateway", GatewaySettings, _gateway, "Run a gateway alone: gRPC and REST for clients.")
+_add_command("scheduler", SchedulerSettings, _scheduler, "Run a scheduler alone.")
+_add_command("executor", ExecutorSettings, _executor, "Run an executor alone.")
+
+Address = Annotated[str, typer.Option(help="gRPC address of a running server.", envvar="QUIRE_ADDRESS")]
+MaxTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens.")]
+Temperature = Annotated[float | None, typer.Option(help="0 is greedy; default: the model's.")]
+
+_DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+
+@app.command()
+def complete(
+    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from standard input.")],
+    address: Address = _DEFAULT_ADDRESS,
+    max_tokens: MaxTokens = 64,
+    temperature: Temperature = None,
+) -> None:
+    """Continue a text with a running server."""
+    from quire.terminal import complete as run
+
+    run(address, sys.stdin.read() if prompt == "-" else prompt, max_tokens, temperature)
+
+
+@app.command()
+def chat(
+    address: Address = _DEFAULT_ADDRESS,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+) -> None:
+    """Chat with a running server; an empty line or Ctrl-D ends it."""
+    from quire.terminal import chat as run
+
+    run(address, system, max_tokens, temperature)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from quire import __version__
+
+    typer.echo(__version__)

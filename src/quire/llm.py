@@ -1,0 +1,215 @@
+"""Offline batch generation: `LLM`, through the same scheduler and executor processes that a server has."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Coroutine, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Self, TypedDict, TypeVar
+
+import uvloop
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from quire.config import LocalSettings
+from quire.errors import InvalidRequestError
+from quire.gateway.engine import Engine
+from quire.gateway.validation import ChatPrompt, Prompt, ValidRequest
+from quire.outputs import RequestOutput
+from quire.sampling_params import SamplingParams
+from quire.supervisor import Supervisor
+
+T = TypeVar("T")
+
+# vLLM's default for offline generation.
+_DEFAULT_MAX_TOKENS: Final = 16
+_CLOSE_TIMEOUT_S: Final = 30.0
+
+
+class TokensPrompt(TypedDict):
+    """A prompt that is tokenised already."""
+
+    prompt_token_ids: list[int]
+
+
+OfflinePrompt = str | Sequence[int] | TokensPrompt
+Message = Mapping[str, str]
+
+
+class LLM:
+    """A model to generate with. Starts its processes at once and ends them with `close`, or as a context manager.
+
+    Settings are the flags of `quire serve`: dtype, max_model_len, block_size, kv_cache_memory ("2GiB" or bytes),
+    max_num_seqs, max_num_batched_tokens, enable_prefix_caching, num_executors, …
+
+    Raises StartupError where the model or the KV pool cannot be had.
+    """
+
+    def __init__(self, model: str | None = None, **settings: Any) -> None:
+        given = settings if model is None else {"model": str(model), **settings}
+        self.settings = LocalSettings.load(given)
+        self._supervisor = Supervisor(self.settings, log_level="warning")
+        self._supervisor.start()
+        # Ends the processes even if nobody calls close().
+        self._finalizer = weakref.finalize(self, self._supervisor.stop)
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="quire-llm", daemon=True)
+        self._thread.start()
+        try:
+            self._engine = self._run(
+                Engine.start(
+                    scheduler=self._supervisor.scheduler_address,
+                    model=self.settings.model,
+                    revision=self.settings.revision,
+                    startup_timeout=self.settings.startup_timeout,
+                )
+            )
+        except BaseException:
+            self._end()
+            raise
+        self._num_requests = 0
+
+    @property
+    def scheduler_address(self) -> str:
+        """Where the scheduler can be inspected (`SchedulerService`)."""
+        return self._supervisor.scheduler_address
+
+    def generate(
+        self,
+        prompts: OfflinePrompt | Sequence[OfflinePrompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Continues one prompt or many; the outputs are in the prompts' order.
+
+        A prompt is a text, a list of token ids or {"prompt_token_ids": […]}. `sampling_params` is one for all or one
+        for each. Raises InvalidRequestError before anything runs if any prompt or parameter is out of range.
+        """
+        return self._complete([_to_prompt(prompt) for prompt in _to_list(prompts)], sampling_params, use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answers one conversation or many, with the model's own chat template."""
+        if not messages:
+            raise InvalidRequestError("there are no messages", field="messages")
+        one = isinstance(messages[0], Mapping)
+        conversations: Any = [messages] if one else messages
+        prompts: list[Prompt] = [ChatPrompt(chat, add_generation_prompt) for chat in conversations]
+        return self._complete(prompts, sampling_params, use_tqdm)
+
+    def close(self) -> None:
+        """Ends the processes; returns when none is left. Does nothing the second time."""
+        if self._finalizer.alive:
+            try:
+                self._run(self._engine.close(), timeout=_CLOSE_TIMEOUT_S)
+            finally:
+                self._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _end(self) -> None:
+        self._finalizer()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_CLOSE_TIMEOUT_S)
+        self._loop.close()
+
+    def _run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """Runs a coroutine on the engine's loop; an interrupt cancels it."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(timeout)
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _complete(
+        self,
+        prompts: Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        use_tqdm: bool,
+    ) -> list[RequestOutput]:
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            params = [sampling_params or SamplingParams()] * len(prompts)
+        else:
+            params = list(sampling_params)
+        if len(params) != len(prompts):
+            raise InvalidRequestError(
+                f"{len(prompts)} prompts have {len(params)} sampling parameters", field="sampling_params"
+            )
+        with _progress_bar(enabled=use_tqdm) as progress:
+            return self._run(self._complete_all(prompts, params, progress))
+
+    async def _complete_all(
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], progress: Progress
+    ) -> list[RequestOutput]:
+        requests = []
+        for prompt, param in zip(prompts, params, strict=True):
+            request_id = str(self._num_requests)
+            self._num_requests += 1
+            requests.append(
+                await self._engine.validator.validate(prompt, param, request_id, default_max_tokens=_DEFAULT_MAX_TOKENS)
+            )
+        bar = progress.add_task("Generating", total=len(requests), tokens=0)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._complete_one(request, progress, bar)) for request in requests]
+        except* Exception as failures:
+            raise failures.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _complete_one(self, request: ValidRequest, progress: Progress, bar: Any) -> RequestOutput:
+        output = RequestOutput.empty(request.request_id, request.prompt, request.prompt_token_ids, request.n)
+        async for delta in self._engine.generate(request):
+            output.add(delta, self._engine.tokenizer.vocabulary.text_of)
+        generated = sum(len(completion.token_ids) for completion in output.outputs)
+        progress.update(bar, advance=1, tokens=progress.tasks[bar].fields["tokens"] + generated)
+        return output
+
+
+def _to_list(prompts: OfflinePrompt | Sequence[OfflinePrompt]) -> list[OfflinePrompt]:
+    """One prompt or many, as many. A list of integers is one prompt."""
+    if isinstance(prompts, (str, Mapping)) or (prompts and isinstance(prompts[0], int)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _to_prompt(prompt: OfflinePrompt) -> Prompt:
+    if isinstance(prompt, Mapping):
+        if set(prompt) != {"prompt_token_ids"}:
+            raise InvalidRequestError(
+                f"a prompt has the key prompt_token_ids alone, not {', '.join(map(repr, prompt))}", field="prompts"
+            )
+        prompt = prompt["prompt_token_ids"]
+    if isinstance(prompt, str):
+        return prompt
+    if not isinstance(prompt, Sequence) or not all(type(token_id) is int for token_id in prompt):
+        raise InvalidRequestError("a prompt is a text or a list of token ids", field="prompts")
+    return prompt
+
+
+def _progress_bar(*, enabled: bool) -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[tokens]} tokens"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not enabled or not console.is_terminal,
+    )

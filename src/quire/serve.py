@@ -1,0 +1,92 @@
+"""`quire serve`: starts everything on this host, says how to call it, and ends it in order."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+import setproctitle
+from rich.console import Console
+from rich.table import Table
+
+from quire.config import ServeSettings, served_model_name
+from quire.internal.v1 import scheduler_pb2
+from quire.supervisor import Supervisor
+
+
+def serve(settings: ServeSettings) -> int:
+    """Serves until SIGTERM or SIGINT (status 0) or until a process ends (status 1). Raises StartupError."""
+    setproctitle.setproctitle("quire: serve")
+    console = Console(stderr=True, highlight=False)
+    name = served_model_name(settings, settings.served_model_name)
+    with Supervisor(settings) as supervisor:
+        try:
+            with _stop_signals():
+                console.print(f"Starting [bold]{name}[/bold] …")
+                ready = supervisor.start(gateway=settings)
+                console.print(budget_table(supervisor.describe()))
+                console.print(how_to_call(name, settings.host, ready["port"], ready["grpc_port"]))
+                ended = supervisor.wait()
+        except _Stopped:
+            console.print("Stopping …")
+            return 0
+        reason = ended.failure.message if ended.failure else ended.describe_end()
+        console.print(f"[red]quire serve: error:[/red] {reason}; stopping the other processes")
+        return 1
+
+
+def budget_table(model: scheduler_pb2.DescribeResponse) -> Table:
+    """Where the memory goes, and what fits into it."""
+    tokens = model.num_blocks * model.block_size
+    table = Table(title="Memory", title_justify="left", show_header=False)
+    table.add_row(
+        "weights", _bytes(model.weight_bytes), f"{model.executors[0].architecture}, {model.executors[0].dtype}"
+    )
+    table.add_row("KV pool", _bytes(model.kv_cache_bytes), f"{_bytes(model.kv_bytes_per_token)} per token")
+    table.add_row("blocks", f"{model.num_blocks:,}", f"of {model.block_size} tokens")
+    table.add_row("tokens", f"{tokens:,}", "fit the pool")
+    full = tokens / (-(-model.max_model_len // model.block_size) * model.block_size)
+    table.add_row("requests", f"{full:,.1f}", f"of full length ({model.max_model_len:,} tokens) fit at a time")
+    return table
+
+
+def how_to_call(name: str, host: str, port: int, grpc_port: int) -> str:
+    """The first things to try."""
+    address = f"[{host}]" if ":" in host else host
+    return f"""
+[bold]Ready.[/bold] REST on http://{address}:{port} (docs at /docs), gRPC on {address}:{grpc_port}. For example:
+
+  curl -N http://{address}:{port}/v1/completions -H 'Content-Type: application/json' \\\\
+    -d '{{"model": "{name}", "prompt": "The capital of France is", "max_tokens": 32, "stream": true}}'
+  quire complete --address {address}:{grpc_port} 'The capital of France is'
+  quire chat --address {address}:{grpc_port}
+
+Ctrl-C stops it.
+"""
+
+
+class _Stopped(BaseException):
+    """SIGTERM or SIGINT came."""
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[None]:
+    """Makes the first SIGTERM or SIGINT raise _Stopped; later ones are ignored, as the clean-up is under way."""
+
+    def stop(number: int, frame: object) -> None:
+        for handled in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(handled, signal.SIG_IGN)
+        raise _Stopped
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    yield
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:,.4g} {unit}"
+        size /= 1024
+    return f"{size:,.4g} GiB"

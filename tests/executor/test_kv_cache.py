@@ -1,0 +1,64 @@
+"""Views of the pool, and refusals of pools that are not ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from quire.errors import KvPoolError
+from quire.executor.kv_cache import KvCache, check_layout, check_model
+from quire.kv_pool import CacheGroupLayout, KvPool, KvPoolLayout
+
+GROUP = CacheGroupLayout(num_layers=3, num_kv_heads=2, head_dim=8, element_bytes=4)
+LAYOUT = KvPoolLayout(4, 6, 1, 1, b"f" * 32, (GROUP,))
+
+
+def test_layers_are_views_of_the_pools_bytes(tmp_path: Path) -> None:
+    with KvPool.create_file(tmp_path / "pool", LAYOUT) as pool:
+        cache = KvCache.map(pool, 0, GROUP, torch.float32)
+    keys, values = cache.layers[1]
+    assert keys.shape == values.shape == (6, 2, 4, 8)
+    keys[5, 1, 3, 7], values[5, 0, 0, 0] = 1.5, 2.5
+    # As kv_pool.py draws it: block 5, layer 1, keys and then values.
+    with KvPool.attach_path(tmp_path / "pool") as again:
+        elements = np.frombuffer(again.segment(0), dtype=np.float32).reshape(6, 3, 2, 2, 4, 8)
+        assert elements[5, 1, 0, 1, 3, 7] == 1.5
+        assert elements[5, 1, 1, 0, 0, 0] == 2.5
+        assert np.count_nonzero(elements) == 2
+        del elements
+
+
+def test_bfloat16_pools(tmp_path: Path) -> None:
+    group = CacheGroupLayout(1, 1, 4, 2)
+    with KvPool.create_file(tmp_path / "pool", KvPoolLayout(2, 3, 1, 1, b"f" * 32, (group,))) as pool:
+        cache = KvCache.map(pool, 0, group, torch.bfloat16)
+    assert cache.layers[0][0].dtype == torch.bfloat16
+    assert cache.blocks.shape == (3, 16)
+
+
+def test_copying_blocks_copies_all_layers() -> None:
+    cache = KvCache.allocate(6, 4, GROUP, torch.float32, torch.device("cpu"))
+    cache.blocks[2].copy_(torch.arange(cache.blocks.shape[1]))
+    cache.copy_blocks(np.array([2, 2]), np.array([0, 5]))
+    assert torch.equal(cache.blocks[0], cache.blocks[2]) and torch.equal(cache.blocks[5], cache.blocks[2])
+    assert not cache.blocks[[1, 3, 4]].any()
+
+
+def test_a_pool_that_is_not_as_announced_is_refused() -> None:
+    check_layout(LAYOUT, num_blocks=6, block_size=4, epoch=1)
+    for changes in ({"num_blocks": 7}, {"block_size": 8}, {"epoch": 2}):
+        with pytest.raises(KvPoolError, match="announced were"):
+            check_layout(LAYOUT, **{"num_blocks": 6, "block_size": 4, "epoch": 1, **changes})
+
+
+def test_a_pool_of_another_model_is_refused() -> None:
+    check_model(LAYOUT, fingerprint=b"f" * 32, group=GROUP, rank=0)
+    with pytest.raises(KvPoolError, match="other weights"):
+        check_model(LAYOUT, fingerprint=b"g" * 32, group=GROUP, rank=0)
+    with pytest.raises(KvPoolError, match="this model needs"):
+        check_model(LAYOUT, fingerprint=b"f" * 32, group=CacheGroupLayout(3, 2, 8, 2), rank=0)
+    with pytest.raises(KvPoolError, match="rank 1"):
+        check_model(LAYOUT, fingerprint=b"f" * 32, group=GROUP, rank=1)

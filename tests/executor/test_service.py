@@ -1,0 +1,302 @@
+"""ExecutorService over gRPC on a Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from support.checkpoints import make_checkpoint
+from support.step_driver import EPOCH, StepDriver, StepPlanner, load, pool_layout
+
+from quire import rpc
+from quire.columns import pack_u32, unpack_u32
+from quire.errors import DuplicateRequestError, QuireError, ServiceUnavailableError, StartupError
+from quire.executor.model import Model
+from quire.executor.model_runner import ModelRunner
+from quire.executor.service import ExecutorService
+from quire.internal.v1 import executor_pb2, executor_pb2_grpc
+from quire.kv_pool import KvPool, KvPoolHandover
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load(make_checkpoint(tmp_path_factory.mktemp("model"), "qwen3"))
+
+
+@dataclass
+class Served:
+    """A client of a served model, and the pool that it hands over."""
+
+    stub: executor_pb2_grpc.ExecutorServiceAsyncStub
+    model: Model
+    folder: Path
+
+    def create_pool(self, epoch: int = EPOCH) -> executor_pb2.AttachKvPoolRequest:
+        path = self.folder / f"pool-{epoch}"
+        KvPool.create_file(path, pool_layout(self.model, epoch=epoch)).close()
+        return executor_pb2.AttachKvPoolRequest(epoch=epoch, num_blocks=256, block_size=16, path=str(path))
+
+    async def attach(self, epoch: int = EPOCH) -> None:
+        await self.stub.AttachKvPool(self.create_pool(epoch))
+
+    async def send(self, call: Any, plan: executor_pb2.StepPlan) -> None:
+        await call.write(executor_pb2.StepRequest(plan=plan))
+
+
+@pytest.fixture
+async def served(model: Model, tmp_path: Path) -> AsyncIterator[Served]:
+    service = ExecutorService(ModelRunner(model))
+    server = rpc.new_server()
+    executor_pb2_grpc.add_ExecutorServiceServicer_to_server(service, server)
+    address = f"unix:{tmp_path}/executor.sock"
+    rpc.bind(server, address)
+    await server.start()
+    async with rpc.open_channel(address) as channel:
+        yield Served(executor_pb2_grpc.ExecutorServiceStub(channel), model, tmp_path)
+    await service.close()
+    await server.stop(1)
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, 256, length).tolist()
+
+
+async def read(call: Any) -> executor_pb2.StepResult:
+    result = await asyncio.wait_for(call.read(), 20)
+    assert result is not grpc.aio.EOF
+    return result
+
+
+@contextlib.contextmanager
+def raises(error: type[QuireError], match: str) -> Iterator[None]:
+    with pytest.raises(error, match=match) as caught, rpc.errors_from_status():
+        yield
+    assert type(caught.value) is error
+
+
+async def test_describe(served: Served) -> None:
+    description = await served.stub.Describe(executor_pb2.DescribeExecutorRequest())
+    assert description.architecture == "Qwen3ForCausalLM"
+    assert (description.dtype, description.device) == ("float32", executor_pb2.DEVICE_CPU)
+    assert (description.rank, description.num_ranks) == (0, 1)
+    assert (description.max_model_len, description.vocab_size) == (512, 320)
+    (group,) = description.cache_groups
+    assert group.kind == executor_pb2.CACHE_GROUP_KIND_FULL_ATTENTION
+    assert group.bytes_per_token == 2 * 3 * 2 * 32 * 4
+    assert description.fingerprint == served.model.fingerprint
+    assert description.weight_bytes > 100_000 and description.available_bytes > 1 << 20
+    assert not description.HasField("length_independent_tokens")
+
+
+async def test_steps_over_a_pool_handed_over_by_descriptor(served: Served) -> None:
+    """Plans are sent ahead of the results, which come in order."""
+    expected_driver = StepDriver(served.model, served.folder)
+    expected = expected_driver.generate(expected_driver.add(prompt_of(50)), 8)
+
+    socket = served.folder / "pool.sock"
+    with KvPool.create_memfd(pool_layout(served.model)) as pool:
+        handover = KvPoolHandover(socket, pool)
+        asyncio.get_running_loop().add_reader(handover.fileno(), handover.serve_one)
+        try:
+            await served.stub.AttachKvPool(
+                executor_pb2.AttachKvPoolRequest(
+                    epoch=EPOCH, num_blocks=256, block_size=16, handover_socket=str(socket)
+                )
+            )
+        finally:
+            asyncio.get_running_loop().remove_reader(handover.fileno())
+            handover.close()
+        planner = StepPlanner()
+        slot = planner.add(prompt_of(50))
+        call = served.stub.RunSteps()
+        for count in (30, 20, *[1] * 7):
+            await served.send(call, planner.plan({slot: count}))
+        results = [await read(call) for _ in range(9)]
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
+        assert [result.step for result in results] == list(range(1, 10))
+        assert [token for result in results for token in unpack_u32(result.token_ids)] == expected
+        # The executor wrote into the very memory that this process made.
+        assert np.count_nonzero(np.frombuffer(pool.segment(0), dtype=np.float32)) > 0
+
+
+async def test_two_executors_on_one_pool_read_each_others_blocks(served: Served, model: Model) -> None:
+    expected_driver = StepDriver(model, served.folder)
+    expected = expected_driver.generate(expected_driver.add(prompt_of(40)), 4)
+
+    request = served.create_pool()
+    await served.stub.AttachKvPool(request)
+    planner = StepPlanner()
+    slot = planner.add(prompt_of(40))
+    call = served.stub.RunSteps()
+    await served.send(call, planner.plan({slot: 40}))
+    await read(call)
+
+    other = ModelRunner(model)
+    other.attach(request)
+    theirs = StepPlanner()
+    hit = theirs.add(prompt_of(40))
+    theirs.sequences[hit].blocks = planner.sequences[slot].blocks[:2]
+    theirs.sequences[hit].computed = 32
+    theirs._next_block = 100
+    theirs.accept(other.execute(theirs.plan({hit: 8})))
+    while len(theirs.sequences[hit].output) < 4:
+        theirs.accept(other.execute(theirs.plan({hit: 1})))
+    assert theirs.sequences[hit].output == expected
+    call.cancel()
+
+
+async def test_a_second_stream_is_refused(served: Served) -> None:
+    await served.attach()
+    planner = StepPlanner()
+    planner.add(prompt_of(5))
+    first = served.stub.RunSteps()
+    await served.send(first, planner.plan({0: 5}))
+    await read(first)
+    with raises(DuplicateRequestError, "another RunSteps stream is open"):
+        await served.stub.RunSteps().read()
+    await served.send(first, planner.plan({0: 1}))
+    assert (await read(first)).step == 2
+    await first.done_writing()
+    assert await first.read() is grpc.aio.EOF
+
+
+async def test_after_a_cancelled_stream_another_may_follow(served: Served) -> None:
+    await served.attach()
+    planner = StepPlanner()
+    planner.add(prompt_of(5))
+    first = served.stub.RunSteps()
+    await served.send(first, planner.plan({0: 5}))
+    planner.accept(await read(first))
+    first.cancel()
+    for _ in range(100):
+        try:
+            second = served.stub.RunSteps()
+            await served.send(second, planner.plan({0: 1}))
+            await read(second)
+            break
+        except grpc.aio.AioRpcError as error:
+            assert error.code() is grpc.StatusCode.ALREADY_EXISTS
+            planner.sequences[0].computed -= 1
+            planner.sequences[0].in_flight -= 1
+            await asyncio.sleep(0.01)
+    else:
+        pytest.fail("the cancelled stream was never forgotten")
+    second.cancel()
+
+
+async def test_a_plan_of_another_epoch_ends_the_stream(served: Served) -> None:
+    await served.attach()
+    planner = StepPlanner(epoch=EPOCH + 1)
+    planner.add(prompt_of(5))
+    call = served.stub.RunSteps()
+    await served.send(call, planner.plan({0: 5}))
+    with raises(StartupError, "epoch 8, the attached KV pool of epoch 7"):
+        await call.read()
+
+
+async def test_a_failing_step_ends_the_stream_with_its_message_and_traceback(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A token outside the vocabulary: validation's business, so here it is a defect. The next plan is not run."""
+    await served.attach()
+    planner = StepPlanner()
+    planner.add([1, 2, 999])
+    planner.add([1, 2, 3])
+    call = served.stub.RunSteps()
+    await served.send(call, planner.plan({0: 3}))
+    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        await served.send(call, planner.plan({1: 3}))
+    with raises(QuireError, "step 1 failed: IndexError"):
+        await call.read()
+    (record,) = [record for record in caplog.records if record.name == "quire.executor.service" and record.exc_info]
+    assert record.getMessage() == "step 1 failed"
+
+    # The executor itself is unharmed: with a new pool it serves on.
+    await served.attach(EPOCH + 1)
+    planner = StepPlanner(epoch=EPOCH + 1)
+    planner.add([1, 2, 3])
+    call = served.stub.RunSteps()
+    await served.send(call, planner.plan({0: 3}))
+    assert len(unpack_u32((await read(call)).token_ids)) == 1
+    call.cancel()
+
+
+async def test_a_new_epoch_forgets_sequences_and_ends_the_old_stream(served: Served) -> None:
+    await served.attach()
+    planner = StepPlanner()
+    planner.add(prompt_of(5))
+    old = served.stub.RunSteps()
+    await served.send(old, planner.plan({0: 5}))
+    planner.accept(await read(old))
+
+    await served.attach(EPOCH + 1)
+    with raises(ServiceUnavailableError, "another KV pool"):
+        await old.read()
+    planner.epoch = EPOCH + 1
+    new = served.stub.RunSteps()
+    await served.send(new, planner.plan({0: 1}))
+    with raises(QuireError, "slot 0, which holds no sequence"):
+        await new.read()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"path": "/not/there"}, "cannot open the KV pool /not/there"),
+        ({"handover_socket": "/not/there"}, "no KV pool is handed over"),
+        ({"num_blocks": 255}, "announced were 255"),
+        ({"epoch": 8}, "epoch 8"),
+    ],
+)
+async def test_pools_that_cannot_be_attached(served: Served, changes: dict[str, Any], message: str) -> None:
+    request = served.create_pool()
+    for name, value in changes.items():
+        setattr(request, name, value)
+    with raises(StartupError, message):
+        await served.stub.AttachKvPool(request)
+    # Nothing is attached now: plans are refused rather than run on something else.
+    planner = StepPlanner()
+    planner.add(prompt_of(5))
+    call = served.stub.RunSteps()
+    await served.send(call, planner.plan({0: 5}))
+    with raises(StartupError, "no KV pool is attached"):
+        await call.read()
+
+
+async def test_many_plans_ahead_are_held_back_and_answered_in_order(served: Served) -> None:
+    await served.attach()
+    planner = StepPlanner()
+    slots = [planner.add(prompt_of(3, seed)) for seed in range(40)]
+    call = served.stub.RunSteps()
+    plans = [planner.plan({slot: 3}) for slot in slots]
+
+    async def send_all() -> None:
+        for plan in plans:
+            await served.send(call, plan)
+        await call.done_writing()
+
+    sending = asyncio.create_task(send_all())
+    steps = [result.step async for result in call]
+    await sending
+    assert steps == list(range(1, 41))
+
+
+async def test_a_malformed_column_does_not_crash_the_process(served: Served) -> None:
+    await served.attach()
+    planner = StepPlanner()
+    planner.add(prompt_of(5))
+    plan = planner.plan({0: 5})
+    plan.slots = pack_u32([0]) + b"\1"
+    call = served.stub.RunSteps()
+    await served.send(call, plan)
+    with raises(QuireError, "step 1 failed: ValueError"):
+        await call.read()
+    assert (await served.stub.Describe(executor_pb2.DescribeExecutorRequest())).vocab_size == 320

@@ -1,0 +1,100 @@
+"""Random histories of a scheduler with fake executors: whatever happens, blocks add up and outputs are the truth."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from support.scheduling import Bench
+
+MAX_IN_FLIGHT = 3
+
+
+class RandomHistories(RuleBasedStateMachine):
+    """Arrivals, aborts, forks and preemptions in any order, with any number of steps in flight."""
+
+    @initialize(
+        num_blocks=st.integers(8, 24),
+        block_size=st.sampled_from([1, 2, 4]),
+        budget=st.sampled_from([1, 3, 8, 40]),
+        max_num_seqs=st.integers(1, 6),
+        num_lanes=st.integers(1, 2),
+        prefix_caching=st.booleans(),
+    )
+    def start(self, num_blocks, block_size, budget, max_num_seqs, num_lanes, prefix_caching):
+        self.bench = Bench(
+            num_blocks=num_blocks,
+            block_size=block_size,
+            max_num_batched_tokens=budget,
+            max_num_seqs=max_num_seqs,
+            max_model_len=num_blocks * block_size,
+            num_lanes=num_lanes,
+            prefix_caching=prefix_caching,
+        )
+        self.aborted = set()
+        self.capacity = num_blocks * block_size
+
+    @rule(
+        shared=st.integers(0, 12),
+        own=st.lists(st.integers(0, 3), min_size=1, max_size=6),
+        n=st.sampled_from([1, 1, 2, 4]),
+        max_tokens=st.integers(1, 12),
+        stop=st.sampled_from([(), (7,), (1, 2, 3, 4, 5)]),
+        extra_key=st.sampled_from([b"", b"tenant"]),
+    )
+    def submit(self, shared, own, n, max_tokens, stop, extra_key):
+        prompt = ([9, 8, 7] * shared)[:shared] + own
+        if len(prompt) < self.capacity:
+            max_tokens = min(max_tokens, self.capacity - len(prompt))
+            self.bench.submit(prompt, n=n, max_tokens=max_tokens, stop=stop, extra_key=extra_key)
+
+    @precondition(lambda self: self.bench.scheduler.requests)
+    @rule(data=st.data())
+    def abort(self, data):
+        request = data.draw(st.sampled_from(list(self.bench.scheduler.requests.values())))
+        everything = [sequence.index for sequence in request.sequences]
+        indices = data.draw(st.sampled_from([[], [0], [everything[-1]]]))
+        self.aborted.update((request.key, index) for index in indices or everything)
+        self.bench.scheduler.abort(request.key, indices)
+
+    @rule(lane=st.integers(0, 1))
+    def plan(self, lane):
+        lane %= len(self.bench.lanes)
+        if self.bench.in_flight(lane) < MAX_IN_FLIGHT:
+            self.bench.plan(lane)
+
+    @rule(lane=st.integers(0, 1))
+    def compute(self, lane):
+        lane %= len(self.bench.lanes)
+        if self.bench.lanes[lane].sent:
+            self.bench.compute(lane)
+
+    @rule(lane=st.integers(0, 1))
+    def deliver(self, lane):
+        lane %= len(self.bench.lanes)
+        if self.bench.lanes[lane].computed:
+            self.bench.deliver(lane)
+
+    @invariant()
+    def blocks_add_up(self):
+        if hasattr(self, "bench"):
+            self.bench.scheduler.check_integrity(deep=True)
+
+    def teardown(self):
+        if not hasattr(self, "bench"):
+            return
+        self.bench.drain()
+        self.bench.check_idle()
+        for entry in self.bench.submitted.values():
+            for index, output in entry.outputs.items():
+                truth = entry.truth(index)
+                if index in entry.finished:
+                    assert output == truth
+                else:
+                    assert (entry.request.key, index) in self.aborted, "neither finished nor aborted"
+                    assert output == truth[: len(output)]
+
+
+TestRandomHistories = RandomHistories.TestCase
+TestRandomHistories.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)

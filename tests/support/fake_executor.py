@@ -1,0 +1,129 @@
+"""An executor without a model: it speaks the protocol of steps and keeps its KV in a dictionary.
+
+What it stores for a token is a digest of every token before it, as real KV depends on the whole context. Reading
+a context through the block table therefore notices every wrong, stale or missing block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from quire.columns import pack_u32, unpack_u32
+from quire.internal.v1 import executor_pb2
+
+VOCAB_SIZE = 50
+
+
+def digests(token_ids: list[int]) -> list[bytes]:
+    """For each token, the digest of it and all tokens before it."""
+    chain, parent = [], b""
+    for token_id in token_ids:
+        parent = hashlib.blake2b(parent + token_id.to_bytes(4, "little"), digest_size=8).digest()
+        chain.append(parent)
+    return chain
+
+
+def next_token(digest: bytes, sequence_index: int) -> int:
+    """What the fake model samples after a context."""
+    drawn = hashlib.blake2b(digest + bytes([sequence_index]), digest_size=4).digest()
+    return int.from_bytes(drawn, "little") % VOCAB_SIZE
+
+
+def true_output(prompt: list[int], sequence_index: int, max_tokens: int, stop: frozenset[int]) -> list[int]:
+    """The tokens that a sequence must get, whatever else is computed."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + max_tokens:
+        tokens.append(next_token(digests(tokens)[-1], sequence_index))
+        if tokens[-1] in stop:
+            break
+    return tokens[len(prompt) :]
+
+
+@dataclass
+class _Sequence:
+    index: int
+    token_ids: list[int]
+    blocks: list[int]
+
+
+class FakeKvMemory:
+    """What executors on one pool share."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.slots: dict[tuple[int, int], bytes] = {}
+
+    def copy_block(self, source: int, destination: int) -> None:
+        for offset in range(self.block_size):
+            self.slots.pop((destination, offset), None)
+            if (source, offset) in self.slots:
+                self.slots[destination, offset] = self.slots[source, offset]
+
+
+class FakeExecutor:
+    """Computes steps in order."""
+
+    def __init__(self, memory: FakeKvMemory) -> None:
+        self.memory = memory
+        self.sequences: dict[int, _Sequence] = {}
+
+    def execute(self, plan: executor_pb2.StepPlan) -> executor_pb2.StepResult:
+        """Copies, stores, reads, samples. Raises AssertionError where the block tables are wrong."""
+        copies = zip(unpack_u32(plan.copy_sources), unpack_u32(plan.copy_destinations), strict=True)
+        for source, destination in copies:
+            self.memory.copy_block(source, destination)
+        for slot in unpack_u32(plan.finished_slots):
+            self.sequences.pop(slot, None)
+        for new in plan.new_sequences:
+            token_ids = unpack_u32(new.prompt_token_ids) + unpack_u32(new.output_token_ids)
+            self.sequences[new.slot] = _Sequence(new.sequence_index, token_ids, [])
+        slots = unpack_u32(plan.slots)
+        self._update_block_tables(plan, slots)
+        rows = list(
+            zip(slots, unpack_u32(plan.computed_tokens), unpack_u32(plan.query_lengths), plan.samples, strict=True)
+        )
+        for slot, computed, length, _ in rows:
+            self._store(self.sequences[slot], computed, computed + length)
+        sampled = [
+            (slot, self._sample(self.sequences[slot], computed + length, bool(samples)))
+            for slot, computed, length, samples in rows
+        ]
+        drawn = [(slot, token_id) for slot, token_id in sampled if token_id is not None]
+        return executor_pb2.StepResult(
+            epoch=plan.epoch,
+            step=plan.step,
+            slots=pack_u32(slot for slot, _ in drawn),
+            token_ids=pack_u32(token_id for _, token_id in drawn),
+        )
+
+    def _update_block_tables(self, plan: executor_pb2.StepPlan, slots: list[int]) -> None:
+        (update,) = plan.block_tables
+        ids = iter(unpack_u32(update.block_ids))
+        for slot, kept, appended in zip(slots, unpack_u32(update.kept), unpack_u32(update.appended), strict=True):
+            blocks = self.sequences[slot].blocks
+            assert kept <= len(blocks), f"slot {slot} keeps {kept} blocks of {len(blocks)}"
+            blocks[kept:] = [next(ids) for _ in range(appended)]
+        assert next(ids, None) is None, "block ids are left over"
+
+    def _store(self, sequence: _Sequence, start: int, end: int) -> None:
+        assert end <= len(sequence.token_ids), "a token is computed that nobody knows"
+        chain = digests(sequence.token_ids[:end])
+        for position in range(start, end):
+            self.memory.slots[self._slot(sequence, position)] = chain[position]
+
+    def _sample(self, sequence: _Sequence, end: int, samples: bool) -> int | None:
+        chain = digests(sequence.token_ids[:end])
+        for position, expected in enumerate(chain):
+            found = self.memory.slots.get(self._slot(sequence, position))
+            assert found == expected, f"the KV of position {position} is not this sequence's"
+        if not samples:
+            return None
+        assert end == len(sequence.token_ids), "sampled before the last token"
+        token_id = next_token(chain[-1], sequence.index)
+        sequence.token_ids.append(token_id)
+        return token_id
+
+    def _slot(self, sequence: _Sequence, position: int) -> tuple[int, int]:
+        size = self.memory.block_size
+        return sequence.blocks[position // size], position % size

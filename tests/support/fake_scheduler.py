@@ -1,0 +1,272 @@
+"""A scheduler without blocks or executors, behind the real SchedulerService on a Unix socket.
+
+What a sequence gets is `script(request, index)`: token ids, `Pause`s and `Fault`s. The default script answers with
+tokens that depend on prompt, seed and index alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from quire import rpc
+from quire.columns import pack_u32, pack_u64, unpack_u32
+from quire.errors import QuireError, ServiceUnavailableError
+from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
+from quire.v1 import generate_pb2
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+VOCAB_SIZE = 512
+MAX_MODEL_LEN = 256
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Nothing comes until the event is set."""
+
+    until: asyncio.Event
+
+
+@dataclass(frozen=True)
+class Together:
+    """Tokens of one message."""
+
+    token_ids: Sequence[int]
+
+
+Script = Callable[[scheduler_pb2.SubmitRequest, int], Sequence[int | Pause | Together]]
+
+
+@dataclass
+class Submitted:
+    """A request as it came, and what became of it."""
+
+    message: scheduler_pb2.SubmitRequest
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    aborts: list[scheduler_pb2.AbortRequest] = field(default_factory=list)
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        return unpack_u32(self.message.prompt_token_ids)
+
+    @property
+    def params(self) -> generate_pb2.SamplingParams:
+        return self.message.sampling_params
+
+
+def pseudo_random(request: scheduler_pb2.SubmitRequest, index: int) -> list[int]:
+    """Printable tokens, a function of prompt, seed and index."""
+    source = random.Random(f"{request.prompt_token_ids.hex()} {request.sampling_params.seed} {index}")
+    return [source.randrange(60, 300) for _ in range(MAX_MODEL_LEN)]
+
+
+class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
+    """Set its attributes to make it behave otherwise."""
+
+    def __init__(self, path: Path, vocab_size: int = VOCAB_SIZE, max_num_seqs: int = 8) -> None:
+        self.address = f"unix:{path}"
+        self.description = scheduler_pb2.DescribeResponse(
+            model="fake", max_model_len=MAX_MODEL_LEN, vocab_size=vocab_size, max_num_seqs=max_num_seqs
+        )
+        self.requests: list[Submitted] = []
+        self.reset()
+        self._streams: dict[str, asyncio.Queue[scheduler_pb2.StepOutputs | None]] = {}
+        self._server: grpc.aio.Server | None = None
+        self._step = 0
+        self._aborted = asyncio.Condition()
+
+    def reset(self) -> None:
+        """Behaves as when new, and forgets what came."""
+        for request in self.requests:
+            for task in request.tasks:
+                task.cancel()
+        self.requests = []
+        self.aborts: list[scheduler_pb2.AbortRequest] = []
+        self.script: Script = pseudo_random
+        self.describe_error: QuireError | None = None
+        self.submit_error: QuireError | None = None
+        self.submit_delay = 0.0
+        self.cached_tokens = 0
+
+    async def start(self) -> None:
+        self._server = rpc.new_server()
+        scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(self, self._server)
+        rpc.bind(self._server, self.address)
+        await self._server.start()
+
+    async def stop(self) -> None:
+        self.reset()
+        self.drop_streams()
+        if self._server is not None:
+            await self._server.stop(None)
+
+    def drop_streams(self) -> None:
+        """Ends all output streams."""
+        for stream in self._streams.values():
+            stream.put_nowait(None)
+
+    def send(self, message: scheduler_pb2.StepOutputs) -> None:
+        """Sends a message to all gateways as it is."""
+        for stream in self._streams.values():
+            stream.put_nowait(message)
+
+    async def wait_aborts(self, count: int = 1) -> list[scheduler_pb2.AbortRequest]:
+        """Waits until this many aborts have come."""
+        async with asyncio.timeout(5), self._aborted:
+            await self._aborted.wait_for(lambda: len(self.aborts) >= count)
+        return self.aborts
+
+    async def wait_requests(self, count: int = 1) -> list[Submitted]:
+        """Waits until this many requests have come."""
+        async with asyncio.timeout(5):
+            while len(self.requests) < count:
+                await asyncio.sleep(0.002)
+        return self.requests
+
+    async def Describe(  # noqa: N802
+        self, request: scheduler_pb2.DescribeRequest, context: Context
+    ) -> scheduler_pb2.DescribeResponse:
+        async with rpc.errors_to_status(context):
+            if self.describe_error is not None:
+                raise self.describe_error
+            return self.description
+
+    async def StreamOutputs(  # noqa: N802
+        self, request: scheduler_pb2.StreamOutputsRequest, context: Context
+    ) -> AsyncIterator[scheduler_pb2.StepOutputs]:
+        queue = self._streams[request.gateway_id] = asyncio.Queue()
+        await context.send_initial_metadata(())
+        try:
+            while (message := await queue.get()) is not None:
+                yield message
+        finally:
+            self._streams.pop(request.gateway_id, None)
+
+    async def Submit(  # noqa: N802
+        self, request: scheduler_pb2.SubmitRequest, context: Context
+    ) -> scheduler_pb2.SubmitResponse:
+        async with rpc.errors_to_status(context):
+            if request.gateway_id not in self._streams:
+                raise ServiceUnavailableError("no output stream")
+            if self.submit_error is not None:
+                raise self.submit_error
+            submitted = Submitted(request)
+            self.requests.append(submitted)
+            submitted.tasks = [
+                asyncio.create_task(self._generate(request, state.index)) for state in request.sequences
+            ]
+            await asyncio.sleep(self.submit_delay)
+            return scheduler_pb2.SubmitResponse()
+
+    async def Abort(  # noqa: N802
+        self, request: scheduler_pb2.AbortRequest, context: Context
+    ) -> scheduler_pb2.AbortResponse:
+        for submitted in self.requests:
+            if submitted.message.request_key == request.request_key:
+                submitted.aborts.append(request)
+                for index in request.sequence_indices or range(len(submitted.tasks)):
+                    submitted.tasks[index].cancel()
+        async with self._aborted:
+            self.aborts.append(request)
+            self._aborted.notify_all()
+        return scheduler_pb2.AbortResponse()
+
+    async def _generate(self, request: scheduler_pb2.SubmitRequest, index: int) -> None:
+        """One message per token (or Together), the end with the last one."""
+        sequence = _Sequence(request, index, self.cached_tokens)
+        for entry in self.script(request, index):
+            if isinstance(entry, Pause):
+                await entry.until.wait()
+                continue
+            token_ids = entry.token_ids if isinstance(entry, Together) else [entry]
+            self._step += 1
+            message = sequence.step(self._step, token_ids)
+            stream = self._streams.get(request.gateway_id)
+            if stream is None:
+                return
+            stream.put_nowait(message)
+            if message.finished:
+                return
+            await asyncio.sleep(0)
+
+
+class _Sequence:
+    """Counts positions and knows when to end."""
+
+    def __init__(self, request: scheduler_pb2.SubmitRequest, index: int, cached_tokens: int) -> None:
+        self._request = request
+        self._index = index
+        self._cached_tokens = cached_tokens
+        self._num_tokens = 0
+
+    def step(self, step: int, token_ids: Sequence[int]) -> scheduler_pb2.StepOutputs:
+        taken: list[int] = []
+        end: scheduler_pb2.SequenceFinished | None = None
+        for token_id in token_ids:
+            taken.append(token_id)
+            end = self._end(token_id, self._num_tokens + len(taken))
+            if end is not None:
+                break
+        message = self._message(step, taken)
+        if end is not None:
+            message.finished.append(end)
+        self._num_tokens += len(taken)
+        return message
+
+    def _message(self, step: int, token_ids: Sequence[int]) -> scheduler_pb2.StepOutputs:
+        count, request = len(token_ids), self._request
+        message = scheduler_pb2.StepOutputs(
+            step=step,
+            request_keys=pack_u64([request.request_key] * count),
+            sequence_indices=pack_u32([self._index] * count),
+            attempts=pack_u32([request.attempt] * count),
+            positions=pack_u32(range(self._num_tokens, self._num_tokens + count)),
+            token_ids=pack_u32(token_ids),
+        )
+        if self._num_tokens == 0 and self._index == 0:
+            message.started.add(request_key=request.request_key, cached_tokens=self._cached_tokens)
+        if request.sampling_params.HasField("logprobs"):
+            top = request.sampling_params.logprobs
+            for row, token_id in enumerate(token_ids):
+                logprobs = generate_pb2.TokenLogprobs(
+                    logprob=-0.5,
+                    top_token_ids=[token_id + rank for rank in range(top)],
+                    top_logprobs=[-0.5 - rank for rank in range(top)],
+                )
+                message.logprobs.add(row=row, logprobs=logprobs)
+        return message
+
+    def _end(self, token_id: int, num_tokens: int) -> scheduler_pb2.SequenceFinished | None:
+        params = self._request.sampling_params
+        end = scheduler_pb2.SequenceFinished(
+            request_key=self._request.request_key, sequence_index=self._index, attempt=self._request.attempt
+        )
+        if num_tokens >= params.min_tokens:
+            if token_id in params.stop_token_ids:
+                end.reason, end.stop_token_id = generate_pb2.FINISH_REASON_STOP, token_id
+                return end
+            if token_id in unpack_u32(self._request.eos_token_ids) and not params.ignore_eos:
+                end.reason = generate_pb2.FINISH_REASON_STOP
+                return end
+        if num_tokens >= params.max_tokens:
+            end.reason = generate_pb2.FINISH_REASON_LENGTH
+            return end
+        return None
+
+
+@contextlib.asynccontextmanager
+async def running(scheduler: FakeScheduler) -> AsyncIterator[FakeScheduler]:
+    """Serves while the block runs."""
+    await scheduler.start()
+    try:
+        yield scheduler
+    finally:
+        await scheduler.stop()

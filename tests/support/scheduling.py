@@ -1,0 +1,135 @@
+"""A scheduler with fake executors, driven by hand: every step of the protocol, no process and no clock."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from quire.internal.v1 import executor_pb2
+from quire.scheduler.kv_cache import KvCache
+from quire.scheduler.scheduler import Scheduler, SchedulerLimits
+from quire.scheduler.sequence import Request, RequestKey, Sequence
+from quire.scheduler.step_plan import StepPlan
+from quire.v1 import generate_pb2
+from support.fake_executor import FakeExecutor, FakeKvMemory, true_output
+
+EPOCH = 7
+
+
+@dataclass
+class Submitted:
+    """A request and what became of it."""
+
+    request: Request
+    prompt: list[int]
+    max_tokens: int
+    stop: frozenset[int]
+    outputs: dict[int, list[int]] = field(default_factory=dict)
+    finished: set[int] = field(default_factory=set)
+
+    def truth(self, index: int) -> list[int]:
+        return true_output(self.prompt, index, self.max_tokens, self.stop)
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return self.request.sequences
+
+
+@dataclass
+class _Lane:
+    executor: FakeExecutor
+    sent: deque[StepPlan] = field(default_factory=deque)
+    computed: deque[tuple[StepPlan, executor_pb2.StepResult]] = field(default_factory=deque)
+
+
+class Bench:
+    """Scheduler, lanes and the requests submitted to them."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 64,
+        block_size: int = 4,
+        max_num_seqs: int = 16,
+        max_num_batched_tokens: int = 64,
+        max_model_len: int = 64,
+        num_lanes: int = 1,
+        prefix_caching: bool = True,
+    ) -> None:
+        cache = KvCache(num_blocks, block_size, num_lanes=num_lanes, prefix_caching=prefix_caching)
+        limits = SchedulerLimits(max_model_len, max_num_seqs, max_num_batched_tokens)
+        self.scheduler = Scheduler(cache, limits)
+        memory = FakeKvMemory(block_size)
+        self.lanes = [_Lane(FakeExecutor(memory)) for _ in range(num_lanes)]
+        self.submitted: dict[RequestKey, Submitted] = {}
+        self.plans: list[StepPlan] = []
+
+    def submit(
+        self, prompt: list[int], *, max_tokens: int = 8, n: int = 1, stop: tuple[int, ...] = (), extra_key: bytes = b""
+    ) -> Submitted:
+        params = generate_pb2.SamplingParams(n=n, max_tokens=max_tokens, stop_token_ids=stop)
+        key = RequestKey("gateway", len(self.submitted))
+        request = Request(key, f"request-{key.number}", 0, params, frozenset(), extra_key)
+        entry = Submitted(request, prompt, max_tokens, frozenset(stop), {i: [] for i in range(n)})
+        self.scheduler.add_request(request, prompt, {i: [] for i in range(n)})
+        self.submitted[key] = entry
+        return entry
+
+    def plan(self, lane: int = 0) -> StepPlan | None:
+        """Plans a step and sends it."""
+        plan = self.scheduler.schedule(lane)
+        if plan is not None:
+            self.lanes[lane].sent.append(plan)
+            self.plans.append(plan)
+        return plan
+
+    def compute(self, lane: int = 0) -> None:
+        """Has the executor compute the oldest plan it was sent."""
+        plan = self.lanes[lane].sent.popleft()
+        message = executor_pb2.StepPlan.FromString(plan.to_proto(EPOCH).SerializeToString())
+        self.lanes[lane].computed.append((plan, self.lanes[lane].executor.execute(message)))
+
+    def deliver(self, lane: int = 0) -> None:
+        """Takes in the oldest result."""
+        plan, result = self.lanes[lane].computed.popleft()
+        events = self.scheduler.update_from_output(plan, result)
+        for event in events.tokens:
+            output = self.submitted[event.sequence.request.key].outputs[event.sequence.index]
+            assert event.position == len(output), "tokens arrive in order"
+            output.append(event.token_id)
+        for sequence in events.finished:
+            self.submitted[sequence.request.key].finished.add(sequence.index)
+
+    def step(self, lane: int = 0) -> StepPlan | None:
+        """A whole step without overlap."""
+        plan = self.plan(lane)
+        if plan is not None:
+            self.compute(lane)
+            self.deliver(lane)
+        return plan
+
+    def in_flight(self, lane: int) -> int:
+        return len(self.lanes[lane].sent) + len(self.lanes[lane].computed)
+
+    def drain(self, *, overlap: int = 2, max_steps: int = 10_000) -> None:
+        """Steps until nothing is left to do, with up to `overlap` steps in flight."""
+        for _ in range(max_steps):
+            progressed = False
+            for lane in range(len(self.lanes)):
+                if self.in_flight(lane) < overlap and self.plan(lane) is not None:
+                    progressed = True
+                    continue
+                if self.in_flight(lane):
+                    if self.lanes[lane].sent:
+                        self.compute(lane)
+                    self.deliver(lane)
+                    progressed = True
+            if not progressed:
+                return
+        raise AssertionError(f"not done after {max_steps} steps: {self.scheduler.requests}")
+
+    def check_idle(self) -> None:
+        """Everything ended and every block came back."""
+        assert not self.scheduler.requests
+        self.scheduler.check_integrity(deep=True)
+        assert self.scheduler.kv_cache.pool.num_held == 0
