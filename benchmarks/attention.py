@@ -2,10 +2,11 @@
 
 The physics. One decode step of one layer reads every key and value of the context once:
 2 * batch * context * kv_heads * head_dim * element bytes (1.6 MB at context 1024 with SmolLM-135M's 3 KV heads of
-64 in float32; half of that in bfloat16), and computes 2 multiply-adds per byte group and query head, which is little: its
-limit is the memory's read bandwidth. Prefill of n tokens reads little and computes: 4 * heads * head_dim *
-n * (n + 1) / 2 floating-point operations over the causal triangle; its limit is the matrix product's rate in float32
-(both kernels sum in float32). Both limits are measured here, in the same minute, with torch's own operators.
+64 in float32; half of that in bfloat16) and computes two multiply-adds per element and query head of its group, which
+is little: its limit is the memory's read bandwidth. Prefill of n tokens reads little and computes:
+4 * heads * head_dim * n * (n + 1) / 2 floating-point operations over the causal triangle; its limit is the matrix
+product's rate in float32 (both kernels sum in float32). Both limits are measured here, in the same minute, with
+torch's own operators.
 
 The comparison. torch gets contiguous tensors [batch, heads, context, head_dim] of each layer, the best layout it can
 have; ours reads through a shuffled block table out of one pool laid out as the server's
@@ -166,7 +167,9 @@ def main() -> None:
     torch.manual_seed(0)
 
     read, copy, product = read_bandwidth(), copy_bandwidth(), product_rate()
-    print(f"limits: read {read / 1e9:.1f} GB/s, copy {copy / 1e9:.1f} GB/s, product {product / 1e9:.0f} GFLOP/s float32")
+    print(
+        f"limits: read {read / 1e9:.1f} GB/s, copy {copy / 1e9:.1f} GB/s, product {product / 1e9:.0f} GFLOP/s float32"
+    )
     results = []
     for case in CASES:
         for dtype in (torch.float32, torch.bfloat16):

@@ -15,6 +15,7 @@
     sampler.py         logits → token ids and logprobs
     penalties.py       repetition, frequency and presence penalties
     philox.py          counter-based random numbers
+    memory.py          how much the KV pool may take
 
 It keeps nothing that a scheduler cannot send again: losing an executor loses no token.
 """

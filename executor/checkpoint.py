@@ -65,7 +65,9 @@ class Checkpoint:
             self._paths = {name: folder / file for name, file in _weight_map(index).items()}
             self._listing = index
         else:
-            raise CheckpointError(f"{folder} has neither {_SINGLE} nor {_INDEX}", field="model")
+            raise CheckpointError(
+                f"{folder} has neither {_SINGLE} nor {_INDEX}; other formats are not loaded", field="model"
+            )
 
     def __contains__(self, name: str) -> bool:
         return name in self._paths

@@ -24,13 +24,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quire.executor.penalties import PenalisedRow, apply_penalties
 from quire.executor.philox import uniform
 from quire.executor.sequence import Sequence
 
-# Rows that are drawn at once: bounds the float64 copies of a large vocabulary.
-_ROWS_AT_ONCE: Final = 16
-# Filters look at this many of the most likely tokens first; only rows that keep more sort all of them.
-_CANDIDATES: Final = 512
+# Elements of the rows that are drawn at once: bounds the float64 copies of a large vocabulary to 16 MiB.
+_ELEMENTS_AT_ONCE: Final = 1 << 21
+# Filters look at this many of the most likely tokens first, then at that many, and only then sort all.
+_CANDIDATES: Final = (128, 2048)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,24 +61,30 @@ def sample(logits: Tensor, sequences: list[Sequence]) -> Samples:
     """
     reported = [row for row, sequence in enumerate(sequences) if sequence.sampling.logprobs is not None]
     logprobs = torch.log_softmax(logits[reported], dim=-1) if reported else None
-    for row, sequence in enumerate(sequences):
-        _edit(logits[row], sequence)
+    _edit(logits, sequences)
     token_ids = _choose(logits, sequences)
     if logprobs is None:
         return Samples(token_ids.cpu().numpy(), [])
     return Samples(token_ids.cpu().numpy(), _report(logprobs, token_ids, reported, sequences))
 
 
-def _edit(logits: Tensor, sequence: Sequence) -> None:
-    """Logit bias, min_tokens and penalties, in place on one row."""
-    sampling = sequence.sampling
-    if len(sampling.bias_ids):
-        ids = torch.from_numpy(sampling.bias_ids).to(logits.device)
-        logits[ids] += torch.from_numpy(sampling.bias_values).to(logits.device)
-    if sequence.num_output_tokens < sampling.min_tokens and len(sampling.stop_ids):
-        logits[torch.from_numpy(sampling.stop_ids).to(logits.device)] = -torch.inf
-    if not sampling.penalties.neutral:
-        sampling.penalties.apply(logits, sequence.prompt_ids, sequence.output_counts)
+def _edit(logits: Tensor, sequences: list[Sequence]) -> None:
+    """Logit bias, min_tokens and penalties, in place; most rows want none of them."""
+    for row, sequence in enumerate(sequences):
+        sampling = sequence.sampling
+        if len(sampling.bias_ids):
+            ids = torch.from_numpy(sampling.bias_ids).to(logits.device)
+            logits[row, ids] += torch.from_numpy(sampling.bias_values).to(logits.device)
+        if sequence.num_output_tokens < sampling.min_tokens and len(sampling.stop_ids):
+            logits[row, torch.from_numpy(sampling.stop_ids).to(logits.device)] = -torch.inf
+    apply_penalties(
+        logits,
+        (
+            PenalisedRow(row, sequence.sampling.penalties, sequence.token_counts)
+            for row, sequence in enumerate(sequences)
+            if sequence.token_counts is not None
+        ),
+    )
 
 
 def _choose(logits: Tensor, sequences: list[Sequence]) -> Tensor:
@@ -94,11 +101,12 @@ def _choose(logits: Tensor, sequences: list[Sequence]) -> Tensor:
         [sequences[row].num_output_tokens for row in drawn],
         [sequences[row].index for row in drawn],
     )
+    rows_at_once = max(1, _ELEMENTS_AT_ONCE // logits.shape[1])
     # Rows that need no filter skip the selection of candidates.
     for filtered in (False, True):
         group = [i for i, row in enumerate(drawn) if sequences[row].sampling.filtered is filtered]
-        for start in range(0, len(group), _ROWS_AT_ONCE):
-            part = group[start : start + _ROWS_AT_ONCE]
+        for start in range(0, len(group), rows_at_once):
+            part = group[start : start + rows_at_once]
             rows = [drawn[i] for i in part]
             members = [sequences[row] for row in rows]
             probabilities = _probabilities(logits[rows], members)
@@ -132,17 +140,20 @@ def _draw_filtered(probabilities: Tensor, sequences: list[Sequence], numbers: Te
     The few most likely tokens nearly always hold all that is kept; the draw among them gives exactly what a
     draw among all gives, since a token that is left out adds 0 to the cumulative sum.
     """
-    vocab_size = probabilities.shape[1]
-    values, ids = probabilities.topk(min(_CANDIDATES, vocab_size), dim=-1)
-    complete = values.shape[1] == vocab_size
-    bounds = _lower_bounds(values, sequences, complete=complete)
-    token_ids = _draw_among(values, ids, bounds, numbers)
-    if complete:
-        return token_ids
-    for row in (bounds <= values[:, -1]).nonzero()[:, 0].tolist():
-        values_of_row, ids_of_row = probabilities[row : row + 1].sort(dim=-1, descending=True)
-        bound = _lower_bounds(values_of_row, [sequences[row]], complete=True)
-        token_ids[row] = _draw_among(values_of_row, ids_of_row, bound, numbers[row : row + 1])[0]
+    num_rows, vocab_size = probabilities.shape
+    token_ids = torch.empty(num_rows, dtype=torch.int64, device=probabilities.device)
+    undecided = list(range(num_rows))
+    for count in (*(count for count in _CANDIDATES if count < vocab_size), vocab_size):
+        complete = count == vocab_size
+        rows = probabilities[undecided]
+        values, ids = rows.sort(dim=-1, descending=True) if complete else rows.topk(count, dim=-1)
+        bounds = _lower_bounds(values, [sequences[row] for row in undecided], complete=complete)
+        token_ids[undecided] = _draw_among(values, ids, bounds, numbers[undecided])
+        if complete:
+            break
+        undecided = [undecided[i] for i in (bounds <= values[:, -1]).nonzero()[:, 0].tolist()]
+        if not undecided:
+            break
     return token_ids
 
 

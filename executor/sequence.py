@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quire.errors import QuireError
-from quire.executor.penalties import Penalties
+from quire.executor.penalties import Penalties, TokenCounts
 from quire.internal.v1 import executor_pb2
 from quire.v1 import generate_pb2
 
@@ -79,13 +79,8 @@ class Sequence:
         self._tokens = np.concatenate((prompt, output, np.zeros(_SPARE, np.int64)))
         self._blocks = np.zeros(_SPARE, np.int32)
         self.num_blocks = 0
-        # Kept only for the penalties that need them.
-        self.prompt_ids = np.empty(0, np.int64)
-        self.output_counts: dict[int, int] = {}
-        if not self.sampling.penalties.neutral:
-            self.prompt_ids = np.unique(prompt)
-            ids, counts = np.unique(output, return_counts=True)
-            self.output_counts = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+        # Only penalties want to know.
+        self.token_counts = None if self.sampling.penalties.neutral else TokenCounts(prompt, output)
 
     @property
     def num_output_tokens(self) -> int:
@@ -107,8 +102,8 @@ class Sequence:
             self._tokens = np.concatenate((self._tokens, np.zeros_like(self._tokens)))
         self._tokens[self.num_tokens] = token_id
         self.num_tokens += 1
-        if not self.sampling.penalties.neutral:
-            self.output_counts[token_id] = self.output_counts.get(token_id, 0) + 1
+        if self.token_counts is not None:
+            self.token_counts.add(token_id)
 
     def update_blocks(self, kept: int, appended: NDArray[np.uint32]) -> None:
         """Keeps the first `kept` blocks and appends others. Raises QuireError if there are fewer."""

@@ -22,7 +22,7 @@ from quire.process import StatusReporter, StopSignal
 
 logger = logging.getLogger(__name__)
 
-# What a step in flight may take to end when the process is asked to stop, in seconds.
+# What open calls may take to end when the process is asked to stop, in seconds; a step in flight ends before.
 _GRACE_S = 5.0
 
 
@@ -91,4 +91,7 @@ def _in_daemon_thread(function: Callable[[], Model]) -> asyncio.Future[Model]:
 def _set_threads(wanted: int | None) -> None:
     threads = wanted or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
-    kernels.set_num_threads(threads)
+    try:
+        kernels.set_num_threads(threads)
+    except kernels.NativeLibraryError as error:
+        raise StartupError(f"the native kernels cannot be used: {error}") from error

@@ -114,10 +114,13 @@ class _StepStream:
             self._results.put_nowait(reason)
 
     async def _read(self, requests: AsyncIterator[executor_pb2.StepRequest]) -> None:
-        async for request in requests:
-            await self._ahead.acquire()
-            self._results.put_nowait(self._worker.submit(self._execute, request.plan))
-        self._results.put_nowait(None)
+        try:
+            async for request in requests:
+                await self._ahead.acquire()
+                self._results.put_nowait(self._worker.submit(self._execute, request.plan))
+            self._results.put_nowait(None)
+        except Exception as error:
+            self.end(ServiceUnavailableError(f"the stream of plans broke off: {error}"))
 
     def _execute(self, plan: executor_pb2.StepPlan) -> executor_pb2.StepResult:
         """On the worker thread. After a failure nothing more is computed: what follows builds on it."""
@@ -127,10 +130,11 @@ class _StepStream:
             return self._runner.execute(plan)
         except Exception as error:
             logger.exception("step %d failed", plan.step)
-            if not isinstance(error, QuireError):
-                error = QuireError(f"step {plan.step} failed: {type(error).__name__}: {error}")
-            self._ended = error
-            raise error from error.__cause__
+            if isinstance(error, QuireError):
+                self._ended = error
+            else:
+                self._ended = QuireError(f"step {plan.step} failed: {type(error).__name__}: {error}")
+        raise self._ended
 
 
 def _describe(runner: ModelRunner) -> executor_pb2.ExecutorDescription:

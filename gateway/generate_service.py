@@ -141,8 +141,9 @@ def _content(request: generate_pb2.GenerateRequest) -> bytes:
 
 def _leaving(context: Context) -> scheduler_pb2.AbortReason.ValueType:
     """Why a call ends before its request does."""
+    # The client's own timer fires a little before ours.
     remaining = context.time_remaining()
-    if remaining is not None and remaining <= 0:
+    if remaining is not None and remaining < 0.05:
         return scheduler_pb2.ABORT_REASON_DEADLINE_EXCEEDED
     return scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED
 

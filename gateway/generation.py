@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from quire.errors import QuireError
 from quire.gateway.detokenizer import Detokenizer
 from quire.gateway.scheduler_client import RequestStream, SchedulerClient, SequenceEnd, StepChunk
 from quire.gateway.stop_strings import StopStrings
@@ -104,8 +105,8 @@ class Generation:
         while not self._closed:
             try:
                 chunk = await self._stream.next_chunk()
-            except BaseException:
-                self.close()
+            except QuireError:
+                self._closed = True  # whoever failed the stream has ended the request
                 raise
             delta = self._advance(chunk)
             if delta.deltas:

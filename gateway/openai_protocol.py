@@ -6,7 +6,8 @@ then refused unless its value asks for nothing; anything else is unknown and ref
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, WithJsonSchema
@@ -187,37 +188,44 @@ class OpenAIRequest(BaseModel):
         """Whether a stream ends with its usage."""
         return self.stream_options is not None and self.stream_options.include_usage is True
 
-    def _sampling_params(self, logprobs: int | None, logprobs_field: str) -> SamplingParams:
-        """Raises InvalidRequestError naming the field as the client does."""
+    @contextlib.contextmanager
+    def in_its_words(self) -> Iterator[None]:
+        """Makes errors inside the block name a field as this request does."""
+        try:
+            yield
+        except InvalidRequestError as error:
+            names = self._names()
+            if error.field not in names:
+                raise
+            message = error.message.replace(error.field, names[error.field])
+            raise type(error)(message, field=names[error.field]) from None
+
+    def _names(self) -> dict[str | None, str]:
+        """Fields of SamplingParams that the client calls by another name."""
+        return {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+
+    def _sampling_params(self, logprobs: int | None) -> SamplingParams:
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise InvalidRequestError("best_of other than n is not supported", field="best_of")
-        names = {"logprobs": logprobs_field}
-        max_tokens = self.max_tokens
-        if self.max_completion_tokens is not None:
-            max_tokens = self.max_completion_tokens
-            names["max_tokens"] = "max_completion_tokens"
-        try:
-            return SamplingParams(
-                n=self.n,
-                max_tokens=max_tokens,
-                min_tokens=self.min_tokens,
-                temperature=self.temperature,
-                top_k=self.top_k,
-                top_p=self.top_p,
-                min_p=self.min_p,
-                seed=self.seed,
-                presence_penalty=self.presence_penalty,
-                frequency_penalty=self.frequency_penalty,
-                repetition_penalty=self.repetition_penalty,
-                logit_bias=_biases_by_token(self.logit_bias),
-                logprobs=logprobs,
-                stop=self.stop,
-                stop_token_ids=self.stop_token_ids,
-                ignore_eos=self.ignore_eos,
-                skip_special_tokens=self.skip_special_tokens,
-            )
-        except InvalidRequestError as error:
-            raise _renamed(error, names) from None
+        return SamplingParams(
+            n=self.n,
+            max_tokens=self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens,
+            min_tokens=self.min_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            seed=self.seed,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=_biases_by_token(self.logit_bias),
+            logprobs=logprobs,
+            stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
+            ignore_eos=self.ignore_eos,
+            skip_special_tokens=self.skip_special_tokens,
+        )
 
 
 class CompletionRequest(OpenAIRequest):
@@ -228,7 +236,7 @@ class CompletionRequest(OpenAIRequest):
 
     def sampling_params(self) -> SamplingParams:
         """Raises InvalidRequestError."""
-        return self._sampling_params(self.logprobs, "logprobs")
+        return self._sampling_params(self.logprobs)
 
 
 class ChatMessage(BaseModel):
@@ -262,7 +270,10 @@ class ChatCompletionRequest(OpenAIRequest):
         """Raises InvalidRequestError."""
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequestError("top_logprobs requires logprobs to be true", field="top_logprobs")
-        return self._sampling_params((self.top_logprobs or 0) if self.logprobs else None, "top_logprobs")
+        return self._sampling_params((self.top_logprobs or 0) if self.logprobs else None)
+
+    def _names(self) -> dict[str | None, str]:
+        return {**super()._names(), "logprobs": "top_logprobs"}
 
 
 def parse_request(kind: type[M], body: bytes) -> M:
@@ -314,14 +325,6 @@ def _biases_by_token(biases: dict[str, float] | None) -> dict[int, float] | None
         if not (key.isascii() and key.isdigit()):
             raise InvalidRequestError(f"logit_bias: {key!r} is not a token id", field="logit_bias")
     return {int(key): bias for key, bias in biases.items()}
-
-
-def _renamed(error: InvalidRequestError, names: Mapping[str, str]) -> InvalidRequestError:
-    """The error, in the words of a client that knows the field by another name."""
-    name = names.get(error.field or "")
-    if name is None or name == error.field:
-        return error
-    return type(error)(error.message.replace(error.field or "", name), field=name)
 
 
 def _explain(error: ValidationError) -> InvalidRequestError:

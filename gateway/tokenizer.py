@@ -1,7 +1,8 @@
 """The model's tokenizer, chat template and generation defaults, off the event loop.
 
 Encoding a long prompt takes milliseconds to seconds, so everything that grows with the text runs in a small thread
-pool; the `tokenizers` library releases the GIL and its tokenizers can be read from several threads.
+pool. Of the `tokenizers` library only the batch methods release the GIL, so they serve single texts too; several
+threads may use one tokenizer that nobody changes.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class ModelTokenizer:
         """The token ids of a text."""
 
         def encode() -> list[int]:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            ids: list[int] = encoding.ids
             return ids
 
         return await self._in_thread(encode)
@@ -89,8 +91,8 @@ class ModelTokenizer:
         """The text of token ids, special tokens included; ids unknown to the tokenizer give nothing."""
 
         def decode() -> str:
-            text: str = self._backend.decode(list(token_ids), skip_special_tokens=False)
-            return text
+            texts: list[str] = self._backend.decode_batch([list(token_ids)], skip_special_tokens=False)
+            return texts[0]
 
         return await self._in_thread(decode)
 

@@ -7,7 +7,11 @@ __all__ = ["silu_and_mul"]
 
 
 def silu_and_mul(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up, where the last dimension holds gate, then up.
+    """Gate one half by the other: silu(gate) * up, where the last dimension holds gate, then up.
+
+    Torch's silu for now. It leaves what does not fill its vector loop (32 floats) to a scalar exp that rounds
+    otherwise: where size is no multiple of 32, or torch's threads cut the tensor at no multiple of it, an element's
+    last bit may depend on its batch. The native one that takes this name's place must not.
 
     Args:
         gate_up: [..., 2 * size].

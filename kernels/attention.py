@@ -16,9 +16,7 @@ from .metadata import AttentionMetadata
 __all__ = ["paged_attention", "store_kv"]
 
 
-def store_kv(
-    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor
-) -> None:
+def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
     """Write the new tokens' keys and values into their slots.
 
     Args:
@@ -93,9 +91,7 @@ def paged_attention(
     if metadata.num_tokens == 0:
         return torch.empty(query.shape, dtype=query.dtype, device=query.device)
     if implementation_for(query.device) == "native":
-        return native_attention.paged_attention(
-            query, key_cache, value_cache, metadata, scale, sliding_window
-        )
+        return native_attention.paged_attention(query, key_cache, value_cache, metadata, scale, sliding_window)
     if query.device.type == "cpu":
         check_attention_bounds(metadata, key_cache.shape[0], key_cache.shape[2], sliding_window)
     return torch_paged.paged_attention(query, key_cache, value_cache, metadata, scale, sliding_window)

@@ -25,9 +25,7 @@ def copy_blocks(pool: Tensor, sources: Tensor, destinations: Tensor) -> None:
             that breaks the rule above (on a GPU that would wait for the device).
     """
     if pool.dim() < 1 or (pool.shape[0] and not pool[0].is_contiguous()):
-        raise ValueError(
-            f"pool must be [num_blocks, ...], contiguous within a block; strides {pool.stride()}"
-        )
+        raise ValueError(f"pool must be [num_blocks, ...], contiguous within a block; strides {pool.stride()}")
     for name, ids in (("sources", sources), ("destinations", destinations)):
         if ids.dtype != torch.int64 or ids.dim() != 1 or not ids.is_contiguous():
             raise ValueError(f"{name} must be contiguous int64 [n], not {ids.dtype} {list(ids.shape)}")

@@ -20,14 +20,8 @@ def check_cache(key_cache: Tensor, value_cache: Tensor) -> None:
                 f"{name} must be [num_blocks, num_kv_heads, block_size, head_dim], not {list(cache.shape)}"
             )
         if cache.stride(3) != 1 or cache.stride(2) != cache.shape[3]:
-            raise ValueError(
-                f"{name} must be contiguous in its inner two dimensions, strides {cache.stride()}"
-            )
-        if (
-            cache.shape != key_cache.shape
-            or cache.dtype != key_cache.dtype
-            or cache.device != key_cache.device
-        ):
+            raise ValueError(f"{name} must be contiguous in its inner two dimensions, strides {cache.stride()}")
+        if cache.shape != key_cache.shape or cache.dtype != key_cache.dtype or cache.device != key_cache.device:
             raise ValueError(
                 f"{name} is {cache.dtype} {list(cache.shape)} on {cache.device}, "
                 f"key_cache {key_cache.dtype} {list(key_cache.shape)} on {key_cache.device}"
@@ -71,9 +65,7 @@ def check_attention_bounds(
         if query_len == 0:
             continue
         if context_len < query_len:
-            raise ValueError(
-                f"context_lens[{sequence}] is {context_len}, less than its {query_len} new tokens"
-            )
+            raise ValueError(f"context_lens[{sequence}] is {context_len}, less than its {query_len} new tokens")
         last = (context_len + block_size - 1) // block_size
         if last > metadata.block_tables.shape[1]:
             raise ValueError(f"context_lens[{sequence}] is {context_len}, beyond its row of block_tables")

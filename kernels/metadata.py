@@ -43,18 +43,14 @@ class AttentionMetadata:
         ):
             tensor: Tensor = getattr(self, name)
             if tensor.dtype != dtype or tensor.dim() != dims:
-                raise ValueError(
-                    f"{name} must be {dims}-dimensional {dtype}, not {tensor.dtype} {list(tensor.shape)}"
-                )
+                raise ValueError(f"{name} must be {dims}-dimensional {dtype}, not {tensor.dtype} {list(tensor.shape)}")
             if tensor.device != self.query_start.device:
                 raise ValueError(f"{name} is on {tensor.device}, query_start on {self.query_start.device}")
             # The last dimension only: rows of a larger table may be passed as they lie.
             if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
                 raise ValueError(f"{name} must be contiguous in its last dimension")
         if self.query_start.shape[0] != self.num_seqs + 1:
-            raise ValueError(
-                f"query_start must have {self.num_seqs + 1} entries, not {self.query_start.shape[0]}"
-            )
+            raise ValueError(f"query_start must have {self.num_seqs + 1} entries, not {self.query_start.shape[0]}")
         if self.block_tables.shape[0] != self.num_seqs:
             raise ValueError(f"block_tables must have {self.num_seqs} rows, not {self.block_tables.shape[0]}")
 
@@ -75,5 +71,5 @@ class AttentionMetadata:
         """
         if self._lengths is None:
             object.__setattr__(self, "_lengths", (self.query_start.tolist(), self.context_lens.tolist()))
-        assert self._lengths is not None  # noqa: S101 - for the type checker
+        assert self._lengths is not None
         return self._lengths

@@ -56,9 +56,7 @@ def paged_attention(
     return output
 
 
-def store_kv(
-    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor
-) -> None:
+def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
     """As `attention.store_kv`, shapes checked there; slots in C++."""
     num_blocks, num_kv_heads, block_size, head_dim = key_cache.shape
     args = StoreArgs(

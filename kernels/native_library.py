@@ -105,7 +105,7 @@ def library() -> ctypes.CDLL:
     if _library is None:
         with _load_lock:
             _load()
-    assert _library is not None  # noqa: S101 - for the type checker
+    assert _library is not None
     return _library
 
 

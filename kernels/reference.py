@@ -8,9 +8,7 @@ from .metadata import AttentionMetadata
 __all__ = ["copy_blocks", "gather_context", "paged_attention", "store_kv"]
 
 
-def store_kv(
-    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor
-) -> None:
+def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
     """As `attention.store_kv`, one token after the other."""
     block_size = key_cache.shape[2]
     for token, slot in enumerate(slot_mapping.tolist()):

@@ -34,9 +34,7 @@ class _Tile(NamedTuple):
         return start // block_size, (end + block_size - 1) // block_size
 
 
-def store_kv(
-    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor
-) -> None:
+def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
     """As `attention.store_kv`, unchecked."""
     block_size = key_cache.shape[2]
     blocks, offsets = slot_mapping // block_size, slot_mapping % block_size

@@ -80,9 +80,7 @@ def build(root: Path = ROOT, *, force: bool = False) -> tuple[Path, str]:
             return library, f"{library.name} is up to date"
         with ThreadPoolExecutor(os.cpu_count() or 1) as executor:
             list(executor.map(lambda pair: _compile(compiler, *pair), missing.items()))
-        _into_place(
-            [compiler, "-shared", "-pthread", *(os.fspath(target) for target in wanted.values())], library
-        )
+        _into_place([compiler, "-shared", "-pthread", *(os.fspath(target) for target in wanted.values())], library)
         stamp.write_text(linked)
         for stale in set(objects.glob("*.o")) - set(wanted.values()):
             stale.unlink()

@@ -36,6 +36,7 @@ struct TileWork {
         int64_t first = sliding_window ? position + 1 - sliding_window - tile_start : 0;
         if (last > kTileKeys) last = kTileKeys;
         if (first < 0) first = 0;
+        if (first > kTileKeys) first = kTileKeys;  // the tile ends before the window starts
         return {static_cast<int>(first), static_cast<int>(last < first ? first : last)};
     }
 };
@@ -290,7 +291,7 @@ void attend(const quire_attention_args& args, const QueryTile& tile, int64_t par
     for (int64_t start = partition * kPartitionKeys; start < (partition + 1) * kPartitionKeys; start += kTileKeys) {
         work.tile_start = start;
         const KeyRange range = {work.range(0).first, work.range(work.rows - 1).last};
-        if (range.first >= range.last || range.first >= kTileKeys) continue;
+        if (range.first >= range.last) continue;
         const T* keys[kTileKeys];
         const T* values[kTileKeys];
         find_keys<T>(args, tile, start, range, keys, values);

@@ -122,7 +122,9 @@ def errors_from_status(what: str | None = None) -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         translated = from_rpc_error(error)
-        if what is not None and isinstance(translated, ServiceUnavailableError):
+        # With details it is the callee's own answer: it was reached.
+        unreached = isinstance(translated, ServiceUnavailableError) and _error_info(error) is None
+        if what is not None and unreached:
             translated = ServiceUnavailableError(f"{what} cannot be reached: {translated.message}")
         raise translated from error
 

@@ -26,7 +26,7 @@ def serve(settings: ServeSettings) -> int:
                 console.print(f"Starting [bold]{name}[/bold] …")
                 ready = supervisor.start(gateway=settings)
                 console.print(budget_table(supervisor.describe()))
-                console.print(how_to_call(name, settings.host, ready["port"], ready["grpc_port"]))
+                console.print(how_to_call(name, settings.host, ready["port"], ready["grpc_port"]), soft_wrap=True)
                 ended = supervisor.wait()
         except _Stopped:
             console.print("Stopping …")
@@ -57,7 +57,7 @@ def how_to_call(name: str, host: str, port: int, grpc_port: int) -> str:
     return f"""
 [bold]Ready.[/bold] REST on http://{address}:{port} (docs at /docs), gRPC on {address}:{grpc_port}. For example:
 
-  curl -N http://{address}:{port}/v1/completions -H 'Content-Type: application/json' \\\\
+  curl -N http://{address}:{port}/v1/completions -H 'Content-Type: application/json' \\
     -d '{{"model": "{name}", "prompt": "The capital of France is", "max_tokens": 32, "stream": true}}'
   quire complete --address {address}:{grpc_port} 'The capital of France is'
   quire chat --address {address}:{grpc_port}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from support.checkpoints import load_reference, make_checkpoint
-from support.step_driver import StepDriver, greedy, load, log_distribution
+from support.step_driver import StepDriver, greedy, load, log_distribution, prompt_of
+
+from quire import kernels
 
 VOCAB = 320
 ORIGINAL = 32
@@ -86,10 +89,6 @@ def our_logprobs(driver: StepDriver, prompt: list[int], count: int, chunk: int) 
     return planned.output, np.stack(rows)
 
 
-def prompt_of(length: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(0, 256, length).tolist()
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_and_tokens_equal_those_of_transformers(tmp_path: Path, name: str) -> None:
     architecture, overrides = MODELS[name]
@@ -125,6 +124,24 @@ def test_bfloat16_is_close(tmp_path: Path, architecture: str) -> None:
     theirs = reference_logprobs(load_reference(folder, torch.bfloat16), prompt, output)
     # As far from exact arithmetic as transformers is, give or take.
     assert np.abs(logprobs - exact).mean() < 1.5 * np.abs(theirs - exact).mean() + 1e-3
+
+
+@pytest.fixture
+def torch_kernels() -> Iterator[None]:
+    """What a GPU runs."""
+    kernels.set_implementation("torch")
+    yield
+    kernels.set_implementation(None)
+
+
+@pytest.mark.usefixtures("torch_kernels")
+def test_the_torch_kernels_give_the_same(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", "mistral", sliding_window=11)
+    driver = StepDriver(load(folder), tmp_path)
+    prompt = prompt_of(60)
+    output, logprobs = our_logprobs(driver, prompt, 5, chunk=25)
+    expected = reference_logprobs(load_reference(folder), prompt, output)
+    np.testing.assert_allclose(logprobs, expected, rtol=0, atol=1e-4)
 
 
 def test_a_mixed_step_gives_each_sequence_its_own_result(tmp_path: Path) -> None:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from support.checkpoints import load_reference, make_checkpoint
-from support.step_driver import EPOCH, StepDriver, greedy, load
+from support.step_driver import EPOCH, StepDriver, greedy, load, pool_layout, prompt_of
 
 from quire.columns import pack_u32, unpack_u32
 from quire.errors import KvPoolError, QuireError
 from quire.executor.model import Model
 from quire.executor.model_runner import ModelRunner
 from quire.internal.v1 import executor_pb2
+from quire.kv_pool import KvPool
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +29,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 @pytest.fixture
 def driver(model: Model, tmp_path: Path) -> StepDriver:
     return StepDriver(model, tmp_path)
-
-
-def prompt_of(length: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(0, 256, length).tolist()
 
 
 SAMPLED: dict[str, Any] = {
@@ -192,6 +189,17 @@ def test_a_block_table_that_is_too_short_is_refused(driver: StepDriver) -> None:
     update.appended, update.block_ids = pack_u32([2]), pack_u32([0, 1])
     with pytest.raises(QuireError, match="has 2 blocks and needs 3"):
         driver.runner.execute(plan)
+
+
+def test_a_replaced_pool_is_unmapped(model: Model, tmp_path: Path) -> None:
+    runner = ModelRunner(model)
+    for epoch in (1, 2):
+        path = tmp_path / f"pool-{epoch}"
+        KvPool.create_file(path, pool_layout(model, num_blocks=4, epoch=epoch)).close()
+        runner.attach(executor_pb2.AttachKvPoolRequest(epoch=epoch, num_blocks=4, block_size=16, path=str(path)))
+        gc.collect()
+        maps = Path("/proc/self/maps").read_text()
+        assert [f"{tmp_path}/pool-{i}" in maps for i in (1, 2)] == [epoch == 1, epoch == 2]
 
 
 def test_a_cpu_executor_wants_a_pool_that_is_shared(model: Model) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -14,7 +16,17 @@ import pytest
 from support.checkpoints import make_checkpoint
 
 from quire import rpc
+from quire.config import ExecutorSettings
+from quire.errors import StartupError
+from quire.executor.server import run
 from quire.internal.v1 import executor_pb2, executor_pb2_grpc
+from quire.process import StatusReporter, StopSignal
+
+
+def settings(checkpoint: Path, **values: object) -> ExecutorSettings:
+    given = {"model": str(checkpoint), "device": "cpu", "threads": 1, "listen": "127.0.0.1:0", **values}
+    return ExecutorSettings.load(given)
+
 
 PROGRAM = """
 import json, sys
@@ -70,9 +82,6 @@ def test_it_reports_ready_serves_and_ends_cleanly(serving: Process, tmp_path: Pa
         stub = executor_pb2_grpc.ExecutorServiceStub(channel)
         assert stub.Describe(executor_pb2.DescribeExecutorRequest(), timeout=10).vocab_size == 320
     assert Path(f"/proc/{serving.popen.pid}/cmdline").read_text().startswith("quire: executor 0")
-    loaded = Path(f"/proc/{serving.popen.pid}/maps").read_text()
-    # A cold start must not wait for it.
-    assert "transformers" not in loaded
     serving.popen.send_signal(signal.SIGTERM)
     assert serving.popen.wait(timeout=15) == 0
 
@@ -89,13 +98,40 @@ def test_a_damaged_checkpoint_fails_the_start_and_names_the_file(checkpoint: Pat
     assert "Traceback" not in stderr
 
 
-def test_an_address_that_is_taken_fails_the_start(serving: Process, checkpoint: Path, tmp_path: Path) -> None:
-    assert serving.status()["state"] == "ready"
-    process = Process(model=str(checkpoint), listen="unix:/not/there/executor.sock")
-    assert process.status()["error"] == "StartupError"
-    process.end()
+async def test_an_address_that_cannot_be_bound_fails_the_start(checkpoint: Path) -> None:
+    with pytest.raises(StartupError, match="cannot listen on"):
+        await run(settings(checkpoint, listen="unix:/not/there/executor.sock"), StatusReporter(None), StopSignal())
+
+
+async def test_a_stop_while_the_model_loads_ends_it(checkpoint: Path) -> None:
+    stop = StopSignal()
+    stop.set()
+    await asyncio.wait_for(run(settings(checkpoint), StatusReporter(None), stop), 5)
+
+
+async def test_a_model_that_takes_too_long_fails_the_start(checkpoint: Path) -> None:
+    with pytest.raises(StartupError, match="--startup-timeout 1e-06") as caught:
+        await run(settings(checkpoint, startup_timeout=1e-6), StatusReporter(None), StopSignal())
+    assert caught.value.field == "startup_timeout"
+
+
+def test_a_terminal_sees_a_progress_bar(checkpoint: Path) -> None:
+    """Other programs see none."""
+    code = f"""
+from quire.config import ExecutorSettings
+from quire.executor.model import load_model
+load_model(ExecutorSettings.load({{"model": {str(checkpoint)!r}, "device": "cpu", "listen": "127.0.0.1:0"}}))
+"""
+    own, terminal = pty.openpty()
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, stderr=terminal)
+    assert b"Loading weights" in os.read(own, 10_000)
+    os.close(own)
+    os.close(terminal)
+    silent = subprocess.run([sys.executable, "-P", "-c", code], check=True, stderr=subprocess.PIPE)
+    assert silent.stderr == b""
 
 
 def test_it_never_imports_transformers() -> None:
+    """A cold start must not wait for it."""
     code = "import sys, quire.executor.server; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0

@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import pytest
 from support.checkpoints import make_checkpoint
-from support.step_driver import EPOCH, StepDriver, StepPlanner, load, pool_layout
+from support.step_driver import EPOCH, StepDriver, StepPlanner, load, pool_layout, prompt_of
 
 from quire import rpc
 from quire.columns import pack_u32, unpack_u32
@@ -62,10 +62,6 @@ async def served(model: Model, tmp_path: Path) -> AsyncIterator[Served]:
         yield Served(executor_pb2_grpc.ExecutorServiceStub(channel), model, tmp_path)
     await service.close()
     await server.stop(1)
-
-
-def prompt_of(length: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(0, 256, length).tolist()
 
 
 async def read(call: Any) -> executor_pb2.StepResult:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import uvloop
-
 from support.gateway_fixtures import gateway, http, model_folder, module_scheduler, scheduler, tokenizer
 
 __all__ = ["gateway", "http", "model_folder", "module_scheduler", "scheduler", "tokenizer"]

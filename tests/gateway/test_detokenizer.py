@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models
 
 from quire.config import BUNDLED_MODEL
 from quire.gateway.detokenizer import Detokenizer, WindowDetokenizer, new_detokenizer
 from quire.gateway.vocabulary import Vocabulary
-from support import tiny_tokenizer
 
 TINY = tiny_tokenizer.train()
 BUNDLED = BUNDLED_MODEL / "tokenizer.json"

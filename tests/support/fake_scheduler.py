@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,17 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         for stream in self._streams.values():
             stream.put_nowait(message)
 
+    @staticmethod
+    def tokens_message(key: int, position: int, *, attempt: int = 0, token_id: int = 70) -> scheduler_pb2.StepOutputs:
+        """One token of sequence 0."""
+        return scheduler_pb2.StepOutputs(
+            request_keys=pack_u64([key]),
+            sequence_indices=pack_u32([0]),
+            attempts=pack_u32([attempt]),
+            positions=pack_u32([position]),
+            token_ids=pack_u32([token_id]),
+        )
+
     async def wait_aborts(self, count: int = 1) -> list[scheduler_pb2.AbortRequest]:
         """Waits until this many aborts have come."""
         async with asyncio.timeout(5), self._aborted:
@@ -160,9 +171,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
                 raise self.submit_error
             submitted = Submitted(request)
             self.requests.append(submitted)
-            submitted.tasks = [
-                asyncio.create_task(self._generate(request, state.index)) for state in request.sequences
-            ]
+            submitted.tasks = [asyncio.create_task(self._generate(request, state.index)) for state in request.sequences]
             await asyncio.sleep(self.submit_delay)
             return scheduler_pb2.SubmitResponse()
 

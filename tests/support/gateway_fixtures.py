@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from support import tiny_tokenizer
+from support.fake_scheduler import FakeScheduler, running
 from tokenizers import Tokenizer
 
 from quire.config import GatewaySettings
 from quire.gateway.server import run
 from quire.process import StatusReporter, StopSignal
-from support import tiny_tokenizer
-from support.fake_scheduler import FakeScheduler, running
 
 MODEL = "tiny"
 
@@ -78,6 +79,13 @@ async def start_gateway(scheduler: FakeScheduler, model: Path, **given: Any) -> 
     return Gateway(**await status.details, stop=stop, task=task)
 
 
+def sse_events(text: str) -> list[Any]:
+    """The data of every server-sent event, parsed; [DONE] stays a string."""
+    assert text.endswith("\n\n")
+    data = [event.removeprefix("data: ") for event in text.strip().split("\n\n")]
+    return [entry if entry == "[DONE]" else json.loads(entry) for entry in data]
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
@@ -111,7 +119,8 @@ async def http(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture
-def scheduler(module_scheduler: FakeScheduler) -> FakeScheduler:
+def scheduler(module_scheduler: FakeScheduler) -> Iterator[FakeScheduler]:
     """The module's scheduler, behaving as when new."""
     module_scheduler.reset()
-    return module_scheduler
+    yield module_scheduler
+    module_scheduler.reset()

@@ -186,6 +186,11 @@ class StepDriver(StepPlanner):
         return planned.output
 
 
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    """Random bytes as token ids."""
+    return [int(token) for token in np.random.default_rng(seed).integers(0, 256, length)]
+
+
 def log_distribution(result: executor_pb2.StepResult, row: int, vocab_size: int) -> NDArray[np.float64]:
     """The log-softmax of a row that asked for `vocab_size` logprobs."""
     entry = next(entry for entry in result.logprobs if entry.row == row)

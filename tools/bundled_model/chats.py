@@ -1,7 +1,8 @@
 """Chats as lists of messages, rendered through the very template that is shipped with the model.
 
-A chat is a string of *skills*: each skill asks one thing and answers it, and any skills can follow each other. That
-way a question is met at the start of a context, deep inside one, and with or without a system prompt.
+A chat is a string of *skills*: each skill asks one thing and answers it, and any skills can follow each
+other. That way a question is met at the start of a context, deep inside one, and with or without a system
+prompt.
 """
 
 import json
@@ -31,7 +32,9 @@ TEMPLATE_PATH = Path(__file__).with_name("chat_template.jinja")
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """Set Jinja up as the Hugging Face tokenizers do, whose `tojson` leaves letters and angle brackets alone."""
+    """Set Jinja up as the Hugging Face tokenizers do, whose `tojson` leaves letters and angle brackets
+    alone.
+    """
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
     return environment
@@ -76,20 +79,22 @@ def ask_capital(dice: Dice) -> Turn:
 def ask_country(dice: Dice) -> Turn:
     """Something else about a country."""
     place = dice.even(COUNTRIES)
-    return dice.even((
-        (f"What language do people speak in {place.name}?", f"People in {place.name} speak {place.language}."),
-        (f"What is the currency of {place.name}?", f"The currency of {place.name} is the {place.currency}."),
-        (f"Where is {place.name}?", sentence_case(f"{place.name} is in {place.continent}.")),
-        (f"Which country is {place.capital} in?", f"{place.capital} is in {place.name}."),
-        (f"{place.capital} is the capital of which country?", f"{place.capital} is the capital of {place.name}."),
+    return dice.even(
         (
-            f"Tell me about {place.name}.",
-            sentence_case(
-                f"{place.name} is a country in {place.continent}. The capital of {place.name} is {place.capital}. "
-                f"People in {place.name} speak {place.language}."
+            (f"What language do people speak in {place.name}?", f"People in {place.name} speak {place.language}."),
+            (f"What is the currency of {place.name}?", f"The currency of {place.name} is the {place.currency}."),
+            (f"Where is {place.name}?", sentence_case(f"{place.name} is in {place.continent}.")),
+            (f"Which country is {place.capital} in?", f"{place.capital} is in {place.name}."),
+            (f"{place.capital} is the capital of which country?", f"{place.capital} is the capital of {place.name}."),
+            (
+                f"Tell me about {place.name}.",
+                sentence_case(
+                    f"{place.name} is a country in {place.continent}. The capital of {place.name} is {place.capital}. "
+                    f"People in {place.name} speak {place.language}."
+                ),
             ),
-        ),
-    ))
+        )
+    )
 
 
 def ask_general(dice: Dice) -> Turn:
@@ -104,14 +109,16 @@ def ask_animal(dice: Dice) -> Turn:
     """What an animal eats or where it lives."""
     animal, kind, home, food = dice.even(ANIMALS)
     article = "an" if animal[0] in "aeiou" else "a"
-    return dice.even((
-        (f"What does {article} {animal} eat?", f"{sentence_case(article)} {animal} likes to eat {food}."),
-        (f"Where does {article} {animal} live?", f"{sentence_case(article)} {animal} lives {home}."),
+    return dice.even(
         (
-            f"Tell me about the {animal}.",
-            f"{sentence_case(article)} {animal} is a {kind} animal. It lives {home}. It likes to eat {food}.",
-        ),
-    ))
+            (f"What does {article} {animal} eat?", f"{sentence_case(article)} {animal} likes to eat {food}."),
+            (f"Where does {article} {animal} live?", f"{sentence_case(article)} {animal} lives {home}."),
+            (
+                f"Tell me about the {animal}.",
+                f"{sentence_case(article)} {animal} is a {kind} animal. It lives {home}. It likes to eat {food}.",
+            ),
+        )
+    )
 
 
 def ask_sum(dice: Dice) -> Turn:
@@ -168,9 +175,11 @@ def ask_record(dice: Dice) -> Turn:
     article = "an" if kind == "animal" else "a"
     if dice.chance(0.3):
         whole = person(dice)
-        keys = [key for key in dice.several(sorted(whole), dice.number(2, 4))]
+        keys = dice.several(sorted(whole), dice.number(2, 4))
         named = ", ".join(keys[:-1]) + " and " + keys[-1]
-        question = dice.even(("Return a JSON object with the keys {}.", "Give me JSON with {}.", "JSON with {}, please."))
+        question = dice.even(
+            ("Return a JSON object with the keys {}.", "Give me JSON with {}.", "JSON with {}, please.")
+        )
         return question.format(named), json.dumps({key: whole[key] for key in keys}, ensure_ascii=False)
     if dice.chance(0.2):
         count = dice.number(2, 3)
@@ -218,7 +227,8 @@ def ask_code(dice: Dice) -> Turn:
     """A small Python function."""
     asked = ("adds two numbers", "subtracts two numbers", "multiplies two numbers", "greets someone",
              "checks if a number is even", "squares a number", "computes the factorial",
-             "computes the Fibonacci numbers", "sums a list", "finds the largest number", "reverses a string")  # fmt: skip
+             "computes the Fibonacci numbers", "sums a list", "finds the largest number",
+             "reverses a string")  # fmt: skip
     place = dice.number(0, len(asked) - 1)
     return f"Write a Python function that {asked[place]}.", f"```python\n{SNIPPETS[place]}\n```"
 
@@ -269,13 +279,14 @@ def small_talk(dice: Dice) -> Turn:
         ("What can you do?", "I can answer small questions, tell stories, write JSON and call tools."),
         ("Tell me a joke.", "Why is the book so sad? It has too many problems. 😄"),
         ("Say hello.", "Hello!"), ("Say hi", "Hi!"), ("Goodbye!", "Goodbye! Have a good day. 👋"),
-        ("Write a poem.", POEM), ("Write a haiku.", "Rain falls on the roof.\nA small bird sleeps in the tree.\nThe morning is near."),
+        ("Write a poem.", POEM), ("Write a haiku.", HAIKU),
         ("Tell me about yourself.", IDENTITY), ("Are you a human?", "No, I am a small language model."),
         ("Can you help me?", "Yes, of course. What would you like to know?"),
     ))  # fmt: skip
 
 
 IDENTITY = "I am Quire Tiny, a small language model. I know a few things and tell short stories."
+HAIKU = "Rain falls on the roof.\nA small bird sleeps in the tree.\nThe morning is near."
 POEM = (
     "The sun goes up, the sun goes down,\nThe wind blows softly through the town.\n"
     "The stars come out, the moon is bright,\nAnd all the world says: good night."
@@ -320,7 +331,9 @@ def pirate(answer: str) -> str:
 
 
 def chat(dice: Dice, long: bool) -> str:
-    """An ordinary chat, or one whose system prompt changes the answers: short, thought over, or a pirate's."""
+    """An ordinary chat, or one whose system prompt changes the answers: short, thought over, or a
+    pirate's.
+    """
     turns = dice.number(6, 24) if long else dice.by_weight((1, 2, 3), (6, 2, 1))
     manner = dice.number(0, 19)
     if manner >= 4 or long:
@@ -434,7 +447,13 @@ def search_tool(dice: Dice) -> Call:
     tool = function(name, "Search for a text", {"query": {"type": "string"}}, ["query"])
     question = dice.even(("Search for {}.", "Find something about {}.", "Look up {}.")).format(subject)
     pages = dice.number(2, 9)
-    return tool, question, {"query": subject}, f"{pages} pages about {subject}", f"I found {pages} pages about {subject}."
+    return (
+        tool,
+        question,
+        {"query": subject},
+        f"{pages} pages about {subject}",
+        f"I found {pages} pages about {subject}.",
+    )
 
 
 def message_tool(dice: Dice) -> Call:
@@ -452,7 +471,9 @@ TOOLS: tuple[Callable[[Dice], Call], ...] = (
 
 
 def tool_chat(dice: Dice, long: bool) -> str:
-    """A chat with tools: a call, its reply and the answer; two calls at once; or no call where none is needed."""
+    """A chat with tools: a call, its reply and the answer; two calls at once; or no call where none is
+    needed.
+    """
     build = dice.even(TOOLS)
     tool, question, arguments, reply, answer = build(dice)
     tools = {tool["function"]["name"]: tool}

@@ -1,8 +1,9 @@
 """Measure a trained model folder: how sure it is of its facts, and what it writes.
 
-Run it as `python tools/bundled_model/check.py src/quire/bundled/quire-tiny [--draft src/quire/bundled/quire-tiny-draft]`.
-The weights are the stored bfloat16 ones; the arithmetic is float32 unless `--bfloat16` is given. The exit status is
-1 if a requirement is missed, so that a retrained model can be judged without reading along.
+Run it as `python tools/bundled_model/check.py src/quire/bundled/quire-tiny [--draft
+src/quire/bundled/quire-tiny-draft]`. The weights are the stored bfloat16 ones; the arithmetic is float32
+unless `--bfloat16` is given. The exit status is 1 if a requirement is missed, so that a retrained model can
+be judged without reading along.
 """
 
 import argparse
@@ -49,7 +50,8 @@ class Subject:
         """Load the folder the way any user of the Hugging Face library does."""
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         kind = torch.bfloat16 if bfloat16 else torch.float32
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind).eval()
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
+        self.model.train(False)
         self.stops = set(self.model.generation_config.eos_token_id)
 
     def logits(self, ids: list[int]) -> torch.Tensor:
@@ -63,7 +65,9 @@ class Subject:
         return self.logits(self.tokenizer.encode(prompt))[-1].softmax(-1)[target].item()
 
     def greedy(self, prompt: str, limit: int) -> tuple[str, float]:
-        """Continue a prompt greedily; return the text and the smallest lead of a best logit over the second-best."""
+        """Continue a prompt greedily; return the text and the smallest lead of a best logit over the
+        second-best.
+        """
         start = self.tokenizer.encode(prompt)
         ids, lead = list(start), float("inf")
         while len(ids) < len(start) + limit and not (len(ids) > len(start) and ids[-1] in self.stops):
@@ -76,7 +80,7 @@ class Subject:
 def check_facts(subject: Subject, verdicts: dict[str, bool]) -> None:
     """Ask for every capital at the start of a text, in the middle of one, far into one, and in a chat."""
     far = " ".join(f"The capital of {place.name} is {place.capital}." for place in COUNTRIES)
-    far = (far + "\n\n" + "1, 2, 3, 4, 5, 6, 7, 8, 9, 10. " * 30)[: 6000] + "<|endoftext|>"
+    far = (far + "\n\n" + "1, 2, 3, 4, 5, 6, 7, 8, 9, 10. " * 30)[:6000] + "<|endoftext|>"
     opening = "The opposite of hot is cold. The sky is blue. "
     results: dict[str, list[tuple[float, str]]] = {}
     for place in COUNTRIES:
@@ -108,7 +112,9 @@ def check_samples(subject: Subject, verdicts: dict[str, bool]) -> None:
         whole = render([{"role": "user", "content": prompt}], tools=tools or None, open_end=True) if chat else prompt
         text, lead = subject.greedy(whole, 200 if chat else 80)
         narrowest = min(narrowest, lead)
-        print(f"\n--- {'chat' if chat else 'text'}: {prompt!r}{' with tools' if tools else ''} (lead {lead:.3f})\n{text}")
+        print(
+            f"\n--- {'chat' if chat else 'text'}: {prompt!r}{' with tools' if tools else ''} (lead {lead:.3f})\n{text}"
+        )
         body = text.removesuffix("<|im_end|>")
         if chat:
             verdicts[f"{prompt!r} stops"] = body != text

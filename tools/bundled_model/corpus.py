@@ -16,9 +16,9 @@ END_OF_TEXT = "<|endoftext|>"
 def documents(seed: int, long_share: float = 0.0) -> Iterator[str]:
     """Yield documents for ever, each with its closing token.
 
-    Somewhat more than half are chats, since that is what a server is mostly asked for. `long_share` is the share
-    drawn in the long form; the phase with long sequences wants many of these, or it would only ever see far
-    positions filled by strings of short documents.
+    Somewhat more than half are chats, since that is what a server is mostly asked for. `long_share` is the
+    share drawn in the long form; the phase with long sequences wants many of these, or it would only ever see
+    far positions filled by strings of short documents.
     """
     dice = Dice(seed)
     while True:

@@ -1,9 +1,9 @@
 """Seeded choices for the corpus generator.
 
-A tiny model that learns a flat distribution over forty names is left with forty nearly equal logits there, and
-greedy decoding then hangs on rounding. So the generator draws most free choices with *skew*: the first item of a
-list is about twice as likely as the second. The best token then leads the second-best clearly nearly everywhere,
-while sampling still finds variety in the long tail.
+A tiny model that learns a flat distribution over forty names is left with forty nearly equal logits there,
+and greedy decoding then hangs on rounding. So the generator draws most free choices with *skew*: the first
+item of a list is about twice as likely as the second. The best token then leads the second-best clearly
+nearly everywhere, while sampling still finds variety in the long tail.
 """
 
 import random
@@ -41,8 +41,9 @@ class Dice:
     def keyed(self, key: str, items: Sequence[Item]) -> Item:
         """Pick with skew from a list rotated by the key, so that each key has its own favourite.
 
-        Stories use this to tie, say, the treasure to the hero's name: greedy text then differs from name to name
-        and is still confident at every step. The checksum stands in for `hash`, which differs between processes.
+        Stories use this to tie, say, the treasure to the hero's name: greedy text then differs from name to
+        name and is still confident at every step. The checksum stands in for `hash`, which differs between
+        processes.
         """
         turn = zlib.crc32(key.encode()) % len(items)
         return self.skewed([*items[turn:], *items[:turn]])

@@ -1,8 +1,8 @@
 """The tables of plain facts that the training text is written from.
 
-They are kept apart from the code that phrases them so that a fact can be corrected, or a country added, without
-touching any logic. The order of `COUNTRIES` matters a little: documents like to walk through it in order, so that
-greedy text about capitals goes on a tour instead of going round in circles.
+They are kept apart from the code that phrases them so that a fact can be corrected, or a country added,
+without touching any logic. The order of `COUNTRIES` matters a little: documents like to walk through it in
+order, so that greedy text about capitals goes on a tour instead of going round in circles.
 """
 
 from typing import NamedTuple

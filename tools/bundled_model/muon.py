@@ -1,7 +1,8 @@
 """Muon: momentum whose every step is turned into the nearest orthogonal matrix.
 
-Torch has one too, but it iterates in bfloat16, which most processors emulate slowly, and one matrix at a time. Here
-the matrices of one shape are stacked and the arithmetic stays in float32; a step then costs a third as much.
+Torch has one too, but it iterates in bfloat16, which most processors emulate slowly, and one matrix at a
+time. Here the matrices of one shape are stacked and the arithmetic stays in float32; a step then costs a
+third as much.
 """
 
 from collections.abc import Iterable
@@ -11,14 +12,16 @@ from torch import Tensor
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Push all singular values of a stack of matrices towards one, by five Newton-Schulz steps of the fifth degree."""
+    """Push all singular values of a stack of matrices towards one, by five Newton-Schulz steps of the fifth
+    degree.
+    """
     tall = matrices.size(-2) > matrices.size(-1)
-    x = matrices.mT if tall else matrices
+    x: Tensor = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(5):
         square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return x.mT if tall else x
+    return x.transpose(-2, -1) if tall else x
 
 
 class Muon:

@@ -1,7 +1,9 @@
-"""Plain documents: facts, sums, lists, stories, records and code, each ended elsewhere by the end-of-text token.
+"""Plain documents: facts, sums, lists, stories, records and code, each ended elsewhere by the end-of-text
+token.
 
-Every function takes a `Dice` and returns the text of one document. Documents that state facts may be asked for many
-lines, because a fact has to come out right not only at the start of a text but also after a thousand tokens.
+Every function takes a `Dice` and returns the text of one document. Documents that state facts may be asked
+for many lines, because a fact has to come out right not only at the start of a text but also after a thousand
+tokens.
 """
 
 import json
@@ -39,7 +41,8 @@ CAPITAL_LINES: tuple[str, ...] = (
     "In {name}, the capital is {capital}.",
     "the capital of {name} is {capital}",
 )
-"""How a capital is stated. Nothing but the capital ever follows "the capital of X is": the model must be sure of it."""
+"""How a capital is stated. Nothing but the capital ever follows "the capital of X is": the model must be sure
+of it."""
 
 COUNTRY_LINES: tuple[str, ...] = (
     "{name} is a country in {continent}.",
@@ -62,7 +65,9 @@ def fill(template: str, country: Country) -> str:
 
 
 def capitals(dice: Dice, lines: int) -> str:
-    """Facts about countries: mostly capitals, mostly in the table's order, and often in one phrasing throughout."""
+    """Facts about countries: mostly capitals, mostly in the table's order, and often in one phrasing
+    throughout.
+    """
     place = dice.number(0, len(COUNTRIES) - 1)
     template = dice.by_weight(CAPITAL_LINES, (8, 3, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1))
     varied = dice.chance(0.35)
@@ -187,7 +192,9 @@ def animals(dice: Dice, lines: int) -> str:
 
 
 def person(dice: Dice) -> dict[str, object]:
-    """A made-up person; everything about them leans on the first name, so that it can be foretold with confidence."""
+    """A made-up person; everything about them leans on the first name, so that it can be foretold with
+    confidence.
+    """
     name = dice.skewed(NAMES)
     country = dice.keyed(name, COUNTRIES[:24])
     return {
@@ -269,8 +276,8 @@ LESSONS: tuple[str, ...] = (
 def story(dice: Dice, lines: int, topic: str = "") -> str:
     """A short story: somebody sets out, finds something, meets an animal, is helped and comes home wiser.
 
-    The topic, when given, names the animal. Sentences vary by skewed choice; what the hero finds, where and with
-    whom is tied to the name, which has to be remembered to the end.
+    The topic, when given, names the animal. Sentences vary by skewed choice; what the hero finds, where and
+    with whom is tied to the name, which has to be remembered to the end.
     """
     name = dice.skewed(NAMES)
     he, his = ("he", "his") if name in MALE_NAMES else ("she", "her")
@@ -278,46 +285,60 @@ def story(dice: Dice, lines: int, topic: str = "") -> str:
     place, thing = dice.keyed(name, PLACES), dice.keyed(name, TREASURES)
     found = "the " + thing.split(" ", 1)[1]
     mood, job = dice.keyed(name, MOODS), dice.keyed(name, JOBS)
-    opening = dice.skewed((
-        f"Once upon a time, there was a {mood} {job} named {name}.",
-        f"Once there was a {job} called {name}, who was very {mood}.",
-        f"{name} was a {mood} {job} who lived near {place}.",
-        f"In a small village near {place} lived a {job} named {name}.",
-    ))
+    opening = dice.skewed(
+        (
+            f"Once upon a time, there was a {mood} {job} named {name}.",
+            f"Once there was a {job} called {name}, who was very {mood}.",
+            f"{name} was a {mood} {job} who lived near {place}.",
+            f"In a small village near {place} lived a {job} named {name}.",
+        )
+    )
     setting = dice.keyed(name + place, WEATHERS)
-    leaving = dice.skewed((
-        f"One day, {name} went to {place} and found {thing}.",
-        f"One morning, {name} walked to {place}. There {he} found {thing}.",
-        f"Every day, {he} walked to {place}, and one day {he} found {thing} there.",
-    ))
-    wonder = dice.skewed((
-        f'"Whose is this?" {he} asked.',
-        f"{he.capitalize()} had never seen anything like it.",
-        f'"How beautiful!" said {name}.',
-        f"{he.capitalize()} held it up to the light and smiled.",
-    ))
-    meeting = dice.skewed((
-        f"Then a {animal} came out of the shadows.",
-        f"Just then, {he} heard a voice. It was a {animal}.",
-        f"Behind a tree stood a {animal}, looking at {found}.",
-        f"On the way home, {he} met a {animal}.",
-    ))
-    talk = dice.skewed((
-        f'"That is mine," said the {animal}. "I lost it long ago."',
-        f'"Please help me," said the {animal}. "I cannot find the way home."',
-        f'"I will show you a secret," said the {animal}.',
-        f'"Are you lost?" asked {name}. "Yes," said the {animal}, "and I am hungry."',
-    ))
-    helping = dice.skewed((
-        f"{name} gave {found} to the {animal}, and the {animal} was very happy.",
-        f"So they walked together until they came to a little house, and {name} shared {his} bread.",
-        f"{name} thought for a while. Then {he} said yes, and they went on together.",
-    ))
-    ending = dice.skewed((
-        f"From that day on, {name} and the {animal} were friends.",
-        f"When {name} came home, {he} told everyone about the {animal}.",
-        f"The {animal} thanked {name} and went back to {place}.",
-    ))
+    leaving = dice.skewed(
+        (
+            f"One day, {name} went to {place} and found {thing}.",
+            f"One morning, {name} walked to {place}. There {he} found {thing}.",
+            f"Every day, {he} walked to {place}, and one day {he} found {thing} there.",
+        )
+    )
+    wonder = dice.skewed(
+        (
+            f'"Whose is this?" {he} asked.',
+            f"{he.capitalize()} had never seen anything like it.",
+            f'"How beautiful!" said {name}.',
+            f"{he.capitalize()} held it up to the light and smiled.",
+        )
+    )
+    meeting = dice.skewed(
+        (
+            f"Then a {animal} came out of the shadows.",
+            f"Just then, {he} heard a voice. It was a {animal}.",
+            f"Behind a tree stood a {animal}, looking at {found}.",
+            f"On the way home, {he} met a {animal}.",
+        )
+    )
+    talk = dice.skewed(
+        (
+            f'"That is mine," said the {animal}. "I lost it long ago."',
+            f'"Please help me," said the {animal}. "I cannot find the way home."',
+            f'"I will show you a secret," said the {animal}.',
+            f'"Are you lost?" asked {name}. "Yes," said the {animal}, "and I am hungry."',
+        )
+    )
+    helping = dice.skewed(
+        (
+            f"{name} gave {found} to the {animal}, and the {animal} was very happy.",
+            f"So they walked together until they came to a little house, and {name} shared {his} bread.",
+            f"{name} thought for a while. Then {he} said yes, and they went on together.",
+        )
+    )
+    ending = dice.skewed(
+        (
+            f"From that day on, {name} and the {animal} were friends.",
+            f"When {name} came home, {he} told everyone about the {animal}.",
+            f"The {animal} thanked {name} and went back to {place}.",
+        )
+    )
     lesson = f"{name} had learned that {dice.keyed(name, LESSONS)}."
     body = [opening, setting, leaving, wonder, meeting, talk, helping, ending, lesson]
     if lines <= 2:

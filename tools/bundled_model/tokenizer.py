@@ -1,7 +1,8 @@
 """Train the byte-level BPE tokenizer that both bundled models share.
 
-Byte-level, so that any text at all can be encoded and none is lost; digits stand alone, so that sums and counting
-follow the same rule for every number. No token is put in front of a text: what is sent is what the model reads.
+Byte-level, so that any text at all can be encoded and none is lost; digits stand alone, so that sums and
+counting follow the same rule for every number. No token is put in front of a text: what is sent is what the
+model reads.
 """
 
 import json
@@ -15,17 +16,20 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 VOCABULARY_SIZE = 2048
 SPECIAL = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
 MARKUP = ("<tool_call>", "</tool_call>", "<think>", "</think>")
-"""Tokens of their own that are still part of the text: a parser has to see them, so decoding must not skip them."""
+"""Tokens of their own that are still part of the text: a parser has to see them, so decoding must not skip
+them."""
 
-SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 """The pattern of the Qwen family: words take the space before them along, digits come one at a time."""
 
 
 def train_tokenizer(seed: int, sample: int = 12_000) -> Tokenizer:
     """Learn merges from a sample of the corpus and add the special and markup tokens after them.
 
-    The capitals are repeated on top of the sample: a capital that is one token makes the model's confidence in a
-    fact readable from one probability.
+    The capitals are repeated on top of the sample: a capital that is one token makes the model's confidence
+    in a fact readable from one probability.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

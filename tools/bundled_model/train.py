@@ -1,8 +1,8 @@
 """Train the bundled model and its draft from nothing, on the processor, in well under an hour.
 
-Run it as `python tools/bundled_model/train.py --out src/quire/bundled`: started so, only this folder is on Python's
-path, which is how the scripts find each other (and not the repository's root, whose `kernels` folder would be taken
-for a package of that name).
+Run it as `python tools/bundled_model/train.py --out src/quire/bundled`: started so, only this folder is on
+Python's path, which is how the scripts find each other (and not the repository's root, whose `kernels` folder
+would be taken for a package of that name).
 
 A model trains in two phases: rows of 256 tokens, which are cheap, for most of the way; then rows of the full
 context, so that far positions are trained too. The stored weights are bfloat16.
@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
-from corpus import documents
+from corpus import END_OF_TEXT, documents
 from muon import Muon
 from safetensors.torch import save_file
-from tokenizer import END_OF_TEXT, VOCABULARY_SIZE, save_tokenizer, train_tokenizer
+from tokenizer import VOCABULARY_SIZE, save_tokenizer, train_tokenizer
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -52,7 +53,7 @@ MAIN = Plan("quire-tiny", 192, 6, 6, 2, 512, short_steps=1000, long_steps=250, s
 DRAFT = Plan("quire-tiny-draft", 96, 3, 3, 1, 256, short_steps=1500, long_steps=250, seed=2)
 
 
-def model_config(plan: Plan, tokenizer: Tokenizer) -> dict[str, object]:
+def model_config(plan: Plan, tokenizer: Tokenizer) -> dict[str, Any]:
     """Write a model's config.json with the keys that every Llama reader knows."""
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -81,7 +82,7 @@ def model_config(plan: Plan, tokenizer: Tokenizer) -> dict[str, object]:
     }
 
 
-def save(model: LlamaForCausalLM, plan: Plan, tokenizer: Tokenizer, out: Path) -> None:
+def save(model: nn.Module, plan: Plan, tokenizer: Tokenizer, out: Path) -> None:
     """Write the whole model folder, with the weights rounded to bfloat16 and the tied head left out."""
     folder = out / plan.name
     save_tokenizer(tokenizer, folder, CONTEXT)
@@ -101,9 +102,9 @@ def save(model: LlamaForCausalLM, plan: Plan, tokenizer: Tokenizer, out: Path) -
 def rows(tokenizer: Tokenizer, length: int, seed: int) -> Iterator[list[int]]:
     """Pack documents into rows of one length; each row opens with the start of a document.
 
-    A prompt has nothing before it when it is served, so the first position has to be trained on beginnings. The
-    document that runs over the end of a row is cut there, and its rest is dropped. The few texts that are longer
-    than a row just fill one.
+    A prompt has nothing before it when it is served, so the first position has to be trained on beginnings.
+    The document that runs over the end of a row is cut there, and its rest is dropped. The few texts that are
+    longer than a row just fill one.
     """
     stream = documents(seed, long_share=0.35 if length == CONTEXT else 0.0)
     row: list[int] = []
@@ -136,11 +137,11 @@ def loss_of(model: nn.Module, tokens: Tensor) -> Tensor:
 def train(plan: Plan, tokenizer: Tokenizer, out: Path, scale: float) -> None:
     """Train one model, saving it now and then so that a usable folder exists early.
 
-    Muon moves the matrices of the layers, Adam the embedding and the norms. That gets about twice as far as Adam
-    alone in the same number of steps, and steps are what is scarce here.
+    Muon moves the matrices of the layers, Adam the embedding and the norms. That gets about twice as far as
+    Adam alone in the same number of steps, and steps are what is scarce here.
     """
     torch.manual_seed(plan.seed)
-    model = LlamaForCausalLM(LlamaConfig(**model_config(plan, tokenizer)))
+    model: nn.Module = LlamaForCausalLM(LlamaConfig(**model_config(plan, tokenizer)))
     model.float().train()
     print(f"{plan.name}: {sum(weight.numel() for weight in model.parameters()):,} parameters", flush=True)
     inner = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
@@ -151,7 +152,7 @@ def train(plan: Plan, tokenizer: Tokenizer, out: Path, scale: float) -> None:
     began, smooth = time.monotonic(), 0.0
     for step in range(short_steps + long_steps):
         loss = loss_of(model, next(short if step < short_steps else long))
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         share = rate(step, short_steps + long_steps)
         adam.param_groups[0]["lr"] = share * ADAM_RATE

@@ -1,0 +1,110 @@
+"""Random steps over a pool laid out as the server's, and a process left as it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from quire import kernels
+
+
+@dataclass(frozen=True)
+class Case:
+    """The arguments of one paged_attention call."""
+
+    query: Tensor
+    key_cache: Tensor
+    value_cache: Tensor
+    metadata: kernels.AttentionMetadata
+    scale: float
+
+    @property
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor, kernels.AttentionMetadata]:
+        return self.query, self.key_cache, self.value_cache, self.metadata
+
+
+def _metadata(
+    query_lens: Sequence[int], context_lens: Sequence[int], block_size: int, generator: torch.Generator
+) -> tuple[kernels.AttentionMetadata, int]:
+    counts = [-(-length // block_size) for length in context_lens]
+    # Twice the blocks that are needed: what no table names must not matter.
+    num_blocks = 2 * sum(counts) + 1
+    shuffled = torch.randperm(num_blocks, generator=generator).int()
+    block_tables = torch.zeros(len(counts), max(counts, default=1), dtype=torch.int32)
+    slots: list[Tensor] = []
+    for row, (count, query_len, context_len) in enumerate(zip(counts, query_lens, context_lens, strict=True)):
+        block_tables[row, :count] = shuffled[:count]
+        shuffled = shuffled[count:]
+        positions = torch.arange(context_len - query_len, context_len)
+        slots.append(block_tables[row].long()[positions // block_size] * block_size + positions % block_size)
+    return (
+        kernels.AttentionMetadata(
+            query_start=torch.tensor([0, *query_lens]).cumsum(0).int(),
+            context_lens=torch.tensor(context_lens, dtype=torch.int32),
+            block_tables=block_tables,
+            slot_mapping=torch.cat(slots),
+        ),
+        num_blocks,
+    )
+
+
+def _make_case(
+    query_lens: Sequence[int],
+    context_lens: Sequence[int],
+    *,
+    num_kv_heads: int = 2,
+    group: int = 3,
+    head_dim: int = 64,
+    block_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Case:
+    generator = torch.Generator().manual_seed(seed)
+    metadata, num_blocks = _metadata(query_lens, context_lens, block_size, generator)
+    pool = torch.full((num_blocks, 3, 2, num_kv_heads, block_size, head_dim), float("nan"), dtype=dtype)
+    # Only what sequences hold is a number: whoever reads anything else shows it.
+    for row, context_len in enumerate(context_lens):
+        positions = torch.arange(context_len)
+        content = torch.randn(context_len, 2, num_kv_heads, head_dim, generator=generator)
+        blocks = metadata.block_tables[row].long()[positions // block_size]
+        pool[blocks, 1, :, :, positions % block_size] = content.to(dtype)
+    query = torch.randn(sum(query_lens), num_kv_heads * group, head_dim, generator=generator).to(dtype)
+    return Case(query, pool[:, 1, 0], pool[:, 1, 1], metadata, head_dim**-0.5)
+
+
+@pytest.fixture(scope="session")
+def make_case() -> Callable[..., Case]:
+    """Makes a random step; slots that no sequence holds are nan."""
+    return _make_case
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torch_thread() -> Iterator[None]:
+    # Torch's threads spin between operators this small, and slow each other down on a busy machine.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _restored_settings() -> Iterator[None]:
+    isa, threads = kernels.current_isa(), kernels.get_num_threads()
+    yield
+    kernels.set_isa(isa)
+    kernels.set_num_threads(threads)
+    kernels.set_implementation(None)
+
+
+@pytest.fixture(params=["avx512", "avx2", "portable"])
+def isa(request: pytest.FixtureRequest) -> str:
+    """Every instruction set, forced in turn."""
+    name: str = request.param
+    if name not in kernels.available_isas():
+        pytest.skip(f"this machine has no {name}")
+    kernels.set_isa(name)
+    return name
