@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from quire.gateway.engine import Engine
 from quire.gateway.generation import Generation
@@ -44,7 +44,7 @@ class GenerationGroup:
         for generation in self._generations:
             generation.close()
 
-    async def batches(self) -> AsyncIterator[Batch]:
+    async def batches(self) -> AsyncGenerator[Batch, None]:
         """What is new, as it comes. Raises the QuireError that ends any of the generations."""
         if len(self._generations) == 1:
             async for delta in self._generations[0]:

@@ -194,13 +194,12 @@ class OpenAIRequest(BaseModel):
         try:
             yield
         except InvalidRequestError as error:
-            names = self._names()
-            if error.field not in names:
+            field, names = error.field, self._names()
+            if field is None or field not in names:
                 raise
-            message = error.message.replace(error.field, names[error.field])
-            raise type(error)(message, field=names[error.field]) from None
+            raise type(error)(error.message.replace(field, names[field]), field=names[field]) from None
 
-    def _names(self) -> dict[str | None, str]:
+    def _names(self) -> dict[str, str]:
         """Fields of SamplingParams that the client calls by another name."""
         return {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
 
@@ -272,7 +271,7 @@ class ChatCompletionRequest(OpenAIRequest):
             raise InvalidRequestError("top_logprobs requires logprobs to be true", field="top_logprobs")
         return self._sampling_params((self.top_logprobs or 0) if self.logprobs else None)
 
-    def _names(self) -> dict[str | None, str]:
+    def _names(self) -> dict[str, str]:
         return {**super()._names(), "logprobs": "top_logprobs"}
 
 

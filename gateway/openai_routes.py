@@ -6,9 +6,10 @@ All that can be wrong with a request, the scheduler's refusal included, is found
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from fastapi import APIRouter, Request, Response
 
@@ -92,18 +93,20 @@ async def _answer(
 
 async def _whole(group: GenerationGroup, writer: AnswerWriter) -> bytes:
     parts: list[list[CompletionDelta]] = [[] for _ in range(group.num_choices)]
-    async for batch in group.batches():
-        for index, delta in batch:
-            parts[index].append(delta)
+    async with contextlib.aclosing(group.batches()) as batches:
+        async for batch in batches:
+            for index, delta in batch:
+                parts[index].append(delta)
     return writer.whole([merge_deltas(deltas) for deltas in parts], group.usages)
 
 
-async def _events(group: GenerationGroup, writer: AnswerWriter, *, include_usage: bool) -> AsyncIterator[bytes]:
+async def _events(group: GenerationGroup, writer: AnswerWriter, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
     """The events of a stream; an error ends it with an `error` event and without [DONE]."""
     try:
-        async for batch in group.batches():
-            if events := b"".join([writer.event(delta, index) for index, delta in batch]):
-                yield events
+        async with contextlib.aclosing(group.batches()) as batches:
+            async for batch in batches:
+                if events := b"".join([writer.event(delta, index) for index, delta in batch]):
+                    yield events
         if include_usage:
             yield writer.usage_event(group.usages)
         yield b"data: [DONE]\n\n"

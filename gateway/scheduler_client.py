@@ -220,7 +220,7 @@ class SchedulerClient:
                 self._dispatch(message)
         except grpc.aio.AioRpcError as error:
             reason = from_rpc_error(error).message
-        except (ValueError, IndexError) as error:
+        except Exception as error:  # whatever it is, nobody may wait for ever
             logger.exception("the scheduler sent a malformed message")
             reason = f"it sent a malformed message: {error}"
         finally:

@@ -135,6 +135,7 @@ class Validator:
             add_special_tokens = False
         if not text:
             raise InvalidRequestError("the prompt is empty", field=field)
+        self._check_size(text, field)
         if not is_encodable(text):
             raise InvalidRequestError("the prompt is not valid Unicode", field=field)
         return text, await self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
@@ -149,6 +150,14 @@ class Validator:
             raise InvalidRequestError(message, field="logprobs")
         self.check_token_ids(params.stop_token_ids or (), "stop_token_ids")
         self.check_token_ids(list(params.logit_bias or ()), "logit_bias")
+
+    def _check_size(self, text: str, field: str) -> None:
+        """Raises ContextLengthError for a text that cannot fit, without the time that encoding it would take."""
+        # Normalising may join up to four characters to one (a letter and its marks).
+        most = 4 * self.limits.max_model_len * self._tokenizer.vocabulary.longest_token
+        if len(text) > most:
+            message = f"your {field} has {len(text)} characters, more than {self.limits.max_model_len} tokens hold."
+            raise ContextLengthError(f"{message} Please reduce the length of the {field}.", field=field)
 
     def _check_length(self, num_prompt_tokens: int, max_tokens: int | None, field: str) -> int:
         """Tokens left for the output. Raises ContextLengthError, in OpenAI's words."""

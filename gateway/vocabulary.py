@@ -23,6 +23,8 @@ class Vocabulary:
         self.special_token_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         # Whether the full decode is no more than the UTF-8 decode of the tokens' bytes, one after the other.
         self.is_byte_level = _decoder_kinds(tokenizer) == ["ByteLevel"]
+        # In characters of the text that a token stands for, or more.
+        self.longest_token = max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
         self._bytes: dict[int, bytes] = {}
 
     def bytes_of(self, token_id: int) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from quire.v1 import generate_pb2
 from support.fake_scheduler import MAX_MODEL_LEN, VOCAB_SIZE, FakeScheduler, Pause, Together
 from tokenizers import Tokenizer
 
@@ -132,6 +133,19 @@ async def test_a_stop_string_aborts_its_sequence_alone(
     assert [part.finish_reason for part in parts if part.index == 0][-1] == "length"
 
 
+async def test_a_sequence_that_the_scheduler_aborts(engine: Engine, scheduler: FakeScheduler) -> None:
+    scheduler.script = lambda request, index: [70, Pause(asyncio.Event())]
+    async with await engine.submit(await valid(engine)) as generation:
+        await anext(generation)
+        end = scheduler_pb2.SequenceFinished(
+            request_key=scheduler.requests[0].message.request_key, reason=generate_pb2.FINISH_REASON_ABORT
+        )
+        scheduler.send(scheduler_pb2.StepOutputs(finished=[end]))
+        deltas = [delta async for delta in generation]
+    assert [part.finish_reason for delta in deltas for part in delta.deltas] == ["abort"]
+    assert scheduler.aborts == []
+
+
 async def test_what_was_held_back_comes_with_the_end(
     engine: Engine, scheduler: FakeScheduler, tokenizer: Tokenizer
 ) -> None:
@@ -221,7 +235,7 @@ async def test_without_a_generation_config_the_config_names_the_end(
 
 
 async def test_no_scheduler_is_a_startup_error(model_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(StartupError, match="not ready after 0.2 s"):
+    with pytest.raises(StartupError, match=r"not ready after 0\.2 s"):
         await Engine.start(scheduler=f"unix:{tmp_path}/nobody", model=str(model_folder), startup_timeout=0.2)
 
 

@@ -47,12 +47,14 @@ class Starter:
     def __init__(self) -> None:
         self.generations: list[FakeGeneration] = []
         self.error: Exception | None = None
+        self.started = asyncio.Semaphore(0)
 
     async def __call__(self) -> Generation:
         await asyncio.sleep(0)
         if self.error is not None:
             raise self.error
         self.generations.append(FakeGeneration())
+        self.started.release()
         return cast(Generation, self.generations[-1])
 
 
@@ -62,9 +64,9 @@ async def texts(registry: RunRegistry, start: Starter, content: bytes = b"a", **
         return [part.text async for delta in deltas for part in delta.deltas]
 
 
-async def running(start: Starter, count: int = 1) -> FakeGeneration:
-    while len(start.generations) < count:
-        await asyncio.sleep(0)
+async def running(start: Starter) -> FakeGeneration:
+    """The next run to be begun."""
+    await start.started.acquire()
     return start.generations[-1]
 
 
@@ -105,7 +107,7 @@ async def test_the_last_to_leave_aborts_and_the_id_is_free_again() -> None:
     await asyncio.sleep(0.01)
     assert generation.closed == [CANCELLED]
     again = asyncio.create_task(texts(registry, start, b"b"))
-    (await running(start, 2)).say("x", Usage(1, 1, 0))
+    (await running(start)).say("x", Usage(1, 1, 0))
     assert await again == ["x"]
 
 
@@ -127,9 +129,9 @@ async def test_a_failed_run_can_be_tried_again() -> None:
 @pytest.mark.parametrize("forgetful", [{"keep_s": 0.0}, {"capacity": 0}])
 async def test_finished_runs_are_forgotten(forgetful: dict[str, Any]) -> None:
     registry, start = RunRegistry(**forgetful), Starter()
-    for count in (1, 2):
+    for _ in range(2):
         following = asyncio.create_task(texts(registry, start))
-        (await running(start, count)).say("x", Usage(1, 1, 0))
+        (await running(start)).say("x", Usage(1, 1, 0))
         await following
         await asyncio.sleep(0.001)
     assert len(start.generations) == 2
@@ -137,8 +139,8 @@ async def test_finished_runs_are_forgotten(forgetful: dict[str, Any]) -> None:
 
 async def test_runs_that_nobody_can_name_are_not_kept() -> None:
     registry, start = RunRegistry(), Starter()
-    for count in (1, 2):
+    for _ in range(2):
         following = asyncio.create_task(texts(registry, start, keep=False))
-        (await running(start, count)).say("x", Usage(1, 1, 0))
+        (await running(start)).say("x", Usage(1, 1, 0))
         await following
     assert len(start.generations) == 2

@@ -197,6 +197,10 @@ async def test_prompts_beyond_the_context(http: httpx.AsyncClient) -> None:
     for length in (MAX_MODEL_LEN, MAX_MODEL_LEN + 1):
         answer = await http.post("/v1/completions", json={"model": "tiny", "prompt": [5] * length})
         check_error(answer, 400, "prompt", "context_length_exceeded")
+    huge = {"model": "tiny", "prompt": "x" * 1_000_000}
+    answer = await http.post("/v1/completions", json=huge)
+    message = check_error(answer, 400, "prompt", "context_length_exceeded")
+    assert "1000000 characters" in message
     long_chat = {**CHAT, "messages": [{"role": "user", "content": "x" * 4 * MAX_MODEL_LEN}]}
     answer = await http.post("/v1/chat/completions", json=long_chat)
     check_error(answer, 400, "messages", "context_length_exceeded")

@@ -201,7 +201,7 @@ async def test_logprobs(http: httpx.AsyncClient, scheduler: FakeScheduler, token
     assert logprobs["token_logprobs"] == [-0.5] * len(tokens)
     assert logprobs["text_offset"] == [len("".join(tokens[:count])) for count in range(len(tokens))]
     assert all(set(top.values()) <= {-0.5, -1.5} for top in logprobs["top_logprobs"])
-    assert [tokens[0] in top for top in logprobs["top_logprobs"]][0]
+    assert tokens[0] in logprobs["top_logprobs"][0]
     *chunks, _ = await stream(http, logprobs=2, max_tokens=len(token_ids))
     parts = [chunk["choices"][0]["logprobs"] for chunk in chunks]
     for name in ("tokens", "token_logprobs", "text_offset", "top_logprobs"):

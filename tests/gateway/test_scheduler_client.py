@@ -113,7 +113,7 @@ async def test_a_lost_stream_fails_all_that_runs_and_all_that_follows(
 
 async def test_a_refused_request_leaves_nothing_behind(client: SchedulerClient, scheduler: FakeScheduler) -> None:
     scheduler.submit_error = ServiceUnavailableError("full")
-    with pytest.raises(ServiceUnavailableError, match="^full$"):
+    with pytest.raises(ServiceUnavailableError, match=r"^full$"):
         await client.submit(submit_request())
     async with asyncio.timeout(1):
         await client.wait_idle()

@@ -81,7 +81,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self._streams: dict[str, asyncio.Queue[scheduler_pb2.StepOutputs | None]] = {}
         self._server: grpc.aio.Server | None = None
         self._step = 0
-        self._aborted = asyncio.Condition()
+        self._arrived = asyncio.Condition()
 
     def reset(self) -> None:
         """Behaves as when new, and forgets what came."""
@@ -131,15 +131,14 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
 
     async def wait_aborts(self, count: int = 1) -> list[scheduler_pb2.AbortRequest]:
         """Waits until this many aborts have come."""
-        async with asyncio.timeout(5), self._aborted:
-            await self._aborted.wait_for(lambda: len(self.aborts) >= count)
+        async with asyncio.timeout(5), self._arrived:
+            await self._arrived.wait_for(lambda: len(self.aborts) >= count)
         return self.aborts
 
     async def wait_requests(self, count: int = 1) -> list[Submitted]:
         """Waits until this many requests have come."""
-        async with asyncio.timeout(5):
-            while len(self.requests) < count:
-                await asyncio.sleep(0.002)
+        async with asyncio.timeout(5), self._arrived:
+            await self._arrived.wait_for(lambda: len(self.requests) >= count)
         return self.requests
 
     async def Describe(  # noqa: N802
@@ -170,7 +169,9 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             if self.submit_error is not None:
                 raise self.submit_error
             submitted = Submitted(request)
-            self.requests.append(submitted)
+            async with self._arrived:
+                self.requests.append(submitted)
+                self._arrived.notify_all()
             submitted.tasks = [asyncio.create_task(self._generate(request, state.index)) for state in request.sequences]
             await asyncio.sleep(self.submit_delay)
             return scheduler_pb2.SubmitResponse()
@@ -183,9 +184,9 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
                 submitted.aborts.append(request)
                 for index in request.sequence_indices or range(len(submitted.tasks)):
                     submitted.tasks[index].cancel()
-        async with self._aborted:
+        async with self._arrived:
             self.aborts.append(request)
-            self._aborted.notify_all()
+            self._arrived.notify_all()
         return scheduler_pb2.AbortResponse()
 
     async def _generate(self, request: scheduler_pb2.SubmitRequest, index: int) -> None:
