@@ -41,8 +41,8 @@ struct TileWork {
     }
 };
 
-// Scores of R rows with kVecLanes / R keys: about as many accumulators as a vector has lanes, so that one
-// transposing sum ends them all.
+// Scores of R rows with kVecLanes / R keys: as many accumulators as a vector has lanes, so that one transposing sum
+// ends them all.
 template <class T, int R>
 QUIRE_INLINE void score_block(const float* queries, int64_t stride, int vectors, const T* const* keys, float* scores) {
     constexpr int N = kVecLanes / R;
@@ -69,9 +69,8 @@ template <class T, int R>
 QUIRE_INLINE void score_rows(const TileWork& work, const float* queries, int row, const T* const* keys, float* scores) {
     constexpr int N = kVecLanes / R;
     // Positions rise with the row: the first row's range starts first, the last row's ends last.
-    const int last = work.range(row + R - 1).last;
-    for (int key = work.range(row).first; key < last; key += N) {
-        if (key > kTileKeys - N) key = kTileKeys - N;  // computes some again, and stays inside
+    const int first = work.range(row).first / N * N, last = work.range(row + R - 1).last;
+    for (int key = first; key < last; key += N) {
         score_block<T, R>(queries + row * work.stride, work.stride, work.vectors, keys + key,
                           scores + row * kTileKeys + key);
     }
@@ -82,10 +81,6 @@ void score_tile(const TileWork& work, const float* queries, const T* const* keys
     int row = 0;
     if constexpr (kVecLanes >= 16) {
         for (; row + 4 <= work.rows; row += 4) score_rows<T, 4>(work, queries, row, keys, scores);
-        if (row + 3 == work.rows) {  // groups of 3 and 7 heads are common
-            score_rows<T, 3>(work, queries, row, keys, scores);
-            row += 3;
-        }
     }
     if constexpr (kVecLanes >= 8) {
         for (; row + 2 <= work.rows; row += 2) score_rows<T, 2>(work, queries, row, keys, scores);
@@ -179,13 +174,8 @@ void add_values(const TileWork& work, int row, int count, const float* weights, 
     for (; row + 4 <= end; row += 4) {
         add_rows<T, 4>(work, weights + row * kTileKeys, values, range, sum + row * work.stride);
     }
-    if (row + 3 == end) {
-        add_rows<T, 3>(work, weights + row * kTileKeys, values, range, sum + row * work.stride);
-        return;
-    }
-    if (row + 2 <= end) {
+    for (; row + 2 <= end; row += 2) {
         add_rows<T, 2>(work, weights + row * kTileKeys, values, range, sum + row * work.stride);
-        row += 2;
     }
     if (row < end) add_rows<T, 1>(work, weights + row * kTileKeys, values, range, sum + row * work.stride);
 }

@@ -130,4 +130,3 @@ def test_cramped(model):
             records = _records(llm)
             assert any(record.num_prefill_tokens > 1 and record.num_decode_tokens > 0 for record in records)
             assert all(record.num_prefill_tokens + record.num_decode_tokens <= 24 for record in records)
-

@@ -171,7 +171,8 @@ def test_a_pool_that_does_not_fit(nothing_left, settings, message):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"block_size": 0}, {"max_num_seqs": 0}, {"dtype": "int3"}, {"no_such_flag": 1}, {"kv_cache_memory": "x"}]
+    "settings",
+    [{"block_size": 0}, {"max_num_seqs": 0}, {"dtype": "int3"}, {"no_such_flag": 1}, {"kv_cache_memory": "x"}],
 )
 def test_settings_out_of_range_name_the_flag(settings):
     (name,) = settings

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from quire.v1 import generate_pb2
 from support.fake_scheduler import MAX_MODEL_LEN, VOCAB_SIZE, FakeScheduler, Pause, Together
 from tokenizers import Tokenizer
 
@@ -26,6 +25,7 @@ from quire.gateway.validation import ChatPrompt, Prompt, ValidRequest
 from quire.internal.v1 import scheduler_pb2
 from quire.outputs import GenerationDelta, RequestOutput
 from quire.sampling_params import SamplingParams
+from quire.v1 import generate_pb2
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from support.fake_executor import FakeExecutor, FakeKvMemory, true_output
+
 from quire.internal.v1 import executor_pb2
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.scheduler import Scheduler, SchedulerLimits
 from quire.scheduler.sequence import Request, RequestKey, Sequence
 from quire.scheduler.step_plan import StepPlan
 from quire.v1 import generate_pb2
-from support.fake_executor import FakeExecutor, FakeKvMemory, true_output
 
 EPOCH = 7
 

@@ -1,0 +1,94 @@
+"""The size of the pool."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from quire.config import SchedulerSettings
+from quire.errors import KvPoolError, StartupError
+from quire.internal.v1 import executor_pb2, scheduler_pb2
+from quire.scheduler.kv_budget import plan_pool
+from quire.serve import budget_table
+
+GIB = 2**30
+
+
+def _executor(available: int = 8 * GIB, **changes) -> executor_pb2.ExecutorDescription:
+    """Qwen3-0.6B in bfloat16."""
+    group = executor_pb2.CacheGroup(
+        kind=executor_pb2.CACHE_GROUP_KIND_FULL_ATTENTION,
+        num_layers=28,
+        num_kv_heads=8,
+        head_dim=128,
+        bytes_per_token=2 * 28 * 8 * 128 * 2,
+    )
+    given = {
+        "model": "qwen3-0.6b",
+        "architecture": "Qwen3ForCausalLM",
+        "dtype": "bfloat16",
+        "device": executor_pb2.DEVICE_CPU,
+        "num_ranks": 1,
+        "cache_groups": [group],
+        "max_model_len": 40960,
+        "available_bytes": available,
+        "fingerprint": b"f" * 32,
+        "weight_bytes": 1192099840,
+    }
+    return executor_pb2.ExecutorDescription(**{**given, **changes})
+
+
+def _settings(**given) -> SchedulerSettings:
+    return SchedulerSettings.load({"listen": "unix:/nowhere", "executors": ["unix:/nowhere"], **given})
+
+
+def test_qwen3_takes_112_kib_per_token():
+    layout = plan_pool(_settings(kv_cache_memory="7GiB"), [_executor()], epoch=1)
+    assert layout.block_bytes == 16 * 112 * 1024
+    assert layout.num_blocks == 7 * GIB // (16 * 112 * 1024)
+    description = scheduler_pb2.DescribeResponse(
+        num_blocks=layout.num_blocks,
+        block_size=16,
+        max_model_len=40960,
+        kv_bytes_per_token=layout.block_bytes // 16,
+        kv_cache_bytes=layout.num_blocks * layout.block_bytes,
+        weight_bytes=1192099840,
+        executors=[_executor()],
+    )
+    console = Console(width=100, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(budget_table(description))
+    text = console.export_text()
+    assert "112 KiB per token" in text
+    assert "65,536" in text
+    assert "1.6" in text, "requests of full length"
+    console.file.close()
+
+
+def test_default_is_a_share_of_free_memory_bounded_by_use():
+    assert plan_pool(_settings(), [_executor(20 * GIB)], 1).total_bytes <= 8.1 * GIB
+    small = plan_pool(_settings(max_num_seqs=2), [_executor(64 * GIB, max_model_len=1024)], 1)
+    assert small.num_blocks == 2 * 1024 // 16
+
+
+@pytest.mark.parametrize(
+    ("given", "executors", "message"),
+    [
+        ({"kv_cache_memory": "9GiB"}, [_executor()], "do.* not fit"),
+        ({"kv_cache_memory": "1GiB"}, [_executor()], "raise --kv-cache-memory or lower --max-model-len"),
+        ({}, [_executor(GIB)], "less than one request"),
+    ],
+)
+def test_a_pool_that_does_not_fit_is_refused(given, executors, message):
+    with pytest.raises(KvPoolError, match=message) as caught:
+        plan_pool(_settings(**given), executors, 1)
+    assert caught.value.field == "kv_cache_memory"
+
+
+def test_executors_on_one_pool_must_agree():
+    with pytest.raises(StartupError, match="different models"):
+        plan_pool(_settings(), [_executor(), _executor(fingerprint=b"g" * 32)], 1)
+
+
+def test_ranks_and_more_cache_groups_are_refused_until_they_work():
+    with pytest.raises(StartupError, match="not supported"):
+        plan_pool(_settings(), [_executor(num_ranks=2)], 1)
