@@ -313,7 +313,8 @@ void load_queries(const quire_attention_args& args, const QueryTile& tile, float
     const int64_t stride = padded(args.head_dim);
     const int64_t first_token = args.query_start[tile.sequence] + tile.first_query;
     for (int64_t row = 0; row < static_cast<int64_t>(tile.num_queries) * group; ++row) {
-        const T* const from = static_cast<const T*>(args.query) + (first_token + row / group) * args.query_token_stride +
+        const T* const from = static_cast<const T*>(args.query) +
+                              (first_token + row / group) * args.query_token_stride +
                               (tile.kv_head * group + row % group) * args.query_head_stride;
         float* const to = queries + row * stride;
         for (int64_t i = 0; i < args.head_dim; ++i) to[i] = to_float(from[i]) * args.scale;

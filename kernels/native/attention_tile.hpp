@@ -1,5 +1,5 @@
-// What the driver (paged_attention.cpp) and the kernels of each instruction set agree on. Plain data and static functions only:
-// see simd.hpp.
+// What the driver (paged_attention.cpp) and the kernels of each instruction set agree on. Plain data and static
+// functions only: see simd.hpp.
 #pragma once
 
 #include "quire_kernels.h"

@@ -132,7 +132,8 @@ private:
             for (int first = 0; first < query_len; first += tile_queries) {
                 const int count = std::min(tile_queries, query_len - first);
                 const Span keys = visible_keys(args_, s, first, count);
-                const Span partitions = {keys.first / kPartitionKeys, (keys.last + kPartitionKeys - 1) / kPartitionKeys};
+                const Span partitions = {keys.first / kPartitionKeys,
+                                         (keys.last + kPartitionKeys - 1) / kPartitionKeys};
                 const int64_t cost = 2 * count * group_ * keys.size() * args_.head_dim;
                 for (int head = 0; head < args_.num_kv_heads; ++head) {
                     works_.push_back({{s, head, first, count}, partitions, cost});
@@ -160,7 +161,9 @@ private:
             }
             shared_[w].left = work.partitions.size();
             shared_[w].states = allocate_floats(work.partitions.size() * state_floats(work.tile));
-            for (int64_t p = work.partitions.first; p < work.partitions.last; ++p) tasks_.push_back({index, {p, p + 1}});
+            for (int64_t p = work.partitions.first; p < work.partitions.last; ++p) {
+                tasks_.push_back({index, {p, p + 1}});
+            }
         }
     }
 

@@ -19,7 +19,8 @@ struct Stream {
 };
 
 void store_token(const quire_store_args& args, const Stream& stream, int64_t element, int64_t token) {
-    const int64_t block = args.slot_mapping[token] / args.block_size, offset = args.slot_mapping[token] % args.block_size;
+    const int64_t slot = args.slot_mapping[token];
+    const int64_t block = slot / args.block_size, offset = slot % args.block_size;
     const char* from = stream.from + token * stream.token_stride * element;
     char* to = stream.to + (block * stream.block_stride + offset * args.head_dim) * element;
     for (int head = 0; head < args.num_kv_heads; ++head) {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from support.checkpoints import load_reference, make_checkpoint
 from support.reference import greedy_cases
@@ -90,9 +92,7 @@ def _assert_equal(outputs, cases):
 
 def _assert_overlapped(records):
     """The plan of step n+1 was on its way before the result of step n arrived."""
-    overlapped = [
-        later.plan_sent_ns < earlier.result_received_ns for earlier, later in zip(records, records[1:], strict=False)
-    ]
+    overlapped = [later.plan_sent_ns < earlier.result_received_ns for earlier, later in pairwise(records)]
     assert all(overlapped)
     assert len(overlapped) >= MAX_TOKENS - 1
 

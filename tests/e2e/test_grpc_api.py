@@ -36,7 +36,7 @@ def stub(channel):
 
 
 def _greedy(max_tokens: int = 8, **params) -> generate_pb2.SamplingParams:
-    return generate_pb2.SamplingParams(temperature=0, max_tokens=max_tokens, **params)
+    return generate_pb2.SamplingParams(temperature=0, max_tokens=max_tokens, **{"ignore_eos": True, **params})
 
 
 def _text(responses) -> str:
@@ -55,7 +55,7 @@ def test_generate_from_text_tokens_and_chat(stub):
     chat = generate_pb2.ChatPrompt(
         messages=[generate_pb2.ChatMessage(role="user", content="What is the capital of France?")]
     )
-    answer = stub.Generate(generate_pb2.GenerateRequest(chat=chat, sampling_params=_greedy(40)), timeout=30)
+    answer = stub.Generate(generate_pb2.GenerateRequest(chat=chat, sampling_params=_greedy(40, ignore_eos=False)), timeout=30)
     assert "Paris" in _text(answer)
 
 
@@ -105,7 +105,7 @@ def test_health_and_reflection(channel):
 def test_client(server):
     with Client(server.grpc_address) as client:
         assert [model.id for model in client.models()] == ["quire-tiny"]
-        params = SamplingParams(temperature=0, max_tokens=8, logprobs=1)
+        params = SamplingParams(temperature=0, max_tokens=8, logprobs=1, ignore_eos=True)
         output = client.complete(FRANCE, params)
         assert output.outputs[0].text.startswith(" Paris")
         assert len(output.outputs[0].logprobs) == 8

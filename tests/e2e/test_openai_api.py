@@ -105,9 +105,9 @@ def test_n_continuations_share_their_prompt(server, client):
 
 
 def test_stop(client):
-    text = _complete(client, max_tokens=40).choices[0].text
-    stop = text[10:14]
-    stopped = _complete(client, max_tokens=40, stop=[stop])
+    text = _complete(client, prompt="Once upon a time", max_tokens=40).choices[0].text
+    stop = text[40:44]
+    stopped = _complete(client, prompt="Once upon a time", max_tokens=40, stop=[stop])
     assert stopped.choices[0].text == text[: text.index(stop)]
     assert stopped.choices[0].finish_reason == "stop"
 

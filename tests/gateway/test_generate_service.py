@@ -170,7 +170,8 @@ async def test_a_repeated_request_id_joins_the_run(stub: Stub, scheduler: FakeSc
     scheduler.script = lambda submitted, index: [70, 71, Pause(go_on), 72, 73]
     first = stub.Generate(request(request_id="same"))
     await first.read()
-    second = asyncio.create_task(responses(stub, request(request_id="same")))
+    second = aiter(stub.Generate(request(request_id="same")))
+    whole = [await anext(second)]
     await check_error(
         stub, request("other", request_id="same"), grpc.StatusCode.ALREADY_EXISTS, "DUPLICATE_REQUEST_ID", "request_id"
     )
@@ -179,7 +180,7 @@ async def test_a_repeated_request_id_joins_the_run(stub: Stub, scheduler: FakeSc
     await asyncio.sleep(0.1)
     assert scheduler.aborts == []
     go_on.set()
-    whole = await second
+    whole += [response async for response in second]
     assert [token for response in whole for delta in response.deltas for token in delta.token_ids] == [70, 71, 72, 73]
     # It is remembered for a while.
     again = await responses(stub, request(request_id="same"))

@@ -1,0 +1,73 @@
+"""Settings: where they come from, and what a child process gets of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from quire.cli import app
+from quire.config import (
+    BUNDLED_MODEL,
+    ExecutorSettings,
+    GatewaySettings,
+    SchedulerSettings,
+    ServeSettings,
+    flags,
+    served_model_name,
+)
+from quire.errors import StartupError
+
+
+def test_flag_beats_variable_beats_file_beats_default(tmp_path: Path, monkeypatch):
+    file = tmp_path / "quire.yaml"
+    file.write_text("max_num_seqs: 3\nblock_size: 4\nport: 1\n")
+    monkeypatch.setenv("QUIRE_BLOCK_SIZE", "8")
+    monkeypatch.setenv("QUIRE_PORT", "2")
+    settings = ServeSettings.load({"port": 9}, file)
+    assert (settings.port, settings.block_size, settings.max_num_seqs) == (9, 8, 3)
+    assert settings.max_num_batched_tokens == ServeSettings.model_fields["max_num_batched_tokens"].default
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        ServeSettings.load({}).port = 1
+
+
+@pytest.mark.parametrize("given", [{"port": -1}, {"port": 65536}, {"dtype": "int1"}, {"nonsense": 1}])
+def test_a_wrong_setting_is_named_as_its_flag(given):
+    (name,) = given
+    with pytest.raises(StartupError, match=f"--{name}") as caught:
+        ServeSettings.load(given)
+    assert caught.value.field == name
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(StartupError, match="no such file"):
+        ServeSettings.load({}, tmp_path / "none.yaml")
+
+
+def test_a_child_gets_its_share():
+    serve = ServeSettings.load({"kv_cache_memory": "1GiB", "enable_prefix_caching": False, "port": 1})
+    line = flags(serve, SchedulerSettings, listen="unix:/a", executors=["unix:/b", "unix:/c"])
+    assert line[line.index("--kv-cache-memory") + 1] == str(2**30)
+    assert "--no-enable-prefix-caching" in line
+    assert [line[i + 1] for i, part in enumerate(line) if part == "--executors"] == ["unix:/b", "unix:/c"]
+    assert "--port" not in line
+    assert "--kv-pool" not in line, "what is not set is not passed"
+    assert "--port" in flags(serve, GatewaySettings, scheduler="unix:/a")
+    assert "--dtype" in flags(serve, ExecutorSettings, listen="unix:/b")
+
+
+def test_the_models_name():
+    assert served_model_name(ServeSettings.load({}), None) == "quire-tiny"
+    assert served_model_name(ServeSettings.load({"model": "a/b"}), None) == "a/b"
+    assert served_model_name(ServeSettings.load({"model": "a/b"}), "c") == "c"
+    assert BUNDLED_MODEL.is_dir()
+
+
+@pytest.mark.parametrize("command", ["serve", "gateway", "scheduler", "executor", "chat", "complete"])
+def test_every_command_has_help(command):
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
