@@ -106,7 +106,7 @@ static inline __attribute__((always_inline)) void sum_stage(vec (&v)[kVecLanes])
     if constexpr (H < kVecLanes) {
 #pragma GCC unroll 16
         for (int i = 0; i < kVecLanes; ++i) {
-            if (!(i & H) && i % H == i % (2 * H) && i % (2 * H) == 0) v[i] = add_neighbours<H>(v[i], v[i + H]);
+            if (i % (2 * H) == 0) v[i] = add_neighbours<H>(v[i], v[i + H]);
         }
         sum_stage<2 * H>(v);
     }
