@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import Any, TypeVar
 
 from quire.config import GatewaySettings, served_model_name
 from quire.gateway.engine import Engine
 from quire.gateway.listeners import Listeners
-from quire.process import StatusReporter, StopSignal
+from quire.process import StatusReporter, StopSignal, unless_stopped
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 # How long running requests may go on after a stop, in seconds.
 _DRAIN_S = 5
@@ -29,14 +24,14 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
     listeners = Listeners(settings.host, settings.port, settings.grpc_port)
     try:
         await listeners.start()
-        engine = await _unless_stopped(stop, _start_engine(settings))
+        engine = await unless_stopped(_start_engine(settings), stop)
         if engine is None:
             return
         try:
             await listeners.serve(engine, _DRAIN_S)
             status.ready(port=listeners.port, grpc_port=listeners.grpc_port)
             logger.info("serving REST on port %d and gRPC on port %d", listeners.port, listeners.grpc_port)
-            lost = await _unless_stopped(stop, engine.wait_lost())
+            lost = await unless_stopped(engine.wait_lost(), stop)
             await listeners.refuse()
             if lost is not None:
                 raise lost
@@ -56,16 +51,3 @@ async def _start_engine(settings: GatewaySettings) -> Engine:
         max_logprobs=settings.max_logprobs,
         startup_timeout=settings.startup_timeout,
     )
-
-
-async def _unless_stopped(stop: StopSignal, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of the work, or None if the stop comes first, which cancels it."""
-    working = asyncio.ensure_future(work)
-    stopping = asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        working.cancel()
-        stopping.cancel()
-        await asyncio.gather(working, stopping, return_exceptions=True)

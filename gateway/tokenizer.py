@@ -52,10 +52,8 @@ class ModelTokenizer:
 
     @classmethod
     def _load(cls, model: str, revision: str | None) -> ModelTokenizer:
-        from transformers import AutoTokenizer  # takes seconds
-
         try:
-            hf_tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
+            hf_tokenizer = _load_hf_tokenizer(model, revision)
         except Exception as error:  # the library raises whatever a damaged file makes it raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             message = f"the tokenizer of {model} cannot be loaded: {reason}"
@@ -126,6 +124,21 @@ class ModelTokenizer:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
 
+def _load_hf_tokenizer(model: str, revision: str | None) -> Any:
+    """The checkpoint's tokenizer; raises whatever a damaged file makes the library raise.
+
+    A tokenizer.json is complete in itself. Asking transformers for the right class instead would import torch,
+    which takes seconds and hundreds of megabytes; only a checkpoint without that file needs it.
+    """
+    if _find_file(model, "tokenizer.json", revision) is not None:
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(model, revision=revision or "main")
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
+
+
 def _eos_token_ids(config: Mapping[str, Any], tokenizer_eos: int | None) -> tuple[int, ...]:
     """Tokens that end a sequence: those of the generation config, and the tokenizer's own."""
     given = config.get("eos_token_id")
@@ -133,15 +146,21 @@ def _eos_token_ids(config: Mapping[str, Any], tokenizer_eos: int | None) -> tupl
     return tuple(sorted({token_id for token_id in (*ids, tokenizer_eos) if token_id is not None}))
 
 
+def _find_file(model: str, name: str, revision: str | None) -> Path | None:
+    """Where a file of a checkpoint lies, downloaded if need be; None if the checkpoint has no such file."""
+    if Path(model).is_dir():
+        path = Path(model) / name
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(model, name, revision=revision))
+    except (EntryNotFoundError, LocalEntryNotFoundError):
+        return None
+
+
 def _read_json(model: str, name: str, revision: str | None) -> dict[str, Any]:
     """A JSON file of a checkpoint, empty if there is none. Raises CheckpointError for a damaged one."""
-    path = Path(model) / name
-    if not Path(model).is_dir():
-        try:
-            path = Path(hf_hub_download(model, name, revision=revision))
-        except (EntryNotFoundError, LocalEntryNotFoundError):
-            return {}
-    if not path.is_file():
+    path = _find_file(model, name, revision)
+    if path is None:
         return {}
     try:
         content = json.loads(path.read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,9 @@ def _scheduler(settings: SchedulerSettings) -> None:
 
 
 def _executor(settings: ExecutorSettings) -> None:
+    # OpenMP's threads spin while they wait, against the scheduler and the gateway of the same machine: with two
+    # threads on two cores a small model then runs ten times slower. Read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from quire.executor.server import run
 
     raise typer.Exit(run_process(f"executor {settings.index}", settings, run))

@@ -102,9 +102,13 @@ class StartupError(QuireError):
 class CheckpointError(StartupError):
     """A model's file is missing, damaged or of an unsupported kind; the message names the file."""
 
+    code = "checkpoint_invalid"
+
 
 class KvPoolError(StartupError):
     """The KV pool does not fit, or is not what its header says."""
+
+    code = "kv_pool_invalid"
 
 
 def all_errors() -> list[type[QuireError]]:

@@ -153,6 +153,8 @@ class Supervisor:
             spawned = subprocess.Popen(
                 [sys.executable, "-P", "-m", "quire", command, *flags(settings, process, **own)],
                 stdin=subprocess.DEVNULL,
+                # grpc's core reports every peer that goes away, which is no news here.
+                env={"GRPC_VERBOSITY": "ERROR", **os.environ},
                 pass_fds=[child_status],
                 # Ctrl-C is for the supervisor, which ends its children in order.
                 process_group=0,

@@ -45,8 +45,8 @@ SHAPES = {
 
 # The first serves comfortably; the second has a budget of 24 tokens a step and a pool that holds little more than
 # one request of full length, so that prompts are cut into many chunks and sequences lose their blocks.
-COMFORTABLE = {"kv_cache_memory": "16MiB"}
-CRAMPED = {"max_num_batched_tokens": 24, "max_model_len": 200}
+COMFORTABLE = {"kv_cache_memory": "16MiB", "threads": 1}
+CRAMPED = {"max_num_batched_tokens": 24, "max_model_len": 200, "threads": 1}
 
 
 @pytest.fixture(scope="module", params=[*SHAPES, "bundled"])

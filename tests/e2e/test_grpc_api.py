@@ -55,7 +55,9 @@ def test_generate_from_text_tokens_and_chat(stub):
     chat = generate_pb2.ChatPrompt(
         messages=[generate_pb2.ChatMessage(role="user", content="What is the capital of France?")]
     )
-    answer = stub.Generate(generate_pb2.GenerateRequest(chat=chat, sampling_params=_greedy(40, ignore_eos=False)), timeout=30)
+    answer = stub.Generate(
+        generate_pb2.GenerateRequest(chat=chat, sampling_params=_greedy(40, ignore_eos=False)), timeout=30
+    )
     assert "Paris" in _text(answer)
 
 

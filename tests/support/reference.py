@@ -24,6 +24,7 @@ class Case:
 @torch.inference_mode()
 def greedy(model: Any, prompt: list[int], max_tokens: int) -> tuple[list[int], float]:
     """The greedy continuation and the smallest distance between its best and second best logit."""
+    torch.set_num_threads(1)  # models this small only wait for a second thread
     cache, token_ids, margin = None, list(prompt), float("inf")
     new = prompt
     for _ in range(max_tokens):

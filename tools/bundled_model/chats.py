@@ -233,18 +233,12 @@ def ask_code(dice: Dice) -> Turn:
     return f"Write a Python function that {asked[place]}.", f"```python\n{SNIPPETS[place]}\n```"
 
 
-def strange_word(dice: Dice) -> str:
-    """A word that means nothing, so that it can only be copied and never guessed."""
-    syllables = [dice.even("bdfgklmnprstvz") + dice.even("aeiou") for _ in range(dice.number(2, 4))]
-    return "".join(syllables) + dice.even(("", "n", "r", "s", "l"))
-
-
 def any_city(dice: Dice) -> str:
     """A city to ask a tool about: a capital, another city, or one that does not exist."""
-    kind = dice.number(0, 3)
-    if kind == 0:
-        return strange_word(dice).capitalize()
-    return dice.even(OTHER_CITIES) if kind == 1 else dice.even(COUNTRIES).capital
+    kind = dice.number(0, 4)
+    if kind <= 1:
+        return dice.strange_word().capitalize()
+    return dice.even(OTHER_CITIES) if kind == 2 else dice.even(COUNTRIES).capital
 
 
 def ask_repeat(dice: Dice) -> Turn:
@@ -254,7 +248,7 @@ def ask_repeat(dice: Dice) -> Turn:
         word, count = dice.even(pool), dice.number(2, 5)
         return f"Say the word {word} {NUMBER_WORDS[count]} times.", " ".join([word] * count)
     chosen = dice.several(pool, dice.number(1, 6))
-    phrase = " ".join(strange_word(dice) if dice.chance(0.4) else word for word in chosen)
+    phrase = " ".join(dice.strange_word() if dice.chance(0.4) else word for word in chosen)
     return dice.even(("Repeat after me: {}", "Say: {}", "Repeat this: {}")).format(phrase), phrase
 
 
@@ -293,9 +287,9 @@ POEM = (
 )
 
 SKILLS: tuple[tuple[Callable[[Dice], Turn], float], ...] = (
-    (ask_capital, 22), (ask_country, 8), (ask_general, 7), (ask_animal, 4), (ask_sum, 9), (ask_count, 6),
+    (ask_capital, 22), (ask_country, 8), (ask_general, 7), (ask_animal, 4), (ask_sum, 9), (ask_count, 8),
     (ask_list, 7), (ask_record, 11), (ask_story, 9), (ask_essay, 3), (ask_translation, 4), (ask_code, 4),
-    (ask_repeat, 6), (ask_feeling, 2), (small_talk, 8),
+    (ask_repeat, 10), (ask_feeling, 2), (small_talk, 8),
 )  # fmt: skip
 
 SYSTEM_PROMPTS: tuple[str, ...] = (
@@ -442,7 +436,7 @@ def search_tool(dice: Dice) -> Call:
     """A search for a subject."""
     subject = dice.even([item for key in ("animals", "fruits", "planets", "tools") for item in LISTS[key]])
     if dice.chance(0.4):
-        subject = f"{strange_word(dice)} {subject}"
+        subject = f"{dice.strange_word()} {subject}"
     name = dice.even(("search", "web_search"))
     tool = function(name, "Search for a text", {"query": {"type": "string"}}, ["query"])
     question = dice.even(("Search for {}.", "Find something about {}.", "Look up {}.")).format(subject)

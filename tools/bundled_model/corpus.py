@@ -23,7 +23,7 @@ def documents(seed: int, long_share: float = 0.0) -> Iterator[str]:
     dice = Dice(seed)
     while True:
         long = dice.chance(long_share)
-        write = dice.by_weight((document, chat, tool_chat), (0.45, 0.38, 0.17))
+        write = dice.by_weight((document, chat, tool_chat), (0.46, 0.36, 0.18))
         yield write(dice, long) + END_OF_TEXT
 
 

@@ -59,3 +59,8 @@ class Dice:
     def by_weight(self, items: Sequence[Item], weights: Sequence[float]) -> Item:
         """Pick with the given relative weights."""
         return self._random.choices(items, weights)[0]
+
+    def strange_word(self) -> str:
+        """Make up a word that means nothing, so that it can only be copied and never guessed."""
+        syllables = [self.even("bdfgklmnprstvz") + self.even("aeiou") for _ in range(self.number(2, 4))]
+        return "".join(syllables) + self.even(("", "n", "r", "s", "l"))

@@ -80,7 +80,7 @@ def capitals(dice: Dice, lines: int) -> str:
             if dice.chance(0.3):
                 written.append(fill(dice.skewed(COUNTRY_LINES), country))
             template = dice.by_weight(CAPITAL_LINES, (8, 3, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1))
-        jump = dice.chance(0.3)
+        jump = dice.chance(0.15)
         place = dice.number(0, len(COUNTRIES) - 1) if jump else (place + 1) % len(COUNTRIES)
     return gap.join(written)
 
@@ -458,10 +458,25 @@ def notes(dice: Dice, lines: int) -> str:
     return f"{told}\n{questions}"
 
 
+def copying(dice: Dice, lines: int) -> str:
+    """Lines of names, things and made-up words, and then the same lines again.
+
+    What a chat quotes, a tool is called with or a list repeats must be copied from earlier text. Nothing teaches that
+    as fast as text whose whole second half is a copy.
+    """
+    pool = [*NAMES, *FAMILY_NAMES, *LISTS["fruits"], *LISTS["tools"], *LISTS["colors"]]
+    written = []
+    for _ in range(max(1, lines // 3)):
+        line = [dice.strange_word() if dice.chance(0.5) else dice.even(pool) for _ in range(dice.number(4, 16))]
+        gap = dice.even((" ", ", ", "\n"))
+        written.append(gap.join(line))
+    return "\n".join((*written, *written)) if dice.chance(0.7) else "\n".join(f"{line}\n{line}" for line in written)
+
+
 PLAIN: tuple[tuple[Callable[[Dice, int], str], float], ...] = (
     (capitals, 20), (country_portrait, 4), (general_facts, 4), (words, 2), (arithmetic, 8), (counting, 6),
     (calendar, 4), (listing, 3), (animals, 3), (json_records, 7), (story, 16), (introduction, 4), (essay, 6),
-    (code, 5), (notes, 5),
+    (code, 5), (notes, 6), (copying, 12),
 )  # fmt: skip
 """The kinds of plain document and how often each is drawn."""
 

@@ -30,8 +30,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 CONTEXT = 2048
 SHORT = 256
 TOKENS_PER_STEP = 2048
-MUON_RATE = 0.015
-ADAM_RATE = 0.008
+MUON_RATE = 0.008
+ADAM_RATE = 0.004
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Plan:
     seed: int
 
 
-MAIN = Plan("quire-tiny", 192, 6, 6, 2, 512, short_steps=1000, long_steps=250, seed=1)
-DRAFT = Plan("quire-tiny-draft", 96, 3, 3, 1, 256, short_steps=1500, long_steps=250, seed=2)
+MAIN = Plan("quire-tiny", 192, 6, 6, 2, 512, short_steps=950, long_steps=200, seed=1)
+DRAFT = Plan("quire-tiny-draft", 96, 3, 3, 1, 256, short_steps=1300, long_steps=250, seed=2)
 
 
 def model_config(plan: Plan, tokenizer: Tokenizer) -> dict[str, Any]:
