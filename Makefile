@@ -60,6 +60,7 @@ setup: .venv/installed .venv/protos native
 
 # torch first and alone, so that nothing else chooses its build.
 .venv/installed: pyproject.toml constraints.txt
+	@echo 'Installing into .venv, which takes a few minutes the first time …'
 	python3 -m venv .venv
 	.venv/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	.venv/bin/pip install --quiet --editable '.[dev]'

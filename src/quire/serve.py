@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 from collections.abc import Iterator
 
 import setproctitle
@@ -59,8 +60,8 @@ def how_to_call(name: str, host: str, port: int, grpc_port: int) -> str:
 
   curl -N http://{address}:{port}/v1/completions -H 'Content-Type: application/json' \\
     -d '{{"model": "{name}", "prompt": "The capital of France is", "max_tokens": 32, "stream": true}}'
-  quire complete --address {address}:{grpc_port} 'The capital of France is'
-  quire chat --address {address}:{grpc_port}
+  {sys.argv[0]} complete --address {address}:{grpc_port} 'The capital of France is'
+  {sys.argv[0]} chat --address {address}:{grpc_port}
 
 Ctrl-C stops it.
 """
