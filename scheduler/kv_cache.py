@@ -104,11 +104,9 @@ class KvCache:
         missing = -(-end // self.block_size) - len(sequence.blocks)
         return max(missing, 0) + (self._shared_write(sequence) is not None)
 
-    def allocate(self, sequence: Sequence, num_new_tokens: int) -> Allocation | None:
-        """Makes room for the KV of `num_new_tokens` more tokens; None, and no change, if the pool is too full."""
+    def allocate(self, sequence: Sequence, num_new_tokens: int) -> Allocation:
+        """Makes room for the KV of `num_new_tokens` more tokens; the caller has seen that the pool has the blocks."""
         num_needed = self.num_blocks_needed(sequence, num_new_tokens)
-        if num_needed > self.pool.num_available:
-            return None
         copies = []
         shared = self._shared_write(sequence)
         if shared is not None:

@@ -10,6 +10,7 @@ Pure logic: no input, no output, no clock. `step_loop.py` drives it.
 from __future__ import annotations
 
 import bisect
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -43,6 +44,9 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.requests: dict[RequestKey, Request] = {}
         self.num_preemptions = 0
+        # Lanes with a running sequence that waits for blocks: whoever is admitted now would take them away.
+        self._starved_lanes: set[int] = set()
+        self._num_running = [0 for _ in kv_cache.lanes]
         self._free_slots = [list(range(limits.max_num_seqs))[::-1] for _ in kv_cache.lanes]
         # Slots whose executor has not been told yet that their sequence is gone.
         self._finished_slots: list[list[int]] = [[] for _ in kv_cache.lanes]
@@ -58,18 +62,14 @@ class Scheduler:
         """
         plan = self._begin_step(lane)
         budget = self.limits.max_num_batched_tokens
-        starved = False  # once a sequence lacks a block, no later one may take it away
+        preempted = self.num_preemptions
 
         for sequence in self._running_on(lane):
             num_new = min(sequence.num_uncomputed_tokens, budget)
-            if num_new == 0 or sequence.status is not SequenceStatus.RUNNING:
-                continue
-            if self._fits(sequence, num_new) if starved else self._make_room(sequence, num_new):
+            if num_new and self._make_room(sequence, num_new):
                 budget -= self._add_row(plan, sequence, num_new)
-            else:
-                starved = True
 
-        while budget and not starved and self._may_admit(lane):
+        while budget and self.num_preemptions == preempted and self._may_admit(lane):
             sequence = self.waiting.pop()
             num_cached = self.kv_cache.adopt_prefix(sequence, lane)
             num_new = min(sequence.num_uncomputed_tokens, budget)
@@ -111,7 +111,7 @@ class Scheduler:
 
         Raises InvalidRequestError for what can never run, and DuplicateRequestError.
         """
-        prompt_ids = list(prompt)
+        prompt_ids = array("I", prompt)
         self._check(request, prompt_ids, outputs)
         self.requests[request.key] = request
         for index, output in sorted(outputs.items()):
@@ -152,6 +152,7 @@ class Scheduler:
         assert sorted(running, key=lambda sequence: sequence.order) == self.running, "running is out of step"
         for lane, free in enumerate(self._free_slots):
             used = {sequence.slot for sequence in running if sequence.lane == lane}
+            assert len(used) == self._num_running[lane], f"lane {lane} runs {len(used)} sequences"
             assert len(used) + len(free) == self.limits.max_num_seqs, f"slots of lane {lane} leaked"
             assert not used & set(free), f"a slot of lane {lane} is used twice"
         queued = sum(sequence in self.waiting for sequence in live)
@@ -160,6 +161,7 @@ class Scheduler:
     # Parts of a step
 
     def _begin_step(self, lane: int) -> StepPlan:
+        self._starved_lanes.discard(lane)
         progress = self.kv_cache.lanes[lane]
         progress.planned_step += 1
         return StepPlan(progress.planned_step, lane, self._finished_slots[lane])
@@ -184,24 +186,28 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, num_new_tokens: int) -> bool:
         """Preempts later arrivals until a running sequence fits; False if it has to sit this step out.
 
-        It sits out when it was the last one and preempted itself, or when blocks that steps in flight still name
-        will be enough: preempting for these would be waste.
+        It sits out when an earlier one of its lane does and it needs a block too, when it was the last one and
+        preempted itself, or when blocks that steps in flight still name will be enough: preempting for these would
+        be waste, and nobody is admitted until they have come.
         """
-        while not self._fits(sequence, num_new_tokens):
-            retiring = self.kv_cache.num_retiring
+        while sequence.status is SequenceStatus.RUNNING:
             num_needed = self.kv_cache.num_blocks_needed(sequence, num_new_tokens)
-            if retiring and num_needed <= self.kv_cache.pool.num_available + retiring:
+            available = self.kv_cache.pool.num_available
+            if num_needed == 0 or (num_needed <= available and sequence.lane not in self._starved_lanes):
+                return True
+            retiring = self.kv_cache.num_retiring
+            if sequence.lane in self._starved_lanes or (retiring and num_needed <= available + retiring):
+                self._starved_lanes.add(sequence.lane)
                 return False
-            if self._preempt_least_favoured() is sequence:
-                return False
-        return True
+            self._preempt_least_favoured()
+        return False
 
     def _add_row(self, plan: StepPlan, sequence: Sequence, num_new_tokens: int) -> int:
         """Plans the next tokens of a sequence; returns their number."""
         is_new = sequence.num_sent_blocks == 0
         is_prefill = sequence.is_prefilling or sequence.num_computed_tokens < sequence.num_prompt_tokens
+        assert sequence.slot is not None, f"{sequence} is planned without a slot"
         allocation = self.kv_cache.allocate(sequence, num_new_tokens)
-        assert allocation is not None and sequence.slot is not None, f"{sequence} was planned without room"
         num_computed = sequence.num_computed_tokens
         sequence.num_computed_tokens += num_new_tokens
         samples = sequence.num_computed_tokens == sequence.num_tokens
@@ -222,7 +228,7 @@ class Scheduler:
         if head is None or head.num_steps_in_flight or len(self.running) >= self.limits.max_num_seqs:
             return False
         share = -(-(len(self.running) + len(self.waiting)) // len(self.kv_cache.lanes))
-        return len(self._running_on(lane)) < share
+        return not self._starved_lanes and self._num_running[lane] < share
 
     def _admit(self, sequence: Sequence, lane: int, num_cached_blocks: int) -> None:
         self._start(sequence, lane)
@@ -254,16 +260,16 @@ class Scheduler:
         sequence.move_to(SequenceStatus.RUNNING)
         sequence.lane = lane
         sequence.slot = self._free_slots[lane].pop()
+        self._num_running[lane] += 1
         bisect.insort(self.running, sequence, key=lambda running: running.order)
 
-    def _preempt_least_favoured(self) -> Sequence:
+    def _preempt_least_favoured(self) -> None:
         """Takes the blocks of the latest arrival; it is recomputed later and its output is unchanged."""
         victim = self.running[-1]
         self._leave(victim)
         victim.move_to(SequenceStatus.PREEMPTED)
         self.waiting.push(victim)
         self.num_preemptions += 1
-        return victim
 
     def _finish(self, sequence: Sequence, end: SequenceStatus) -> None:
         """Ends a sequence; what it computed stays findable in the prefix cache."""
@@ -286,12 +292,13 @@ class Scheduler:
         """Gives back a running sequence's slot and, once the steps in flight are done, its blocks."""
         assert sequence.slot is not None
         self.running.remove(sequence)
+        self._num_running[sequence.lane] -= 1
         self._free_slots[sequence.lane].append(sequence.slot)
         self._finished_slots[sequence.lane].append(sequence.slot)
         sequence.slot = None
         self.kv_cache.release(sequence)
 
-    def _check(self, request: Request, prompt: list[int], outputs: dict[int, list[int]]) -> None:
+    def _check(self, request: Request, prompt: array[int], outputs: dict[int, list[int]]) -> None:
         if request.key in self.requests:
             raise DuplicateRequestError(f"request {request.key.number} is already running", field="request_key")
         if not prompt:
