@@ -1,8 +1,10 @@
 # Every target does its own set-up in .venv; `make` alone lists them.
 
 MODEL ?=
-# Where torch comes from; default: the package index. A machine without a GPU may name an index of CPU builds.
-TORCH_INDEX ?=
+# Where torch comes from. A machine without a GPU gets the CPU build, which the default index does not have; where
+# pip is configured with indexes of its own, these decide.
+TORCH_INDEX ?= $(shell test -e /dev/nvidiactl || python3 -m pip config list | grep -Eq 'index-url|find-links' \
+	|| echo https://download.pytorch.org/whl/cpu)
 
 PYTHON := .venv/bin/python
 # The root has a folder named `kernels`, and transformers looks for a package of that name: the root must not be

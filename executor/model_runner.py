@@ -35,11 +35,15 @@ class ModelRunner:
 
         Raises KvPoolError for a pool that is missing, damaged, not as announced or of another model.
         """
-        self.sequences.clear()
         # First, since a device may not hold two pools.
-        self._cache, self._epoch = None, None
+        self.detach()
         self._cache = self._allocate(request) if request.HasField("device_memory") else self._map(request)
         self._epoch = request.epoch
+
+    def detach(self) -> None:
+        """Lets go of the pool and forgets every sequence."""
+        self.sequences.clear()
+        self._cache, self._epoch = None, None
 
     def execute(self, plan: executor_pb2.StepPlan) -> executor_pb2.StepResult:
         """Computes one step.

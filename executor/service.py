@@ -73,12 +73,15 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
             finally:
                 stream.end(ServiceUnavailableError("the stream has ended"))
                 if self._stream is stream:
+                    # Its scheduler is gone, and with it whoever knows what the pool holds.
                     self._stream = None
+                    self._worker.submit(self._runner.detach)
 
     async def close(self) -> None:
         """Ends the stream and the worker."""
         if self._stream is not None:
             self._stream.end(ServiceUnavailableError("the executor is shutting down"))
+            self._stream = None
         await asyncio.to_thread(self._worker.shutdown)
 
 

@@ -46,7 +46,8 @@ class _Run:
 class RunRegistry:
     """Runs by request id. A finished one is remembered for a while; one that failed can be tried again at once.
 
-    What is remembered is bounded by `capacity` runs of at most one context each.
+    What is remembered is bounded by `capacity` runs, each of as many contexts as it has continuations; runs that are
+    too old are forgotten when the next call comes.
     """
 
     def __init__(self, *, capacity: int = 256, keep_s: float = 60.0) -> None:
@@ -117,9 +118,9 @@ class RunRegistry:
                 generation.close(run.abort_reason)
         except QuireError as error:
             run.error = error
-        except Exception as error:
+        except Exception:
             logger.exception("a request failed")
-            run.error = error
+            run.error = QuireError("internal error")
         else:
             run.finished_at = time.monotonic()
             if run.keep:

@@ -86,7 +86,12 @@ class Listeners:
         )
         self._rest = RestServer(config)
         self._rest_task = asyncio.create_task(self._rest.serve([self._socket]))
-        await self._rest.listening.wait()
+        listening = asyncio.create_task(self._rest.listening.wait())
+        await asyncio.wait((listening, self._rest_task), return_when=asyncio.FIRST_COMPLETED)
+        listening.cancel()
+        if self._rest_task.done():
+            self._rest_task.result()
+            raise StartupError("the REST server ended while it started", field="port")
         self._service.attach(engine)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
@@ -101,7 +106,7 @@ class Listeners:
         """Ends what still runs after a second, and frees the ports."""
         if self._rest is not None and self._rest_task is not None:
             self._rest.should_exit = True
-            await asyncio.gather(self._rest_task, self._grpc.stop(_CLOSE_S))
+            await asyncio.gather(self._rest_task, self._grpc.stop(_CLOSE_S), return_exceptions=True)
         else:
             await self._grpc.stop(None)
         self._socket.close()
@@ -112,11 +117,11 @@ class Listeners:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """A bound TCP socket. Raises StartupError naming --host or --port."""
+    """A listening TCP socket. Raises StartupError naming --host or --port."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # Of a name with several addresses, the one that clients without IPv6 reach too.
+        family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     except OSError as error:
         raise StartupError(f"--host: cannot resolve {host}: {error}", field="host") from error
     bound = socket.socket(family, kind, protocol)
@@ -124,6 +129,7 @@ def _bind(host: str, port: int) -> socket.socket:
         # A port whose last connections linger is free; one that another process listens on is not.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen()
     except OSError as error:
         bound.close()
         raise StartupError(f"--port: cannot listen on {host}:{port}: {error.strerror}", field="port") from error

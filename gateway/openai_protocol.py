@@ -21,7 +21,9 @@ M = TypeVar("M", bound=BaseModel)
 
 # OpenAI's default for /v1/completions; a chat may fill the context.
 COMPLETION_MAX_TOKENS = 16
-_MAX_PROMPTS = 2048
+# Prompts times continuations of one request.
+_MAX_CHOICES = 2048
+_MAX_TOKEN_ID_DIGITS = 10
 
 _IGNORED = frozenset(
     {
@@ -91,8 +93,8 @@ def _parse_prompts(value: object) -> list[str | list[int]]:
         return [value]
     if not isinstance(value, list) or not value:
         raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists")
-    if len(value) > _MAX_PROMPTS and not _is_token_ids(value):
-        raise ValueError(f"holds more than {_MAX_PROMPTS} prompts")
+    if len(value) > _MAX_CHOICES and not _is_token_ids(value):
+        raise ValueError(f"holds more than {_MAX_CHOICES} prompts")
     if all(isinstance(entry, str) for entry in value):
         return value
     if _is_token_ids(value):
@@ -235,6 +237,10 @@ class CompletionRequest(OpenAIRequest):
 
     def sampling_params(self) -> SamplingParams:
         """Raises InvalidRequestError."""
+        num_choices = (self.n or 1) * len(self.prompt)
+        if num_choices > _MAX_CHOICES:
+            message = f"{len(self.prompt)} prompts with n = {self.n or 1} make {num_choices} choices"
+            raise InvalidRequestError(f"{message}; at most {_MAX_CHOICES} fit one request", field="n")
         return self._sampling_params(self.logprobs)
 
 
@@ -321,7 +327,7 @@ def _biases_by_token(biases: dict[str, float] | None) -> dict[int, float] | None
     if biases is None:
         return None
     for key in biases:
-        if not (key.isascii() and key.isdigit()):
+        if not (key.isascii() and key.isdigit() and len(key) <= _MAX_TOKEN_ID_DIGITS):
             raise InvalidRequestError(f"logit_bias: {key!r} is not a token id", field="logit_bias")
     return {int(key): bias for key, bias in biases.items()}
 

@@ -58,13 +58,19 @@ async def _complete(engine: Engine, request: CompletionRequest) -> Response:
     engine.validator.check_model(request.model)
     params = request.sampling_params()
     request_id = uuid.uuid4().hex
-    validations = (
-        engine.validator.validate(
-            prompt, params, f"cmpl-{request_id}-{index}", default_max_tokens=COMPLETION_MAX_TOKENS
-        )
-        for index, prompt in enumerate(request.prompt)
-    )
-    valid = await asyncio.gather(*validations)
+    try:
+        async with asyncio.TaskGroup() as group:
+            validations = [
+                group.create_task(
+                    engine.validator.validate(
+                        prompt, params, f"cmpl-{request_id}-{index}", default_max_tokens=COMPLETION_MAX_TOKENS
+                    )
+                )
+                for index, prompt in enumerate(request.prompt)
+            ]
+    except* QuireError as errors:
+        raise errors.exceptions[0] from None
+    valid = [validation.result() for validation in validations]
     return await _answer(engine, request, valid, CompletionShape(engine.tokenizer.vocabulary), request_id)
 
 

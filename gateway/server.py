@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from quire.config import GatewaySettings, served_model_name
+from quire.config import GatewaySettings
 from quire.gateway.engine import Engine
 from quire.gateway.listeners import Listeners
 from quire.process import StatusReporter, StopSignal, unless_stopped
@@ -47,7 +47,7 @@ async def _start_engine(settings: GatewaySettings) -> Engine:
         scheduler=settings.scheduler,
         model=settings.model,
         revision=settings.revision,
-        served_model_name=served_model_name(settings, settings.served_model_name),
+        served_model_name=settings.model_name,
         max_logprobs=settings.max_logprobs,
         startup_timeout=settings.startup_timeout,
     )

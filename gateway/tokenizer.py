@@ -21,6 +21,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from quire.errors import CheckpointError, InvalidRequestError
 from quire.gateway.detokenizer import Detokenizer, new_detokenizer
 from quire.gateway.vocabulary import Vocabulary
+from quire.process import in_daemon_thread
 from quire.sampling_params import generation_config_defaults
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class ModelTokenizer:
     @classmethod
     async def load(cls, model: str, revision: str | None = None) -> ModelTokenizer:
         """Loads from a folder or a hub id. Raises CheckpointError naming what is missing."""
-        return await asyncio.to_thread(cls._load, model, revision)
+        return await in_daemon_thread(lambda: cls._load(model, revision))
 
     @classmethod
     def _load(cls, model: str, revision: str | None) -> ModelTokenizer:

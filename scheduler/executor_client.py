@@ -36,8 +36,8 @@ class GrpcStepChannel:
         with errors_from_status(self._name):
             try:
                 await self._call.write(executor_pb2.StepRequest(plan=plan))
-            except asyncio.InvalidStateError as error:  # the stream has ended; receive() says why
-                raise ServiceUnavailableError(f"{self._name} closed its stream of steps") from error
+            except asyncio.InvalidStateError as error:  # the stream has ended
+                raise await self._reason() from error
 
     async def receive(self) -> executor_pb2.StepResult:
         with errors_from_status(self._name):
@@ -52,6 +52,7 @@ class GrpcStepChannel:
         self._call.cancel()
 
     async def _reason(self) -> QuireError:
+        """Why the stream has ended."""
         details = await self._call.details()
         return ServiceUnavailableError(f"{self._name} closed its stream of steps: {details or 'no reason given'}")
 

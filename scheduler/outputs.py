@@ -93,19 +93,22 @@ class OutputRouter:
         outputs = self._gateways[gateway_id] = GatewayOutputs()
         return outputs
 
-    def close(self, gateway_id: str) -> None:
-        outputs = self._gateways.pop(gateway_id, None)
-        if outputs is not None:
-            outputs.close()
+    def close(self, gateway_id: str, outputs: GatewayOutputs | None = None) -> bool:
+        """Ends a gateway's stream, if it has one (and it is `outputs`, if given); says whether it did."""
+        current = self._gateways.get(gateway_id)
+        if current is None or (outputs is not None and current is not outputs):
+            return False
+        del self._gateways[gateway_id]
+        current.close()
+        return True
 
     def close_all(self) -> None:
         for gateway_id in list(self._gateways):
             self.close(gateway_id)
 
-    def is_open(self, gateway_id: str, outputs: GatewayOutputs | None = None) -> bool:
-        """Whether a gateway has a stream, and if `outputs` is given, whether it is that one."""
-        current = self._gateways.get(gateway_id)
-        return current is not None and (outputs is None or current is outputs)
+    def is_open(self, gateway_id: str) -> bool:
+        """Whether a gateway has a stream."""
+        return gateway_id in self._gateways
 
     def publish(self, events: StepEvents) -> None:
         """Queues a step's events; those of a gateway that is gone are dropped."""

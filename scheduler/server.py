@@ -86,9 +86,9 @@ def _make_pool(
     """Creates the pool; `cleanup` unmaps it, and `handover` ends the offer of its descriptor."""
     if settings.kv_pool is not None:
         path = settings.kv_pool.absolute()
-        cleanup.enter_context(KvPool.create_file(path, layout))
+        pool = cleanup.enter_context(KvPool.create_file(path, layout))
         # Its content means nothing without the scheduler's block tables, which end with this process.
-        cleanup.callback(path.unlink, missing_ok=True)
+        cleanup.callback(pool.remove, path)
         request.path = str(path)
         return
     pool = cleanup.enter_context(KvPool.create_memfd(layout))

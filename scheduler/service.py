@@ -59,6 +59,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
     async def Abort(  # noqa: N802
         self, request: scheduler_pb2.AbortRequest, context: Context
     ) -> scheduler_pb2.AbortResponse:
+        reason = scheduler_pb2.AbortReason.Name(request.reason)
+        logger.debug("gateway %s aborts request %d: %s", request.gateway_id, request.request_key, reason)
         self._scheduler.abort(RequestKey(request.gateway_id, request.request_key), request.sequence_indices)
         self._work.notify()
         return scheduler_pb2.AbortResponse()
@@ -67,15 +69,14 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         self, request: scheduler_pb2.StreamOutputsRequest, context: Context
     ) -> AsyncIterator[scheduler_pb2.StepOutputs]:
         outputs = self._router.open(request.gateway_id)
-        # Tells the gateway that its stream is open, before it submits.
-        await context.send_initial_metadata(())
-        logger.info("gateway %s connected", request.gateway_id)
         try:
+            # Tells the gateway that its stream is open, before it submits.
+            await context.send_initial_metadata(())
+            logger.info("gateway %s connected", request.gateway_id)
             while (message := await outputs.next_message()) is not None:
                 yield message
         finally:
-            if self._router.is_open(request.gateway_id, outputs):
-                self._router.close(request.gateway_id)
+            if self._router.close(request.gateway_id, outputs):
                 self._scheduler.abort_gateway(request.gateway_id)
                 self._work.notify()
                 logger.info("gateway %s disconnected", request.gateway_id)

@@ -15,7 +15,6 @@ from quire.config import (
     SchedulerSettings,
     ServeSettings,
     flags,
-    served_model_name,
 )
 from quire.errors import StartupError
 
@@ -61,9 +60,9 @@ def test_a_child_gets_its_share():
 
 
 def test_the_models_name():
-    assert served_model_name(ServeSettings.load({}), None) == "quire-tiny"
-    assert served_model_name(ServeSettings.load({"model": "a/b"}), None) == "a/b"
-    assert served_model_name(ServeSettings.load({"model": "a/b"}), "c") == "c"
+    assert ServeSettings.load({}).model_name == "quire-tiny"
+    assert ServeSettings.load({"model": "a/b"}).model_name == "a/b"
+    assert ServeSettings.load({"model": "a/b", "served_model_name": "c"}).model_name == "c"
     assert BUNDLED_MODEL.is_dir()
 
 

@@ -102,6 +102,38 @@ def test_what_is_not_there_is_named(tmp_path: Path):
         KvPool.create_file(tmp_path / "no" / "folder", LAYOUT)
 
 
+def test_a_file_that_is_no_pool_is_not_overwritten(tmp_path: Path):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    for path in (notes, tmp_path):
+        with pytest.raises(KvPoolError) as caught:
+            KvPool.create_file(path, LAYOUT)
+        assert caught.value.field == "kv_pool"
+    assert notes.read_text() == "mine"
+
+
+def test_a_pool_in_use_is_not_replaced(tmp_path: Path):
+    path = tmp_path / "pool"
+    with KvPool.create_file(path, LAYOUT) as first:
+        with pytest.raises(KvPoolError, match="used by another server"):
+            KvPool.create_file(path, LAYOUT)
+        first.segment(0)[0] = 1
+    with KvPool.create_file(path, LAYOUT) as second:
+        assert second.segment(0)[0] == 0
+
+
+def test_only_its_own_file_is_removed(tmp_path: Path):
+    path = tmp_path / "pool"
+    with KvPool.create_file(path, LAYOUT) as first:
+        path.rename(tmp_path / "moved")
+        path.write_text("another's")
+        first.remove(path)
+        assert path.exists()
+        first.remove(tmp_path / "moved")
+        assert not (tmp_path / "moved").exists()
+        first.remove(tmp_path / "moved")
+
+
 def test_a_file_of_another_size_is_refused(tmp_path: Path):
     path = tmp_path / "pool"
     KvPool.create_file(path, LAYOUT).close()

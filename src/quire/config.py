@@ -98,7 +98,7 @@ class SchedulingOptions(_Settings):
     )
 
 
-class NetworkOptions(_Settings):
+class ServingOptions(ModelOptions):
     """Where clients connect."""
 
     host: str = Field("127.0.0.1", description="Address for REST and gRPC.")
@@ -109,14 +109,27 @@ class NetworkOptions(_Settings):
     )
     max_logprobs: int = Field(20, ge=0, description="Largest `logprobs` or `top_logprobs` a request may ask for.")
 
+    @property
+    def model_name(self) -> str:
+        """The name clients use for the model."""
+        if self.served_model_name is not None:
+            return self.served_model_name
+        return BUNDLED_MODEL.name if self.model == str(BUNDLED_MODEL) else self.model
 
-class ProcessOptions(_Settings):
+
+class OperationOptions(_Settings):
+    """Starting and logging."""
+
+    startup_timeout: float = Field(600.0, gt=0, description="Seconds until a start that is not ready is given up.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+
+
+class ProcessOptions(OperationOptions):
     """How a single process is watched."""
 
     parent_pid: int | None = Field(None, description="Process whose death ends this one.")
+    runtime_dir: Path | None = Field(None, description="Folder of that process, removed if it has died.")
     status_fd: int | None = Field(None, description="Descriptor for one JSON line per status change.")
-    startup_timeout: float = Field(600.0, gt=0, description="Seconds until a process that is not ready gives up.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 
 
 class ListenOptions(_Settings):
@@ -137,21 +150,20 @@ class SchedulerSettings(CacheOptions, SchedulingOptions, ListenOptions, ProcessO
     executors: list[str] = Field(min_length=1, description="Addresses of the executors (repeat the flag).")
 
 
-class GatewaySettings(ModelOptions, NetworkOptions, ProcessOptions):
+class GatewaySettings(ServingOptions, ProcessOptions):
     """`quire gateway`."""
 
     scheduler: str = Field(description="Address of the scheduler.")
     index: int = Field(0, ge=0, description="Number of this gateway, for its name.")
 
 
-class LocalSettings(ModelOptions, PrecisionOptions, CacheOptions, SchedulingOptions):
+class LocalSettings(ModelOptions, PrecisionOptions, CacheOptions, SchedulingOptions, OperationOptions):
     """A scheduler and its executors on this host, as `LLM` starts them."""
 
     num_executors: int = Field(1, ge=1, le=64, description="Executor processes on one KV pool.")
-    startup_timeout: float = Field(600.0, gt=0, description="Seconds until a start that is not ready is given up.")
 
 
-class ServeSettings(LocalSettings, NetworkOptions):
+class ServeSettings(LocalSettings, ServingOptions):
     """`quire serve`: everything on this host."""
 
 
@@ -170,13 +182,6 @@ def flags(settings: _Settings, process: type[_Settings], **own: object) -> list[
         else:
             line += [flag, str(int(value)) if isinstance(value, ByteSize) else str(value)]
     return line
-
-
-def served_model_name(settings: ModelOptions, served_as: str | None) -> str:
-    """The name clients use for the model."""
-    if served_as is not None:
-        return served_as
-    return BUNDLED_MODEL.name if settings.model == str(BUNDLED_MODEL) else settings.model
 
 
 def _flag_names(error: ValidationError) -> list[str]:

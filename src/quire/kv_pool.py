@@ -157,15 +157,18 @@ class KvPool:
 
     @classmethod
     def create_file(cls, path: Path, layout: KvPoolLayout) -> KvPool:
-        """A pool in a file, mode 0600, replacing what was there; with all pages allocated."""
-        with contextlib.suppress(FileNotFoundError):
-            # Never truncated in place: another process may still map the old file.
-            path.unlink()
+        """A pool in a file, mode 0600, with all pages allocated; replaces a pool that no process uses.
+
+        Raises KvPoolError for a file that is anything else, or that cannot be made.
+        """
         try:
+            _remove_unused_pool(path)
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise KvPoolError(f"cannot create the KV pool {path}: {error.strerror}", field="kv_pool") from error
         try:
+            # Says that the pool is used, for as long as this descriptor is open.
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _allocate(fd, layout.total_bytes, f"at {path}")
         except BaseException:
             os.close(fd)
@@ -201,6 +204,12 @@ class KvPool:
             raise KvPoolError(f"the KV pool has {self.layout.num_ranks} ranks, there is no rank {rank}")
         start = HEADER_BYTES + rank * self.layout.segment_bytes
         return memoryview(self._map)[start : start + self.layout.num_blocks * self.layout.block_bytes]
+
+    def remove(self, path: Path) -> None:
+        """Removes the file of a pool that was made by `create_file`, unless another one has taken its place."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(self.fd)):
+                path.unlink()
 
     def close(self) -> None:
         """Unmaps the pool. A segment that is still in use (by a tensor) keeps its mapping alive."""
@@ -254,6 +263,21 @@ class KvPoolHandover:
 def boot_id() -> bytes:
     """The 16 bytes that name this boot of the machine: a pool file of another boot is stale."""
     return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
+
+
+def _remove_unused_pool(path: Path) -> None:
+    """Removes a pool that nobody uses. Never truncated in place: another process may still map the old file."""
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                raise KvPoolError(f"{path} is not a KV pool and is not overwritten", field="kv_pool")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise KvPoolError(f"the KV pool {path} is used by another server", field="kv_pool") from error
+            path.unlink()
+    except FileNotFoundError:
+        return
 
 
 def _allocate(fd: int, size: int, where: str) -> None:

@@ -38,6 +38,55 @@ OfflinePrompt = str | Sequence[int] | TokensPrompt
 Message = Mapping[str, str]
 
 
+class _Background:
+    """The processes, and the engine on an event loop in a thread of its own."""
+
+    def __init__(self, settings: LocalSettings) -> None:
+        self.supervisor = Supervisor(settings)
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="quire-llm", daemon=True)
+        self._thread.start()
+        try:
+            self.supervisor.start()
+            self.engine = self.run(
+                Engine.start(
+                    scheduler=self.supervisor.scheduler_address,
+                    model=settings.model,
+                    revision=settings.revision,
+                    startup_timeout=settings.startup_timeout,
+                )
+            )
+        except BaseException:
+            self._end()
+            raise
+
+    def run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """Runs a coroutine on the engine's loop; an interrupt cancels it."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(timeout)
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Ends the engine, the processes and the thread."""
+        # A garbage collection, which may close a forgotten LLM, may happen on that very thread.
+        elsewhere = threading.current_thread() is not self._thread
+        try:
+            if elsewhere:
+                self.run(self.engine.close(), timeout=_CLOSE_TIMEOUT_S)
+        finally:
+            self._end(join=elsewhere)
+
+    def _end(self, *, join: bool = True) -> None:
+        self.supervisor.stop()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        if join:
+            self._thread.join(_CLOSE_TIMEOUT_S)
+            self._loop.close()
+
+
 class LLM:
     """A model to generate with. Starts its processes at once and ends them with `close`, or as a context manager.
 
@@ -49,32 +98,16 @@ class LLM:
 
     def __init__(self, model: str | None = None, **settings: Any) -> None:
         given = settings if model is None else {"model": str(model), **settings}
-        self.settings = LocalSettings.load(given)
-        self._supervisor = Supervisor(self.settings, log_level="warning")
-        self._supervisor.start()
+        self.settings = LocalSettings.load({"log_level": "warning", **given})
+        self._background = _Background(self.settings)
         # Ends the processes even if nobody calls close().
-        self._finalizer = weakref.finalize(self, self._supervisor.stop)
-        self._loop = uvloop.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="quire-llm", daemon=True)
-        self._thread.start()
-        try:
-            self._engine = self._run(
-                Engine.start(
-                    scheduler=self._supervisor.scheduler_address,
-                    model=self.settings.model,
-                    revision=self.settings.revision,
-                    startup_timeout=self.settings.startup_timeout,
-                )
-            )
-        except BaseException:
-            self._end()
-            raise
+        self._finalizer = weakref.finalize(self, self._background.close)
         self._num_requests = 0
 
     @property
     def scheduler_address(self) -> str:
         """Where the scheduler can be inspected (`SchedulerService`)."""
-        return self._supervisor.scheduler_address
+        return self._background.supervisor.scheduler_address
 
     def generate(
         self,
@@ -108,11 +141,7 @@ class LLM:
 
     def close(self) -> None:
         """Ends the processes; returns when none is left. Does nothing the second time."""
-        if self._finalizer.alive:
-            try:
-                self._run(self._engine.close(), timeout=_CLOSE_TIMEOUT_S)
-            finally:
-                self._end()
+        self._finalizer()
 
     def __enter__(self) -> Self:
         return self
@@ -121,21 +150,6 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _end(self) -> None:
-        self._finalizer()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_CLOSE_TIMEOUT_S)
-        self._loop.close()
-
-    def _run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """Runs a coroutine on the engine's loop; an interrupt cancels it."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result(timeout)
-        except BaseException:
-            future.cancel()
-            raise
 
     def _complete(
         self,
@@ -152,7 +166,7 @@ class LLM:
                 f"{len(prompts)} prompts have {len(params)} sampling parameters", field="sampling_params"
             )
         with _progress_bar(enabled=use_tqdm) as progress:
-            return self._run(self._complete_all(prompts, params, progress))
+            return self._background.run(self._complete_all(prompts, params, progress))
 
     async def _complete_all(
         self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], progress: Progress
@@ -162,7 +176,9 @@ class LLM:
             request_id = str(self._num_requests)
             self._num_requests += 1
             requests.append(
-                await self._engine.validator.validate(prompt, param, request_id, default_max_tokens=_DEFAULT_MAX_TOKENS)
+                await self._background.engine.validator.validate(
+                    prompt, param, request_id, default_max_tokens=_DEFAULT_MAX_TOKENS
+                )
             )
         bar = progress.add_task("Generating", total=len(requests), tokens=0)
         try:
@@ -174,8 +190,8 @@ class LLM:
 
     async def _complete_one(self, request: ValidRequest, progress: Progress, bar: Any) -> RequestOutput:
         output = RequestOutput.empty(request.request_id, request.prompt, request.prompt_token_ids, request.n)
-        async for delta in self._engine.generate(request):
-            output.add(delta, self._engine.tokenizer.vocabulary.text_of)
+        async for delta in self._background.engine.generate(request):
+            output.add(delta, self._background.engine.tokenizer.vocabulary.text_of)
         generated = sum(len(completion.token_ids) for completion in output.outputs)
         progress.update(bar, advance=1, tokens=progress.tasks[bar].fields["tokens"] + generated)
         return output

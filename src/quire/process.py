@@ -12,17 +12,18 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import setproctitle
 import uvloop
 
-from quire.config import ListenOptions, ProcessOptions
+from quire.config import ProcessOptions
 from quire.errors import QuireError, StartupError
 
 logger = logging.getLogger(__name__)
@@ -106,56 +107,79 @@ def run_process(title: str, settings: S, main: Callable[[S, StatusReporter, Stop
         status.failed(StartupError(f"{title} failed: {type(error).__name__}: {error}"))
         logger.exception("%s failed", title)
         return 1
+    finally:
+        if settings.runtime_dir is not None and not _is_child_of(settings.parent_pid):
+            # The parent would have done it; its other children are ending too.
+            shutil.rmtree(settings.runtime_dir, ignore_errors=True)
     return 0
 
 
 async def _supervised(
     settings: S, status: StatusReporter, main: Callable[[S, StatusReporter, StopSignal], Awaitable[None]]
 ) -> None:
-    """Runs `main`; a stop before it is ready cancels it, a later one lets it shut down."""
+    """Runs `main` with a StopSignal that follows SIGTERM, SIGINT and the parent."""
     loop = asyncio.get_running_loop()
     stop = StopSignal()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    with _parent_watch(settings.parent_pid, stop.set) as orphaned:
+    with _parent_watch(settings.parent_pid, stop.set):
         await main(settings, status, stop)
-    if orphaned.is_set() and isinstance(settings, ListenOptions):
-        _remove_runtime_dir(settings.listen)
+
+
+def _is_child_of(parent_pid: int | None) -> bool:
+    """Whether the parent still lives: a child whose parent has died is given another one."""
+    return parent_pid is None or os.getppid() == parent_pid
 
 
 @contextlib.contextmanager
-def _parent_watch(parent_pid: int | None, on_death: Callable[[], None]) -> Iterator[asyncio.Event]:
-    """Calls `on_death` and sets the event once when the parent has ended."""
-    orphaned = asyncio.Event()
+def _parent_watch(parent_pid: int | None, on_death: Callable[[], None]) -> Iterator[None]:
+    """Calls `on_death` once when the parent has ended. Raises StartupError if it has already."""
     if parent_pid is None:
-        yield orphaned
+        yield
         return
     loop = asyncio.get_running_loop()
     try:
         pidfd = os.pidfd_open(parent_pid)
     except ProcessLookupError:
         pidfd = -1
-    # Between the fork and here the parent may have died and its id may name another process.
-    if pidfd < 0 or os.getppid() != parent_pid:
+    # The id may name another process by now.
+    if pidfd < 0 or not _is_child_of(parent_pid):
         raise StartupError(f"the parent process {parent_pid} has already ended")
 
     def parent_ended() -> None:
         loop.remove_reader(pidfd)
         logger.warning("the parent process ended; shutting down")
-        orphaned.set()
         on_death()
 
     loop.add_reader(pidfd, parent_ended)
     try:
-        yield orphaned
+        yield
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)
 
 
-def _remove_runtime_dir(address: str) -> None:
-    """Does what the parent would have done with the folder of our sockets; the last process succeeds."""
-    socket = Path(address.removeprefix("unix:"))
-    with contextlib.suppress(OSError):
-        socket.unlink(missing_ok=True)
-        socket.parent.rmdir()
+def in_daemon_thread(function: Callable[[], T]) -> asyncio.Future[T]:
+    """Runs `function` in a thread that, unlike the event loop's own, the end of the process does not wait for."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def deliver(result: T | None, error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def work() -> None:
+        outcome: tuple[T | None, Exception | None]
+        try:
+            outcome = function(), None
+        except Exception as error:
+            outcome = None, error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(deliver, *outcome)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future

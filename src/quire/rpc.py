@@ -31,9 +31,16 @@ ERROR_DOMAIN = "quire.dev"
 # Plans and prompts of long contexts pass grpc's default of 4 MiB; this bounds what a peer can make us hold.
 MAX_MESSAGE_BYTES = 64 << 20
 
+# A peer that is silent for so long while a call runs is gone: its host has vanished, or it is stopped.
+_KEEPALIVE_MS = 10_000
+
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
+    # What a server takes from its peers without calling it abuse.
+    ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
     ("grpc.enable_http_proxy", 0),
     # A process that was restarted is found again soon (milliseconds; the defaults are 1 s and 120 s).
     ("grpc.initial_reconnect_backoff_ms", 100),

@@ -11,7 +11,7 @@ import setproctitle
 from rich.console import Console
 from rich.table import Table
 
-from quire.config import ServeSettings, served_model_name
+from quire.config import ServeSettings
 from quire.internal.v1 import scheduler_pb2
 from quire.supervisor import Supervisor
 
@@ -20,7 +20,7 @@ def serve(settings: ServeSettings) -> int:
     """Serves until SIGTERM or SIGINT (status 0) or until a process ends (status 1). Raises StartupError."""
     setproctitle.setproctitle("quire: serve")
     console = Console(stderr=True, highlight=False)
-    name = served_model_name(settings, settings.served_model_name)
+    name = settings.model_name
     with Supervisor(settings) as supervisor:
         try:
             with _stop_signals():
@@ -73,7 +73,7 @@ class _Stopped(BaseException):
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[None]:
-    """Makes the first SIGTERM or SIGINT raise _Stopped; later ones are ignored, as the clean-up is under way."""
+    """Makes the first SIGTERM or SIGINT raise _Stopped; after the block, where clean-up runs, they are ignored."""
 
     def stop(number: int, frame: object) -> None:
         for handled in (signal.SIGTERM, signal.SIGINT):
@@ -82,7 +82,11 @@ def _stop_signals() -> Iterator[None]:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    yield
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _bytes(size: float) -> str:

@@ -6,7 +6,6 @@ Every child is spawned (never forked after threads), reports over a pipe, and fo
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import selectors
@@ -72,9 +71,8 @@ class Child:
 class Supervisor:
     """The processes of `quire serve`, or of an `LLM` (which is its own gateway). A context manager."""
 
-    def __init__(self, settings: LocalSettings, *, log_level: str = "info") -> None:
+    def __init__(self, settings: LocalSettings) -> None:
         self._settings = settings
-        self._log_level = log_level
         self.children: list[Child] = []
         self._runtime_dir: Path | None = None
 
@@ -87,15 +85,11 @@ class Supervisor:
         """Starts everything and returns when all of it serves, with what the last process said when it was ready.
 
         With `gateway` that is a gateway, and the ports it serves. Raises StartupError with the reason of the first
-        process that fails, after ending the others.
+        process that fails; the caller stops the others.
         """
         self._runtime_dir = Path(tempfile.mkdtemp(prefix="quire-"))
-        try:
-            self._spawn_all(gateway)
-            self._await_ready(time.monotonic() + self._settings.startup_timeout)
-        except BaseException:
-            self.stop()
-            raise
+        self._spawn_all(gateway)
+        self._await_ready(time.monotonic() + self._settings.startup_timeout)
         return self.children[-1].ready or {}
 
     def describe(self) -> scheduler_pb2.DescribeResponse:
@@ -117,9 +111,8 @@ class Supervisor:
 
     def stop(self) -> None:
         """Ends all children, the last started first, and removes the sockets. Does nothing the second time."""
-        for child in reversed(self.children):
-            _end(child)
-        self.children.clear()
+        while self.children:
+            _end(self.children.pop())
         if self._runtime_dir is not None:
             shutil.rmtree(self._runtime_dir, ignore_errors=True)
             self._runtime_dir = None
@@ -148,7 +141,7 @@ class Supervisor:
         self, name: str, command: str, process: type[ProcessOptions], settings: LocalSettings, **own: object
     ) -> None:
         status, child_status = os.pipe()
-        own |= {"parent_pid": os.getpid(), "status_fd": child_status, "log_level": self._log_level}
+        own |= {"parent_pid": os.getpid(), "status_fd": child_status, "runtime_dir": self._runtime_dir}
         try:
             spawned = subprocess.Popen(
                 [sys.executable, "-P", "-m", "quire", command, *flags(settings, process, **own)],
@@ -198,5 +191,4 @@ def _end(child: Child) -> None:
     except subprocess.TimeoutExpired:
         child.process.kill()
         child.process.wait()
-    with contextlib.suppress(OSError):
-        os.close(child.status)
+    os.close(child.status)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import openai
@@ -25,23 +26,23 @@ QUIRE = [sys.executable, "-P", "-m", "quire"]
 SMALL = ["--port", "0", "--grpc-port", "0", "--kv-cache-memory", "64MiB"]
 
 
-def _runtime_dirs() -> set[str]:
-    return {path.name for path in Path(tempfile.gettempdir()).glob("quire-*")}
-
-
-def _shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}
-
-
 @pytest.fixture
-def nothing_left():
-    """No process, socket folder or shared memory may be left that was not there before."""
-    before = _runtime_dirs(), _shared_memory()
-    started: list[psutil.Process] = []
-    yield started
-    for process in started:
-        wait_for(lambda process=process: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
-    wait_for(lambda: (_runtime_dirs(), _shared_memory()) == before)
+def nothing_left(monkeypatch):
+    """No process, socket folder or shared memory may be left that was not there before.
+
+    Temporary folders get a home of their own, so that other servers on this machine do not matter.
+    """
+    with tempfile.TemporaryDirectory(prefix="q-") as home:
+        monkeypatch.setenv("TMPDIR", home)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        started: list[psutil.Process] = []
+        yield started
+        for process in started:
+            wait_for(lambda process=process: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+        wait_for(lambda: not list(Path(home).iterdir()))
+        monkeypatch.undo()
+        tempfile.tempdir = None
+    assert not [path for path in Path("/dev/shm").iterdir() if "quire" in path.name]
 
 
 def _start_serve(*flags: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
@@ -77,6 +78,15 @@ def test_death_of_the_supervisor_ends_everything(nothing_left):
     nothing_left += processes
     serve.kill()
     _finish(serve, -signal.SIGKILL)
+
+
+@pytest.mark.parametrize("delay_s", [0.3, 0.8, 1.5, 2.5])
+def test_death_of_the_supervisor_during_the_start_ends_everything(nothing_left, delay_s):
+    serve = subprocess.Popen([*QUIRE, "serve", *SMALL], stderr=subprocess.DEVNULL, process_group=0)
+    time.sleep(delay_s)
+    nothing_left += psutil.Process(serve.pid).children(recursive=True)
+    serve.kill()
+    assert serve.wait(30) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("title", ["executor 0", "scheduler", "gateway 0"])

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from quire.errors import DuplicateRequestError, InvalidRequestError
+from quire.errors import DuplicateRequestError, InvalidRequestError, QuireError
 from quire.gateway.generation import Generation
 from quire.gateway.idempotency import RunRegistry
 from quire.internal.v1 import scheduler_pb2
@@ -118,7 +118,7 @@ async def test_a_failed_run_can_be_tried_again() -> None:
         with pytest.raises(InvalidRequestError):
             await texts(registry, start)
     start.error = RuntimeError("a defect")
-    with pytest.raises(RuntimeError):
+    with pytest.raises(QuireError, match="internal error"):
         await texts(registry, start)
     start.error = None
     again = asyncio.create_task(texts(registry, start))

@@ -43,8 +43,10 @@ class Server:
 @contextlib.contextmanager
 def running_server(**settings: Any) -> Iterator[Server]:
     """A server with these settings (default: the bundled model), ended at the end of the block."""
-    serve = ServeSettings.load({"port": 0, "grpc_port": 0, "kv_cache_memory": "64MiB", **settings})
-    with Supervisor(serve, log_level="warning") as supervisor:
+    serve = ServeSettings.load(
+        {"port": 0, "grpc_port": 0, "kv_cache_memory": "64MiB", "log_level": "warning", **settings}
+    )
+    with Supervisor(serve) as supervisor:
         ready = supervisor.start(gateway=serve)
         with inspect_scheduler(supervisor.scheduler_address) as scheduler:
             yield Server(supervisor, ready["port"], ready["grpc_port"], scheduler)

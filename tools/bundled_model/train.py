@@ -30,8 +30,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 CONTEXT = 2048
 SHORT = 256
 TOKENS_PER_STEP = 2048
-MUON_RATE = 0.008
-ADAM_RATE = 0.004
 
 
 @dataclass(frozen=True)
@@ -46,11 +44,15 @@ class Plan:
     inner: int
     short_steps: int
     long_steps: int
+    muon_rate: float
+    adam_rate: float
     seed: int
 
 
-MAIN = Plan("quire-tiny", 192, 6, 6, 2, 512, short_steps=950, long_steps=200, seed=1)
-DRAFT = Plan("quire-tiny-draft", 96, 3, 3, 1, 256, short_steps=1300, long_steps=250, seed=2)
+MAIN = Plan("quire-tiny", 192, 6, 6, 2, 512, short_steps=950, long_steps=200, muon_rate=0.004, adam_rate=0.004, seed=1)
+DRAFT = Plan(
+    "quire-tiny-draft", 96, 3, 3, 1, 256, short_steps=1300, long_steps=250, muon_rate=0.008, adam_rate=0.006, seed=2
+)
 
 
 def model_config(plan: Plan, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -155,8 +157,8 @@ def train(plan: Plan, tokenizer: Tokenizer, out: Path, scale: float) -> None:
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         share = rate(step, short_steps + long_steps)
-        adam.param_groups[0]["lr"] = share * ADAM_RATE
-        muon.step(share * MUON_RATE)
+        adam.param_groups[0]["lr"] = share * plan.adam_rate
+        muon.step(share * plan.muon_rate)
         adam.step()
         model.zero_grad()
         smooth = loss.item() if step == 0 else 0.95 * smooth + 0.05 * loss.item()
