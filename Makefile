@@ -3,7 +3,7 @@
 MODEL ?=
 # Where torch comes from. A machine without a GPU gets the CPU build, which the default index does not have; where
 # pip is configured with indexes of its own, these decide.
-TORCH_INDEX ?= $(shell test -e /dev/nvidiactl || python3 -m pip config list | grep -Eq 'index-url|find-links' \
+TORCH_INDEX ?= $(shell test -e /dev/nvidiactl || python3 -m pip config list | grep -E 'index-url|find-links' >/dev/null \
 	|| echo https://download.pytorch.org/whl/cpu)
 
 PYTHON := .venv/bin/python
