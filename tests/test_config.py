@@ -21,7 +21,7 @@ from quire.errors import StartupError
 
 def test_flag_beats_variable_beats_file_beats_default(tmp_path: Path, monkeypatch):
     file = tmp_path / "quire.yaml"
-    file.write_text("max_num_seqs: 3\nblock_size: 4\nport: 1\n")
+    file.write_text("max-num-seqs: 3\nblock_size: 4\nport: 1\n")
     monkeypatch.setenv("QUIRE_BLOCK_SIZE", "8")
     monkeypatch.setenv("QUIRE_PORT", "2")
     settings = ServeSettings.load({"port": 9}, file)
@@ -45,6 +45,14 @@ def test_a_wrong_setting_is_named_as_its_flag(given):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(StartupError, match="no such file"):
         ServeSettings.load({}, tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("content", [b"a: [b", b"- a", b"\xff\xfe"])
+def test_a_damaged_file_is_named(tmp_path, content):
+    file = tmp_path / "quire.yaml"
+    file.write_bytes(content)
+    with pytest.raises(StartupError, match=r"quire\.yaml"):
+        ServeSettings.load({}, file)
 
 
 def test_a_child_gets_its_share():

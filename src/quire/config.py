@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import yaml
 from pydantic import ByteSize, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    YamlConfigSettingsSource,
 )
 
 from quire.errors import StartupError
@@ -42,11 +43,9 @@ class _Settings(BaseSettings):
                 dotenv_settings: PydanticBaseSettingsSource,
                 file_secret_settings: PydanticBaseSettingsSource,
             ) -> tuple[PydanticBaseSettingsSource, ...]:
-                file = YamlConfigSettingsSource(settings_cls, yaml_file=config_file)
-                return init_settings, env_settings, file
+                return init_settings, env_settings, InitSettingsSource(settings_cls, from_file)
 
-        if config_file is not None and not config_file.is_file():
-            raise StartupError(f"--config: no such file: {config_file}", field="config")
+        from_file = {} if config_file is None else _read_file(config_file)
         try:
             loaded = Loader(**given)
         except ValidationError as error:
@@ -182,6 +181,19 @@ def flags(settings: _Settings, process: type[_Settings], **own: object) -> list[
         else:
             line += [flag, str(int(value)) if isinstance(value, ByteSize) else str(value)]
     return line
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """The settings of a YAML file, spelled as the flags or with underscores. Raises StartupError."""
+    if not path.is_file():
+        raise StartupError(f"--config: no such file: {path}", field="config")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise StartupError(f"--config: {path} is not valid YAML: {error}", field="config") from error
+    if not isinstance(content, dict):
+        raise StartupError(f"--config: {path} holds no settings by name", field="config")
+    return {str(name).replace("-", "_"): value for name, value in content.items()}
 
 
 def _flag_names(error: ValidationError) -> list[str]:
