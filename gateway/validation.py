@@ -89,8 +89,7 @@ class Validator:
 
     async def encode(self, prompt: str | ChatPrompt, *, field: str, add_special_tokens: bool = True) -> list[int]:
         """The token ids of a text or a chat. Raises InvalidRequestError."""
-        text, token_ids = await self._tokenize(prompt, field, add_special_tokens)
-        del text
+        _, token_ids = await self._tokenize(prompt, field, add_special_tokens)
         return token_ids
 
     async def validate(
