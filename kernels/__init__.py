@@ -2,6 +2,8 @@
 
     metadata.py         AttentionMetadata: which token belongs to which sequence, and where its KV lies
     attention.py        paged_attention, store_kv: checks, then the implementation of the tensors' device
+    rotary_store.py     rotate_and_store: norms, rotation and the cache's write in one pass
+    cache.py            a layer's keys or values: a tensor, or int8 with scales
     blocks.py           copy_blocks: copy on write
     norm.py rotary.py activation.py linear.py
                         the model's other operators (torch for now; native ones take the same names)
@@ -20,6 +22,7 @@ from .activation import silu_and_mul
 from .attention import paged_attention, store_kv
 from .backend import NUMERICS_VERSION, Implementation, implementation_for, set_implementation
 from .blocks import copy_blocks
+from .cache import Cache, QuantizedCache
 from .linear import linear
 from .metadata import AttentionMetadata
 from .native_library import (
@@ -32,12 +35,15 @@ from .native_library import (
 )
 from .norm import fused_add_rms_norm, rms_norm
 from .rotary import rotary_embedding
+from .rotary_store import rotate_and_store
 
 __all__ = [
     "NUMERICS_VERSION",
     "AttentionMetadata",
+    "Cache",
     "Implementation",
     "NativeLibraryError",
+    "QuantizedCache",
     "available_isas",
     "copy_blocks",
     "current_isa",
@@ -48,6 +54,7 @@ __all__ = [
     "paged_attention",
     "rms_norm",
     "rotary_embedding",
+    "rotate_and_store",
     "set_implementation",
     "set_isa",
     "set_num_threads",

@@ -10,20 +10,25 @@ from torch import Tensor
 
 from . import native_attention, torch_paged
 from .backend import implementation_for
-from .checks import check_attention_bounds, check_cache, check_heads, check_slot_bounds
+from .cache import Cache, elements
+from .checks import check_attention_bounds, check_cache, check_heads, check_slot_bounds, check_slots
 from .metadata import AttentionMetadata
 
 __all__ = ["paged_attention", "store_kv"]
 
 
-def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
-    """Write the new tokens' keys and values into their slots.
+def store_kv(key: Tensor, value: Tensor, key_cache: Cache, value_cache: Cache, slot_mapping: Tensor) -> None:
+    """Write the new tokens' keys and values into their slots, converted to the cache's type.
+
+    To bfloat16 is to nearest, ties to even; to int8 as `cache.quantize` says, for each token and head.
 
     Args:
-        key: [num_tokens, num_kv_heads, head_dim], last dimension contiguous.
+        key: [num_tokens, num_kv_heads, head_dim], float32 or bfloat16 (float16 too where torch runs), last
+            dimension contiguous.
         value: as key.
         key_cache: one layer's view of the pool, [num_blocks, num_kv_heads, block_size, head_dim], float32 or
-            bfloat16 (float16 too where torch runs), the inner two dimensions contiguous. Written in place.
+            bfloat16 (float16 too where torch runs), the inner two dimensions contiguous; or a QuantizedCache.
+            Written in place.
         value_cache: as key_cache.
         slot_mapping: int64 [num_tokens], block_id * block_size + offset. No slot twice.
 
@@ -32,27 +37,27 @@ def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor,
             cache (on a GPU slots are not looked at: that would wait for the device).
     """
     check_cache(key_cache, value_cache)
-    if slot_mapping.dtype != torch.int64 or slot_mapping.dim() != 1 or not slot_mapping.is_contiguous():
-        raise ValueError(f"slot_mapping must be contiguous int64 [num_tokens], not {slot_mapping.dtype}")
-    if slot_mapping.device != key_cache.device:
-        raise ValueError(f"slot_mapping is on {slot_mapping.device}, key_cache on {key_cache.device}")
-    num_tokens, num_kv_heads = slot_mapping.shape[0], key_cache.shape[1]
+    check_slots(slot_mapping, key_cache)
+    keys = elements(key_cache)
+    num_tokens, num_kv_heads = slot_mapping.shape[0], keys.shape[1]
     check_heads("key", key, num_tokens, num_kv_heads, key_cache)
     check_heads("value", value, num_tokens, num_kv_heads, key_cache)
+    if value.dtype != key.dtype:
+        raise ValueError(f"value is {value.dtype}, key {key.dtype}")
     if num_tokens == 0:
         return
-    if implementation_for(key_cache.device) == "native":
+    if implementation_for(keys.device) == "native":
         native_attention.store_kv(key, value, key_cache, value_cache, slot_mapping)
         return
-    if key_cache.device.type == "cpu":
-        check_slot_bounds(slot_mapping, key_cache.shape[0] * key_cache.shape[2])
+    if keys.device.type == "cpu":
+        check_slot_bounds(slot_mapping, keys.shape[0] * keys.shape[2])
     torch_paged.store_kv(key, value, key_cache, value_cache, slot_mapping)
 
 
 def paged_attention(
     query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
+    key_cache: Cache,
+    value_cache: Cache,
     metadata: AttentionMetadata,
     *,
     scale: float,
@@ -66,8 +71,9 @@ def paged_attention(
     equal bit for bit in any batch, on any number of threads, and in a prefill chunk as in a decode step.
 
     Args:
-        query: [num_tokens, num_heads, head_dim]; num_heads is a multiple of num_kv_heads, and heads
-            g * k up to g * (k + 1) share KV head k (g = num_heads / num_kv_heads).
+        query: [num_tokens, num_heads, head_dim], float32 or bfloat16 (float16 too where torch runs), whatever
+            the cache's type; num_heads is a multiple of num_kv_heads, and heads g * k up to g * (k + 1) share
+            KV head k (g = num_heads / num_kv_heads).
         key_cache: one layer's view of the pool, as in `store_kv`.
         value_cache: as key_cache.
         metadata: the step's sequences.
@@ -84,8 +90,8 @@ def paged_attention(
     """
     check_cache(key_cache, value_cache)
     check_heads("query", query, metadata.num_tokens, None, key_cache)
-    if metadata.slot_mapping.device != key_cache.device:
-        raise ValueError(f"metadata is on {metadata.slot_mapping.device}, key_cache on {key_cache.device}")
+    if metadata.slot_mapping.device != query.device:
+        raise ValueError(f"metadata is on {metadata.slot_mapping.device}, key_cache on {query.device}")
     if sliding_window is not None and sliding_window < 1:
         raise ValueError(f"sliding_window must be at least 1, not {sliding_window}")
     if metadata.num_tokens == 0:
@@ -93,5 +99,6 @@ def paged_attention(
     if implementation_for(query.device) == "native":
         return native_attention.paged_attention(query, key_cache, value_cache, metadata, scale, sliding_window)
     if query.device.type == "cpu":
-        check_attention_bounds(metadata, key_cache.shape[0], key_cache.shape[2], sliding_window)
+        num_blocks, _, block_size, _ = elements(key_cache).shape
+        check_attention_bounds(metadata, num_blocks, block_size, sliding_window)
     return torch_paged.paged_attention(query, key_cache, value_cache, metadata, scale, sliding_window)

@@ -3,46 +3,71 @@
 import torch
 from torch import Tensor
 
+from .cache import Cache, QuantizedCache, elements
 from .metadata import AttentionMetadata
 
-__all__ = ["check_attention_bounds", "check_cache", "check_heads", "check_slot_bounds"]
+__all__ = ["check_attention_bounds", "check_cache", "check_heads", "check_slot_bounds", "check_slots"]
 
 _CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_QUERY_DTYPES = _CACHE_DTYPES
 
 
-def check_cache(key_cache: Tensor, value_cache: Tensor) -> None:
-    """Two equal [num_blocks, num_kv_heads, block_size, head_dim], the inner two dimensions contiguous."""
+def check_cache(key_cache: Cache, value_cache: Cache) -> None:
+    """Two equal caches, as `attention.store_kv` describes them."""
+    keys = elements(key_cache)
     for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
-        if cache.dtype not in _CACHE_DTYPES:
-            raise ValueError(f"{name} must be float32, bfloat16 or float16, not {cache.dtype}")
-        if cache.dim() != 4:
+        tensor = elements(cache)
+        if isinstance(cache, QuantizedCache):
+            _check_scales(name, cache)
+        elif tensor.dtype not in _CACHE_DTYPES:
+            raise ValueError(f"{name} must be float32, bfloat16 or float16, or a QuantizedCache, not {tensor.dtype}")
+        if tensor.dim() != 4:
             raise ValueError(
-                f"{name} must be [num_blocks, num_kv_heads, block_size, head_dim], not {list(cache.shape)}"
+                f"{name} must be [num_blocks, num_kv_heads, block_size, head_dim], not {list(tensor.shape)}"
             )
-        if cache.stride(3) != 1 or cache.stride(2) != cache.shape[3]:
-            raise ValueError(f"{name} must be contiguous in its inner two dimensions, strides {cache.stride()}")
-        if cache.shape != key_cache.shape or cache.dtype != key_cache.dtype or cache.device != key_cache.device:
+        if tensor.stride(3) != 1 or tensor.stride(2) != tensor.shape[3]:
+            raise ValueError(f"{name} must be contiguous in its inner two dimensions, strides {tensor.stride()}")
+        if tensor.shape != keys.shape or tensor.dtype != keys.dtype or tensor.device != keys.device:
             raise ValueError(
-                f"{name} is {cache.dtype} {list(cache.shape)} on {cache.device}, "
-                f"key_cache {key_cache.dtype} {list(key_cache.shape)} on {key_cache.device}"
+                f"{name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}, "
+                f"key_cache {keys.dtype} {list(keys.shape)} on {keys.device}"
             )
 
 
-def check_heads(name: str, tensor: Tensor, num_tokens: int, num_heads: int | None, key_cache: Tensor) -> None:
-    """[num_tokens, heads, head_dim] in the cache's dtype and device, last dimension contiguous."""
-    shape = tensor.shape
-    head_dim = key_cache.shape[3]
+def _check_scales(name: str, cache: QuantizedCache) -> None:
+    data, scales = cache
+    if data.dtype != torch.int8 or scales.dtype != torch.float32:
+        raise ValueError(f"{name} must be int8 with float32 scales, not {data.dtype} with {scales.dtype}")
+    if scales.shape != data.shape[:3] or scales.device != data.device or scales.stride(2) != 1:
+        raise ValueError(
+            f"{name} has scales {list(scales.shape)} of strides {scales.stride()} on {scales.device} "
+            f"for {list(data.shape)} on {data.device}"
+        )
+
+
+def check_heads(name: str, tensor: Tensor, num_tokens: int, num_heads: int | None, key_cache: Cache) -> None:
+    """[num_tokens, heads, head_dim] on the cache's device, last dimension contiguous."""
+    shape, keys = tensor.shape, elements(key_cache)
+    head_dim = keys.shape[3]
     if len(shape) != 3 or shape[0] != num_tokens or shape[2] != head_dim or num_heads not in (None, shape[1]):
         heads = "num_heads" if num_heads is None else num_heads
         raise ValueError(f"{name} must be [{num_tokens}, {heads}, {head_dim}], not {list(shape)}")
-    if tensor.dtype != key_cache.dtype:
-        raise ValueError(f"{name} is {tensor.dtype}, key_cache {key_cache.dtype}")
-    if tensor.device != key_cache.device:
-        raise ValueError(f"{name} is on {tensor.device}, key_cache on {key_cache.device}")
+    if tensor.dtype not in _QUERY_DTYPES:
+        raise ValueError(f"{name} must be float32, bfloat16 or float16, not {tensor.dtype}")
+    if tensor.device != keys.device:
+        raise ValueError(f"{name} is on {tensor.device}, key_cache on {keys.device}")
     if tensor.stride(2) != 1 and head_dim > 1:
         raise ValueError(f"{name} must be contiguous in its last dimension")
-    if num_heads is None and (shape[1] == 0 or shape[1] % key_cache.shape[1]):
-        raise ValueError(f"{name} has {shape[1]} heads, not a multiple of key_cache's {key_cache.shape[1]}")
+    if num_heads is None and (shape[1] == 0 or shape[1] % keys.shape[1]):
+        raise ValueError(f"{name} has {shape[1]} heads, not a multiple of key_cache's {keys.shape[1]}")
+
+
+def check_slots(slot_mapping: Tensor, key_cache: Cache) -> None:
+    """int64 [num_tokens] on the cache's device."""
+    if slot_mapping.dtype != torch.int64 or slot_mapping.dim() != 1 or not slot_mapping.is_contiguous():
+        raise ValueError(f"slot_mapping must be contiguous int64 [num_tokens], not {slot_mapping.dtype}")
+    if slot_mapping.device != elements(key_cache).device:
+        raise ValueError(f"slot_mapping is on {slot_mapping.device}, key_cache on {elements(key_cache).device}")
 
 
 def check_slot_bounds(slot_mapping: Tensor, num_slots: int) -> None:

@@ -13,7 +13,9 @@ from typing import ClassVar
 
 __all__ = [
     "AttentionArgs",
+    "CacheArgs",
     "NativeLibraryError",
+    "RotateArgs",
     "StoreArgs",
     "available_isas",
     "call",
@@ -25,7 +27,7 @@ __all__ = [
 ]
 
 LIBRARY = Path(__file__).resolve().parent / "libquire_kernels.so"
-ABI_VERSION = 1
+ABI_VERSION = 2
 _ERROR_BYTES = 256
 
 
@@ -33,61 +35,86 @@ class NativeLibraryError(RuntimeError):
     """The native kernels are missing, stale or cannot be loaded."""
 
 
-class AttentionArgs(ctypes.Structure):
-    """quire_attention_args of native/quire_kernels.h, field by field. Strides are counted in elements."""
+class CacheArgs(ctypes.Structure):
+    """quire_kv_cache of native/quire_kernels.h, field by field. Strides are counted in elements."""
 
     _fields_: ClassVar = [
+        ("key", c_void_p),
+        ("value", c_void_p),
+        ("key_scales", c_void_p),
+        ("value_scales", c_void_p),
+        ("key_block_stride", c_int64),
+        ("key_head_stride", c_int64),
+        ("value_block_stride", c_int64),
+        ("value_head_stride", c_int64),
+        ("key_scale_block_stride", c_int64),
+        ("key_scale_head_stride", c_int64),
+        ("value_scale_block_stride", c_int64),
+        ("value_scale_head_stride", c_int64),
+        ("num_blocks", c_int64),
+        ("num_kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("block_size", c_int32),
+        ("dtype", c_int32),
+    ]
+
+
+class AttentionArgs(ctypes.Structure):
+    """quire_attention_args, as above."""
+
+    _fields_: ClassVar = [
+        ("cache", CacheArgs),
         ("query", c_void_p),
         ("output", c_void_p),
-        ("key_cache", c_void_p),
-        ("value_cache", c_void_p),
         ("query_start", c_void_p),
         ("context_lens", c_void_p),
         ("block_tables", c_void_p),
         ("query_token_stride", c_int64),
         ("query_head_stride", c_int64),
-        ("key_block_stride", c_int64),
-        ("key_head_stride", c_int64),
-        ("value_block_stride", c_int64),
-        ("value_head_stride", c_int64),
         ("block_table_stride", c_int64),
-        ("num_blocks", c_int64),
         ("sliding_window", c_int64),
         ("num_tokens", c_int32),
         ("num_seqs", c_int32),
         ("max_blocks", c_int32),
         ("num_heads", c_int32),
-        ("num_kv_heads", c_int32),
-        ("head_dim", c_int32),
-        ("block_size", c_int32),
-        ("dtype", c_int32),
+        ("query_dtype", c_int32),
         ("scale", c_float),
     ]
 
 
 class StoreArgs(ctypes.Structure):
-    """quire_store_args of native/quire_kernels.h, field by field. Strides are counted in elements."""
+    """quire_store_args, as above."""
 
     _fields_: ClassVar = [
+        ("cache", CacheArgs),
         ("key", c_void_p),
         ("value", c_void_p),
-        ("key_cache", c_void_p),
-        ("value_cache", c_void_p),
         ("slot_mapping", c_void_p),
         ("key_token_stride", c_int64),
         ("key_head_stride", c_int64),
         ("value_token_stride", c_int64),
         ("value_head_stride", c_int64),
-        ("key_block_stride", c_int64),
-        ("key_head_cache_stride", c_int64),
-        ("value_block_stride", c_int64),
-        ("value_head_cache_stride", c_int64),
-        ("num_blocks", c_int64),
         ("num_tokens", c_int32),
-        ("num_kv_heads", c_int32),
-        ("head_dim", c_int32),
-        ("block_size", c_int32),
         ("dtype", c_int32),
+    ]
+
+
+class RotateArgs(ctypes.Structure):
+    """quire_rotate_args, as above."""
+
+    _fields_: ClassVar = [
+        ("cache", CacheArgs),
+        ("qkv", c_void_p),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("slot_mapping", c_void_p),
+        ("token_stride", c_int64),
+        ("num_tokens", c_int32),
+        ("num_heads", c_int32),
+        ("rotary_dim", c_int32),
+        ("eps", c_float),
     ]
 
 
@@ -185,6 +212,7 @@ def _load() -> None:
         ("quire_get_num_threads", c_int32, []),
         ("quire_paged_attention", c_int32, [POINTER(AttentionArgs), *error_buffer]),
         ("quire_store_kv", c_int32, [POINTER(StoreArgs), *error_buffer]),
+        ("quire_rotate_and_store", c_int32, [POINTER(RotateArgs), *error_buffer]),
         ("quire_copy_blocks", None, [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64]),
         ("quire_exp", None, [c_void_p, c_void_p, c_int64]),
     ):

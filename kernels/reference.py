@@ -3,18 +3,22 @@
 import torch
 from torch import Tensor
 
+from .cache import Cache, QuantizedCache, dequantize, elements, quantize
 from .metadata import AttentionMetadata
 
 __all__ = ["copy_blocks", "gather_context", "paged_attention", "store_kv"]
 
 
-def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
+def store_kv(key: Tensor, value: Tensor, key_cache: Cache, value_cache: Cache, slot_mapping: Tensor) -> None:
     """As `attention.store_kv`, one token after the other."""
-    block_size = key_cache.shape[2]
+    block_size = elements(key_cache).shape[2]
     for token, slot in enumerate(slot_mapping.tolist()):
         block, offset = divmod(slot, block_size)
-        key_cache[block, :, offset] = key[token]
-        value_cache[block, :, offset] = value[token]
+        for new, cache in ((key[token], key_cache), (value[token], value_cache)):
+            if isinstance(cache, QuantizedCache):
+                cache.data[block, :, offset], cache.scales[block, :, offset] = quantize(new)
+            else:
+                cache[block, :, offset] = new
 
 
 def copy_blocks(pool: Tensor, sources: Tensor, destinations: Tensor) -> None:
@@ -23,25 +27,25 @@ def copy_blocks(pool: Tensor, sources: Tensor, destinations: Tensor) -> None:
         pool[destination] = pool[source]
 
 
-def gather_context(cache: Tensor, block_table: Tensor, context_len: int) -> Tensor:
+def gather_context(cache: Cache, block_table: Tensor, context_len: int) -> Tensor:
     """The first context_len tokens of one sequence, [num_kv_heads, context_len, head_dim], in float32."""
-    block_size = cache.shape[2]
-    blocks = block_table[: (context_len + block_size - 1) // block_size]
-    tokens = cache[blocks.long()].transpose(0, 1).flatten(1, 2)
-    return tokens[:, :context_len].float()
+    block_size = elements(cache).shape[2]
+    blocks = block_table[: (context_len + block_size - 1) // block_size].long()
+    held = QuantizedCache(cache.data[blocks], cache.scales[blocks]) if isinstance(cache, QuantizedCache) else cache[blocks]
+    return dequantize(held).transpose(0, 1).flatten(1, 2)[:, :context_len]
 
 
 def paged_attention(
     query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
+    key_cache: Cache,
+    value_cache: Cache,
     metadata: AttentionMetadata,
     scale: float,
     sliding_window: int | None = None,
 ) -> Tensor:
     """As `attention.paged_attention`, with one softmax over each whole context."""
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    group = query.shape[1] // key_cache.shape[1]
+    group = query.shape[1] // elements(key_cache).shape[1]
     query_start, context_lens = metadata.lengths()
     for sequence, context_len in enumerate(context_lens):
         rows = slice(query_start[sequence], query_start[sequence + 1])

@@ -11,9 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .cache import Cache, QuantizedCache, dequantize, elements, quantize
 from .metadata import AttentionMetadata
+from .norm import rms_norm
+from .rotary import rotary_embedding
 
-__all__ = ["paged_attention", "store_kv"]
+__all__ = ["paged_attention", "rotate_and_store", "store_kv"]
 
 # Bounds on one chunk's temporaries: scores take rows * heads * CHUNK_TOKENS floats.
 CHUNK_TOKENS = 256
@@ -34,25 +37,51 @@ class _Tile(NamedTuple):
         return start // block_size, (end + block_size - 1) // block_size
 
 
-def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> None:
+def store_kv(key: Tensor, value: Tensor, key_cache: Cache, value_cache: Cache, slot_mapping: Tensor) -> None:
     """As `attention.store_kv`, unchecked."""
-    block_size = key_cache.shape[2]
+    block_size = elements(key_cache).shape[2]
     blocks, offsets = slot_mapping // block_size, slot_mapping % block_size
-    key_cache[blocks, :, offsets] = key
-    value_cache[blocks, :, offsets] = value
+    for new, cache in ((key, key_cache), (value, value_cache)):
+        if isinstance(cache, QuantizedCache):
+            cache.data[blocks, :, offsets], cache.scales[blocks, :, offsets] = quantize(new)
+        else:
+            cache[blocks, :, offsets] = new.to(cache.dtype)
+
+
+def rotate_and_store(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key_cache: Cache,
+    value_cache: Cache,
+    slot_mapping: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+) -> None:
+    """As `rotary_store.rotate_and_store`, unchecked: operator after operator."""
+    _, num_kv_heads, _, head_dim = elements(key_cache).shape
+    heads = qkv.unflatten(-1, (-1, head_dim))
+    query, key, value = heads.split([heads.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads], dim=1)
+    normed_query = query if q_norm is None else rms_norm(query, q_norm, eps)
+    normed_key = key if k_norm is None else rms_norm(key, k_norm, eps)
+    rotated_query, rotated_key = rotary_embedding(normed_query, normed_key, cos, sin)
+    query.copy_(rotated_query)
+    key.copy_(rotated_key)
+    store_kv(key, value, key_cache, value_cache, slot_mapping)
 
 
 def paged_attention(
     query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
+    key_cache: Cache,
+    value_cache: Cache,
     metadata: AttentionMetadata,
     scale: float,
     sliding_window: int | None = None,
 ) -> Tensor:
     """As `attention.paged_attention`, unchecked."""
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    block_size = key_cache.shape[2]
+    block_size = elements(key_cache).shape[2]
     for length, tiles in _tiles_by_length(metadata).items():
         # Contexts in falling order: those still walking at any chunk are then the first of the stack.
         spans = {tile: tile.block_range(length, block_size, sliding_window) for tile in tiles}
@@ -90,8 +119,8 @@ def _tiles_by_length(metadata: AttentionMetadata) -> dict[int, list[_Tile]]:
 
 def _attend(
     query: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
+    key_cache: Cache,
+    value_cache: Cache,
     block_tables: Tensor,
     tiles: list[_Tile],
     spans: list[tuple[int, int]],
@@ -100,7 +129,7 @@ def _attend(
 ) -> Tensor:
     """Attention of [stack, length, heads, head_dim] queries, tile i over blocks spans[i]; float32."""
     stack, length, num_heads, head_dim = query.shape
-    _, num_kv_heads, block_size, _ = key_cache.shape
+    _, num_kv_heads, block_size, _ = elements(key_cache).shape
     group = num_heads // num_kv_heads
     device = query.device
     # [stack, kv heads, group * length, head_dim]: a KV head meets all its queries in one product.
@@ -128,8 +157,8 @@ def _attend(
         # Table entries that no query needs may be anything; slots that no query sees may hold garbage.
         seen = visible.any(dim=2).squeeze(1)
         blocks = blocks.masked_fill(~seen.view(walking, chunk, block_size).any(dim=2), 0)
-        key = key_cache[blocks].transpose(1, 2).flatten(2, 3).float()
-        value = value_cache[blocks].transpose(1, 2).flatten(2, 3).float()
+        key = _gather(key_cache, blocks)
+        value = _gather(value_cache, blocks)
         value = value.masked_fill(~seen[:, None, :, None], 0.0)
 
         scores = (wide[:walking] @ key.transpose(2, 3)).masked_fill(~visible, float("-inf"))
@@ -143,3 +172,9 @@ def _attend(
         highest[:walking] = new_highest
     result = (result / total).view(stack, num_kv_heads, group, length, head_dim)
     return result.permute(0, 3, 1, 2, 4).reshape(stack, length, num_heads, head_dim)
+
+
+def _gather(cache: Cache, blocks: Tensor) -> Tensor:
+    """Blocks [stack, chunk] of the cache as float32 [stack, kv heads, chunk * block_size, head_dim]."""
+    held = QuantizedCache(cache.data[blocks], cache.scales[blocks]) if isinstance(cache, QuantizedCache) else cache[blocks]
+    return dequantize(held).transpose(1, 2).flatten(2, 3)

@@ -1,10 +1,15 @@
 // Paged attention for one instruction set: each isa_*.cpp defines QUIRE_ISA and includes this file.
 //
-// A row's result is the same sequence of roundings however rows are grouped: scores are dot products whose lanes
-// and their sum have one order; a masked key is never added (not even as 0 times its value, which may be nan);
-// the shapes of the register blocks below change only what is computed side by side.
+// A row's result is the same sequence of roundings however rows are grouped: a score is a dot product summed element
+// after element (the tile's keys are transposed first, so that lanes hold different keys and no sum crosses lanes);
+// values are added key after key; a masked key is never added (not even as 0 times its value, which may be nan); the
+// shapes of the register blocks below change only what is computed side by side.
+//
+// An int8 cache is widened like any other. Its scales meet the scores (query . integers) * scale, and the weights:
+// (weight * scale) * integers.
 #include "attention_tile.hpp"
-#include "simd.hpp"
+#include "elements.hpp"
+#include "transpose.hpp"
 #include "vector_exp.hpp"
 
 #define QUIRE_INLINE static inline __attribute__((always_inline))
@@ -13,6 +18,10 @@ namespace quire::QUIRE_ISA {
 namespace {
 
 constexpr float kNothing = -__builtin_inff();
+
+// Rows of a register block. With 32 registers 6 x 4 vectors are summed at once, with 16 of them 6 x 2.
+constexpr int kBlockRows = 6;
+constexpr int kBlockVectors = kVecLanes >= 16 ? 4 : 2;
 
 // Keys [first, last) of a tile, counted from the tile's start.
 struct KeyRange {
@@ -23,6 +32,7 @@ struct KeyRange {
 struct TileWork {
     int rows;
     int group;       // query heads of a KV head: rows that share a position
+    int head_dim;
     int vectors;     // of a padded row
     int64_t stride;  // floats between rows of scratch
     int64_t tile_start;
@@ -39,65 +49,162 @@ struct TileWork {
         if (first > kTileKeys) first = kTileKeys;  // the tile ends before the window starts
         return {static_cast<int>(first), static_cast<int>(last < first ? first : last)};
     }
+
+    // What any row sees: positions rise with the row, so the first row's range starts first, the last row's ends last.
+    KeyRange range() const { return {range(0).first, range(rows - 1).last}; }
 };
 
-// Scores of R rows with kVecLanes / R keys: as many accumulators as a vector has lanes, so that one transposing sum
-// ends them all.
-template <class T, int R>
-QUIRE_INLINE void score_block(const float* queries, int64_t stride, int vectors, const T* const* keys, float* scores) {
-    constexpr int N = kVecLanes / R;
-    vec sums[kVecLanes] = {};
-    for (int v = 0; v < vectors; ++v) {
-        vec q[R];
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) q[r] = load(queries + r * stride + v * kVecLanes);
-#pragma GCC unroll 16
-        for (int n = 0; n < N; ++n) {
-            const vec k = load(keys[n] + v * kVecLanes);
-#pragma GCC unroll 4
-            for (int r = 0; r < R; ++r) sums[r * N + n] = fma(q[r], k, sums[r * N + n]);
-        }
-    }
-    float dots[kVecLanes];
-    store(dots, sum_each(sums));
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) memcpy(scores + r * kTileKeys, dots + r * N, N * sizeof(float));
-}
-
-// Scores of R rows with every key that any of them sees; whole register blocks, so some are computed for nothing.
-template <class T, int R>
-QUIRE_INLINE void score_rows(const TileWork& work, const float* queries, int row, const T* const* keys, float* scores) {
-    constexpr int N = kVecLanes / R;
-    // Positions rise with the row: the first row's range starts first, the last row's ends last.
-    const int first = work.range(row).first / N * N, last = work.range(row + R - 1).last;
-    for (int key = first; key < last; key += N) {
-        score_block<T, R>(queries + row * work.stride, work.stride, work.vectors, keys + key,
-                          scores + row * kTileKeys + key);
-    }
-}
+// Where each key of a tile lies, and how an int8 one is scaled.
+template <class T>
+struct TileKeys {
+    const T* keys[kTileKeys];
+    const T* values[kTileKeys];
+    float key_scales[kTileKeys];
+    float value_scales[kTileKeys];
+};
 
 template <class T>
-void score_tile(const TileWork& work, const float* queries, const T* const* keys, float* scores) {
-    int row = 0;
-    if constexpr (kVecLanes >= 16) {
-        for (; row + 4 <= work.rows; row += 4) score_rows<T, 4>(work, queries, row, keys, scores);
+constexpr bool kScaled = sizeof(T) == 1;
+
+// A whole number as a type, for the register blocks' shapes.
+template <int N>
+struct Constant {
+    static constexpr int value = N;
+};
+
+// Calls body(Constant<R>) for blocks of R rows that make up [first, last).
+template <class F>
+QUIRE_INLINE void for_row_blocks(int first, int last, const F& body) {
+    for (; first + 6 <= last; first += 6) body(Constant<6>(), first);
+    switch (last - first) {
+        case 5: body(Constant<5>(), first); break;
+        case 4: body(Constant<4>(), first); break;
+        case 3: body(Constant<3>(), first); break;
+        case 2: body(Constant<2>(), first); break;
+        case 1: body(Constant<1>(), first); break;
     }
-    if constexpr (kVecLanes >= 8) {
-        for (; row + 2 <= work.rows; row += 2) score_rows<T, 2>(work, queries, row, keys, scores);
+}
+static_assert(kBlockRows == 6);
+
+// Calls body(Constant<C>, first) for blocks of C vectors that make up [first, last): of `Most`, and then of 2 and 1.
+template <int Most, class F>
+QUIRE_INLINE void for_vector_blocks(int first, int last, const F& body) {
+    for (; first + Most <= last; first += Most) body(Constant<Most>(), first);
+    if constexpr (Most > 2) {
+        if (first + 2 <= last) {
+            body(Constant<2>(), first);
+            first += 2;
+        }
     }
-    for (; row < work.rows; ++row) score_rows<T, 1>(work, queries, row, keys, scores);
+    if constexpr (Most > 1) {
+        if (first < last) body(Constant<1>(), first);
+    }
+}
+
+QUIRE_INLINE void prefetch(const void* row, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(row) + i, 0, 2);
+}
+
+// `bytes` (a vector's or less) at p, then zeros.
+QUIRE_INLINE vec load_bytes(const void* p, int64_t bytes) {
+    if (bytes >= static_cast<int64_t>(sizeof(vec))) return load(static_cast<const float*>(p));
+#if defined(__AVX512BW__)
+    return (vec)_mm512_maskz_loadu_epi8((1ull << bytes) - 1, p);
+#else
+    vec some = {};
+    memcpy(&some, p, bytes);
+    return some;
+#endif
+}
+
+// The elements of each lane's four bytes, in order, to rows of the transposed keys.
+QUIRE_INLINE void store_elements(vec dwords, float* to, const float*) { store(to, dwords); }
+
+QUIRE_INLINE void store_elements(vec dwords, float* to, const bfloat16*) {
+    store(to, (vec)((uvec)dwords << 16));
+    store(to + kTileKeys, (vec)((uvec)dwords & 0xffff0000u));
+}
+
+QUIRE_INLINE void store_elements(vec dwords, float* to, const int8_t*) {
+    const uvec bits = (uvec)dwords;
+    store(to, __builtin_convertvector((ivec)(bits << 24) >> 24, vec));
+    store(to + kTileKeys, __builtin_convertvector((ivec)(bits << 16) >> 24, vec));
+    store(to + 2 * kTileKeys, __builtin_convertvector((ivec)(bits << 8) >> 24, vec));
+    store(to + 3 * kTileKeys, __builtin_convertvector((ivec)bits >> 24, vec));
+}
+
+// The keys of `range` (and neighbours, up to whole vectors) transposed, in float32. Meanwhile their values are fetched.
+template <class T>
+void pack_keys(const TileWork& work, const TileKeys<T>& tile, KeyRange range, float* to) {
+    constexpr int kElements = 4 / sizeof(T);
+    const int64_t row_bytes = work.head_dim * sizeof(T);
+    for (int key = range.first / kVecLanes * kVecLanes; key < range.last; key += kVecLanes) {
+        for (int i = 0; i < kVecLanes; ++i) prefetch(tile.values[key + i], row_bytes);
+        for (int64_t offset = 0; offset < row_bytes; offset += sizeof(vec)) {
+            vec rows[kVecLanes];
+            const int64_t bytes = row_bytes - offset;
+#pragma GCC unroll 16
+            for (int i = 0; i < kVecLanes; ++i) {
+                rows[i] = load_bytes(reinterpret_cast<const char*>(tile.keys[key + i]) + offset, bytes);
+            }
+            transpose(rows);
+            float* const columns = to + offset / 4 * kElements * kTileKeys + key;
+#pragma GCC unroll 16
+            for (int i = 0; i < kVecLanes; ++i) {
+                if (4 * i < bytes) store_elements(rows[i], columns + i * kElements * kTileKeys, tile.keys[0]);
+            }
+        }
+    }
+}
+
+// Scores of R rows with V vectors of keys.
+template <int R, int V>
+QUIRE_INLINE void score_block(const TileWork& work, const float* queries, const float* keys, float* scores) {
+    vec sums[R][V] = {};
+    for (int d = 0; d < work.head_dim; ++d) {
+        vec k[V];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) k[v] = load(keys + d * kTileKeys + v * kVecLanes);
+#pragma GCC unroll 6
+        for (int r = 0; r < R; ++r) {
+            const vec q = broadcast(queries[r * work.stride + d]);
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) sums[r][v] = fma(q, k[v], sums[r][v]);
+        }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) store(scores + r * kTileKeys + v * kVecLanes, sums[r][v]);
+    }
+}
+
+// Every row's scores with every key that its block of rows sees; whole vectors, so some are computed for nothing.
+void score_tile(const TileWork& work, const float* queries, const float* keys, float* scores) {
+    for_row_blocks(0, work.rows, [&](auto rows, int row) {
+        constexpr int R = decltype(rows)::value;
+        const int first = work.range(row).first / kVecLanes;
+        const int last = (work.range(row + R - 1).last + kVecLanes - 1) / kVecLanes;
+        for_vector_blocks<kBlockVectors>(first, last, [&](auto vectors, int v) {
+            score_block<R, decltype(vectors)::value>(work, queries + row * work.stride, keys + v * kVecLanes,
+                                                     scores + row * kTileKeys + v * kVecLanes);
+        });
+    });
 }
 
 // Turns a row's scores into weights relative to the highest score so far, and its state to that scale.
-void weigh_row(KeyRange range, float* scores, int64_t vectors, float* sum, float* highest, float* total) {
-    for (int key = 0; key < range.first; ++key) scores[key] = kNothing;
-    for (int key = range.last; key < kTileKeys; ++key) scores[key] = kNothing;
+template <bool Scaled>
+void weigh_row(KeyRange range, const float* key_scales, const float* value_scales, float* scores, int64_t vectors,
+               float* sum, float* highest, float* total) {
     constexpr int kVectors = kTileKeys / kVecLanes;
     vec s[kVectors];
     vec peak = broadcast(*highest);
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
         s[v] = load(scores + v * kVecLanes);
+        if constexpr (Scaled) s[v] = s[v] * load(key_scales + v * kVecLanes);
+        const ivec key = lane_numbers() + v * kVecLanes;
+        s[v] = (key >= range.first) & (key < range.last) ? s[v] : broadcast(kNothing);
         peak = max(s[v], peak);
     }
     peak = max_lanes(peak);
@@ -105,7 +212,7 @@ void weigh_row(KeyRange range, float* scores, int64_t vectors, float* sum, float
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
         const vec w = exp(s[v] - peak);
-        store(scores + v * kVecLanes, w);
+        store(scores + v * kVecLanes, Scaled ? w * load(value_scales + v * kVecLanes) : w);
         weights = weights + w;
     }
     const float new_highest = peak[0];
@@ -127,7 +234,7 @@ template <class T, int R, int C>
 QUIRE_INLINE void add_block(const float* weights, const T* const* values, int64_t column, KeyRange range, float* sum,
                             int64_t stride) {
     vec sums[R][C];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c) sums[r][c] = load(sum + r * stride + column + c * kVecLanes);
@@ -136,144 +243,139 @@ QUIRE_INLINE void add_block(const float* weights, const T* const* values, int64_
         vec value[C];
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c) value[c] = load(values[key] + column + c * kVecLanes);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
             const vec weight = broadcast(weights[r * kTileKeys + key]);
 #pragma GCC unroll 4
             for (int c = 0; c < C; ++c) sums[r][c] = fma(weight, value[c], sums[r][c]);
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
         for (int c = 0; c < C; ++c) store(sum + r * stride + column + c * kVecLanes, sums[r][c]);
     }
 }
 
-template <class T, int R>
-QUIRE_INLINE void add_rows(const TileWork& work, const float* weights, const T* const* values, KeyRange range,
-                           float* sum) {
-    int v = 0;
-    // 16 registers hold 4 x 2 sums; 32 hold 4 x 4.
-    if constexpr (kVecLanes >= 16 || R <= 2) {
-        for (; v + 4 <= work.vectors; v += 4) {
-            add_block<T, R, 4>(weights, values, v * kVecLanes, range, sum, work.stride);
-        }
-    }
-    for (; v + 2 <= work.vectors; v += 2) {
-        add_block<T, R, 2>(weights, values, v * kVecLanes, range, sum, work.stride);
-    }
-    if (v < work.vectors) add_block<T, R, 1>(weights, values, v * kVecLanes, range, sum, work.stride);
-}
-
-// Adds the weighted values of rows that all see the same keys.
+// Adds the weighted values of rows [first, last), which all see the same keys.
 template <class T>
-void add_values(const TileWork& work, int row, int count, const float* weights, const T* const* values,
+void add_values(const TileWork& work, int first, int last, const float* weights, const T* const* values,
                 KeyRange range, float* sum) {
-    const int end = row + count;
-    for (; row + 4 <= end; row += 4) {
-        add_rows<T, 4>(work, weights + row * kTileKeys, values, range, sum + row * work.stride);
-    }
-    for (; row + 2 <= end; row += 2) {
-        add_rows<T, 2>(work, weights + row * kTileKeys, values, range, sum + row * work.stride);
-    }
-    if (row < end) add_rows<T, 1>(work, weights + row * kTileKeys, values, range, sum + row * work.stride);
+    for_row_blocks(first, last, [&](auto rows, int row) {
+        constexpr int R = decltype(rows)::value;
+        for_vector_blocks<kBlockVectors>(0, work.vectors, [&](auto vectors, int v) {
+            add_block<T, R, decltype(vectors)::value>(weights + row * kTileKeys, values, v * kVecLanes, range,
+                                                      sum + row * work.stride, work.stride);
+        });
+    });
 }
 
-template <class T>
-void attend_tile(const TileWork& work, const float* queries, const T* const* keys, const T* const* values,
-                 float* scores, const RowState& state) {
-    score_tile<T>(work, queries, keys, scores);
+// Weights of all rows, and the weighted values of each run of rows that see the same keys.
+template <bool Scaled, class T>
+void add_tile(const TileWork& work, const float* key_scales, const float* value_scales, const T* const* values,
+              float* scores, const RowState& state) {
     for (int row = 0; row < work.rows;) {
         const KeyRange range = work.range(row);
-        int count = 0;
-        for (; row + count < work.rows; ++count) {
-            const KeyRange next = work.range(row + count);
+        int end = row;
+        for (; end < work.rows; ++end) {
+            const KeyRange next = work.range(end);
             if (next.first != range.first || next.last != range.last) break;
             if (range.first == range.last) continue;
-            const int r = row + count;
-            weigh_row(range, scores + r * kTileKeys, work.vectors, state.sum + r * work.stride, state.highest + r,
-                      state.total + r);
+            weigh_row<Scaled>(range, key_scales, value_scales, scores + end * kTileKeys, work.vectors,
+                              state.sum + end * work.stride, state.highest + end, state.total + end);
         }
-        if (range.first < range.last) add_values<T>(work, row, count, scores, values, range, state.sum);
-        row += count;
+        if (range.first < range.last) add_values<T>(work, row, end, scores, values, range, state.sum);
+        row = end;
     }
 }
 
-// Where each key of a tile lies. Keys outside `range` point at its ends: register blocks may read them.
+// Finds the keys of `range`. Those outside it point at its ends: register blocks may read them.
 template <class T>
-void find_keys(const quire_attention_args& args, const QueryTile& tile, int64_t tile_start, KeyRange range,
-               const T** keys, const T** values) {
-    const T* const key_cache = static_cast<const T*>(args.key_cache) + tile.kv_head * args.key_head_stride;
-    const T* const value_cache = static_cast<const T*>(args.value_cache) + tile.kv_head * args.value_head_stride;
-    const int32_t* const table = args.block_tables + tile.sequence * args.block_table_stride;
-    int64_t column = (tile_start + range.first) / args.block_size;
-    int64_t offset = (tile_start + range.first) % args.block_size;
+void find_keys(const quire_attention_args& args, const QueryTile& query_tile, int64_t tile_start, KeyRange range,
+               TileKeys<T>& tile) {
+    const quire_kv_cache& cache = args.cache;
+    const int64_t head = query_tile.kv_head;
+    const int32_t* const table = args.block_tables + query_tile.sequence * args.block_table_stride;
+    int64_t column = (tile_start + range.first) / cache.block_size;
+    int64_t offset = (tile_start + range.first) % cache.block_size;
     for (int key = range.first; key < range.last; ++column, offset = 0) {
         const int64_t block = table[column];
-        const T* k = key_cache + block * args.key_block_stride + offset * args.head_dim;
-        const T* v = value_cache + block * args.value_block_stride + offset * args.head_dim;
-        for (; offset < args.block_size && key < range.last; ++offset, ++key) {
-            keys[key] = k;
-            values[key] = v;
-            k += args.head_dim;
-            v += args.head_dim;
+        int64_t count = cache.block_size - offset;
+        if (count > range.last - key) count = range.last - key;
+        const T* k = static_cast<const T*>(cache.key) + block * cache.key_block_stride + head * cache.key_head_stride +
+                     offset * cache.head_dim;
+        const T* v = static_cast<const T*>(cache.value) + block * cache.value_block_stride +
+                     head * cache.value_head_stride + offset * cache.head_dim;
+        for (int64_t i = 0; i < count; ++i) {
+            tile.keys[key + i] = k + i * cache.head_dim;
+            tile.values[key + i] = v + i * cache.head_dim;
         }
-    }
-    for (int key = 0; key < range.first; ++key) {
-        keys[key] = keys[range.first];
-        values[key] = values[range.first];
-    }
-    for (int key = range.last; key < kTileKeys; ++key) {
-        keys[key] = keys[range.last - 1];
-        values[key] = values[range.last - 1];
-    }
-}
-
-inline float to_float(float x) { return x; }
-
-inline float to_float(bfloat16 x) {
-    const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-    float wide;
-    memcpy(&wide, &bits, sizeof wide);
-    return wide;
-}
-
-inline void from_float(float x, float* to) { *to = x; }
-
-// To nearest, ties to even; nan stays nan.
-inline void from_float(float x, bfloat16* to) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    to->bits = static_cast<uint16_t>(x == x ? rounded : 0x7fc0);
-}
-
-// Copies of the tile's rows in float32, zeros up to whole vectors; the pointers then lead there.
-template <class T>
-void widen(int64_t head_dim, int64_t stride, KeyRange range, const T* const* from, float* rows, const float** to) {
-    for (int key = range.first; key < range.last; ++key) {
-        float* const row = rows + key * stride;
-        int64_t i = 0;
-        for (; i + kVecLanes <= head_dim; i += kVecLanes) store(row + i, load(from[key] + i));
-        for (; i < head_dim; ++i) row[i] = to_float(from[key][i]);
-        for (; i < stride; ++i) row[i] = 0.0f;
+        if constexpr (kScaled<T>) {
+            memcpy(tile.key_scales + key,
+                   cache.key_scales + block * cache.key_scale_block_stride + head * cache.key_scale_head_stride + offset,
+                   count * sizeof(float));
+            memcpy(tile.value_scales + key,
+                   cache.value_scales + block * cache.value_scale_block_stride +
+                       head * cache.value_scale_head_stride + offset,
+                   count * sizeof(float));
+        }
+        key += static_cast<int>(count);
     }
     for (int key = 0; key < kTileKeys; ++key) {
-        const int inside = key < range.first ? range.first : key < range.last ? key : range.last - 1;
-        to[key] = rows + inside * stride;
+        if (key == range.first) key = range.last;
+        if (key == kTileKeys) break;
+        const int inside = key < range.first ? range.first : range.last - 1;
+        tile.keys[key] = tile.keys[inside];
+        tile.values[key] = tile.values[inside];
+        tile.key_scales[key] = tile.value_scales[key] = 0.0f;
+    }
+}
+
+// The values of `range` in float32, zeros up to whole vectors; the pointers lead there.
+template <class T>
+void widen_values(const TileWork& work, const TileKeys<T>& tile, KeyRange range, float* rows, const float** to) {
+    for (int key = range.first; key < range.last; ++key) {
+        const T* const from = tile.values[key];
+        float* const row = rows + key * work.stride;
+        int i = 0;
+        for (; i + kVecLanes <= work.head_dim; i += kVecLanes) store(row + i, load(from + i));
+        if (i < work.head_dim) store(row + i, load_some(from + i, work.head_dim - i));
+        to[key] = row;
+    }
+}
+
+// All rows over one tile. Meanwhile the keys of the next one (if any) are fetched.
+template <class T>
+void attend_tile(const TileWork& work, const TileKeys<T>& tile, const TileKeys<T>* next, const Scratch& scratch,
+                 const RowState& state) {
+    const KeyRange range = work.range();
+    pack_keys<T>(work, tile, range, scratch.keys);
+    if (next != nullptr) {
+        for (int key = 0; key < kTileKeys; ++key) prefetch(next->keys[key], work.head_dim * sizeof(T));
+    }
+    score_tile(work, scratch.queries, scratch.keys, scratch.scores);
+    // Values of whole vectors are read where they lie. Otherwise, and where several blocks of rows would each widen the
+    // same elements again, a copy in float32 serves: the numbers are the same.
+    constexpr int kDirectRows = sizeof(T) == sizeof(float) ? INT32_MAX : kBlockRows;
+    if (work.head_dim % kVecLanes == 0 && work.rows <= kDirectRows) {
+        add_tile<kScaled<T>, T>(work, tile.key_scales, tile.value_scales, tile.values, scratch.scores, state);
+    } else {
+        const float* values[kTileKeys];
+        widen_values<T>(work, tile, range, scratch.values, values);
+        add_tile<kScaled<T>, float>(work, tile.key_scales, tile.value_scales, values, scratch.scores, state);
     }
 }
 
 template <class T>
-void attend(const quire_attention_args& args, const QueryTile& tile, int64_t partition, const Scratch& scratch,
-            const RowState& result) {
+void attend(const quire_attention_args& args, const QueryTile& tile, int64_t partition, int64_t end,
+            const Scratch& scratch, const RowState& result) {
     const int query_len = args.query_start[tile.sequence + 1] - args.query_start[tile.sequence];
     TileWork work;
-    work.group = args.num_heads / args.num_kv_heads;
+    work.group = args.num_heads / args.cache.num_kv_heads;
     work.rows = tile.num_queries * work.group;
-    work.vectors = static_cast<int>((args.head_dim + kVecLanes - 1) / kVecLanes);
-    work.stride = padded(args.head_dim);
+    work.head_dim = args.cache.head_dim;
+    work.vectors = (work.head_dim + kVecLanes - 1) / kVecLanes;
+    work.stride = padded(work.head_dim);
     work.first_position = static_cast<int64_t>(args.context_lens[tile.sequence]) - query_len + tile.first_query;
     work.sliding_window = args.sliding_window;
 
@@ -283,57 +385,53 @@ void attend(const quire_attention_args& args, const QueryTile& tile, int64_t par
     }
     memset(result.sum, 0, sizeof(float) * work.rows * work.stride);
 
-    // Rows of whole vectors are read where they lie. Otherwise, and where several register blocks of rows would
-    // each widen the same bfloat16 again, a copy of the tile in float32 serves: the numbers are the same.
-    constexpr int kDirectRows = sizeof(T) == sizeof(float) ? INT32_MAX : 8;
-    const bool direct = args.head_dim % kVecLanes == 0 && work.rows <= kDirectRows;
-
+    TileKeys<T> found[2];
+    int current = 0;
+    bool known = false;
     for (int64_t start = partition * kPartitionKeys; start < (partition + 1) * kPartitionKeys; start += kTileKeys) {
         work.tile_start = start;
-        const KeyRange range = {work.range(0).first, work.range(work.rows - 1).last};
+        const KeyRange range = work.range();
         if (range.first >= range.last) continue;
-        const T* keys[kTileKeys];
-        const T* values[kTileKeys];
-        find_keys<T>(args, tile, start, range, keys, values);
-        if (direct) {
-            attend_tile<T>(work, scratch.queries, keys, values, scratch.scores, result);
-        } else {
-            const float* wide_keys[kTileKeys];
-            const float* wide_values[kTileKeys];
-            widen<T>(args.head_dim, work.stride, range, keys, scratch.keys, wide_keys);
-            widen<T>(args.head_dim, work.stride, range, values, scratch.values, wide_values);
-            attend_tile<float>(work, scratch.queries, wide_keys, wide_values, scratch.scores, result);
-        }
+        if (!known) find_keys<T>(args, tile, start, range, found[current]);
+        TileWork next = work;
+        next.tile_start = start + kTileKeys;
+        const KeyRange next_range = next.range();
+        known = next.tile_start < end && next_range.first < next_range.last;
+        if (known) find_keys<T>(args, tile, next.tile_start, next_range, found[1 - current]);
+        attend_tile<T>(work, found[current], known ? &found[1 - current] : nullptr, scratch, result);
+        current = 1 - current;
     }
 }
 
 template <class T>
 void load_queries(const quire_attention_args& args, const QueryTile& tile, float* queries) {
-    const int group = args.num_heads / args.num_kv_heads;
-    const int64_t stride = padded(args.head_dim);
+    const int group = args.num_heads / args.cache.num_kv_heads, head_dim = args.cache.head_dim;
     const int64_t first_token = args.query_start[tile.sequence] + tile.first_query;
-    for (int64_t row = 0; row < static_cast<int64_t>(tile.num_queries) * group; ++row) {
-        const T* const from = static_cast<const T*>(args.query) +
-                              (first_token + row / group) * args.query_token_stride +
-                              (tile.kv_head * group + row % group) * args.query_head_stride;
-        float* const to = queries + row * stride;
-        for (int64_t i = 0; i < args.head_dim; ++i) to[i] = to_float(from[i]) * args.scale;
-        for (int64_t i = args.head_dim; i < stride; ++i) to[i] = 0.0f;
+    const int64_t stride = padded(head_dim);
+    for (int query = 0; query < tile.num_queries; ++query) {
+        const T* const token = static_cast<const T*>(args.query) + (first_token + query) * args.query_token_stride;
+        for (int head = 0; head < group; ++head) {
+            const T* const from = token + (tile.kv_head * group + head) * args.query_head_stride;
+            float* const to = queries + (query * group + head) * stride;
+            int i = 0;
+            for (; i + kVecLanes <= head_dim; i += kVecLanes) store(to + i, load(from + i) * args.scale);
+            if (i < head_dim) store(to + i, load_some(from + i, head_dim - i) * args.scale);
+        }
     }
 }
 
 template <class T>
 void write(const quire_attention_args& args, const QueryTile& tile, const RowState& state) {
-    const int group = args.num_heads / args.num_kv_heads;
-    const int64_t stride = padded(args.head_dim);
+    const int group = args.num_heads / args.cache.num_kv_heads, head_dim = args.cache.head_dim;
     const int64_t first_token = args.query_start[tile.sequence] + tile.first_query;
     for (int64_t row = 0; row < static_cast<int64_t>(tile.num_queries) * group; ++row) {
         const int64_t head = tile.kv_head * group + row % group;
-        T* const to = static_cast<T*>(args.output) +
-                      ((first_token + row / group) * args.num_heads + head) * args.head_dim;
-        const float* const from = state.sum + row * stride;
-        const float total = state.total[row];
-        for (int64_t i = 0; i < args.head_dim; ++i) from_float(from[i] / total, to + i);
+        T* const to = static_cast<T*>(args.output) + ((first_token + row / group) * args.num_heads + head) * head_dim;
+        const float* const from = state.sum + row * padded(head_dim);
+        const vec total = broadcast(state.total[row]);
+        int i = 0;
+        for (; i + kVecLanes <= head_dim; i += kVecLanes) store(to + i, load(from + i) / total);
+        if (i < head_dim) store_some(to + i, load(from + i) / total, head_dim - i);
     }
 }
 
@@ -363,20 +461,9 @@ void fold(int64_t rows, int64_t head_dim, const RowState& next, const RowState& 
 void exp_array(const float* in, float* out, int64_t count) {
     for (int64_t i = 0; i < count; i += kVecLanes) {
         const int64_t lanes = count - i < kVecLanes ? count - i : kVecLanes;
-        float buffer[kVecLanes] = {};
-        memcpy(buffer, in + i, lanes * sizeof(float));
-        store(buffer, exp(load(buffer)));
-        memcpy(out + i, buffer, lanes * sizeof(float));
+        store_some(out + i, exp(load_some(in + i, lanes)), lanes);
     }
 }
 
-template <class T>
-constexpr AttentionKernels kKernels = {load_queries<T>, attend<T>, fold, write<T>, exp_array};
-
 }  // namespace
-
-// Indexed by quire_dtype.
-extern const AttentionKernels kAttentionKernels[2];
-const AttentionKernels kAttentionKernels[2] = {kKernels<float>, kKernels<bfloat16>};
-
 }  // namespace quire::QUIRE_ISA

@@ -1,4 +1,4 @@
-// What the driver (paged_attention.cpp) and the kernels of each instruction set agree on. Plain data and static
+// What the driver (attention_plan.cpp) and the kernels of each instruction set agree on. Plain data and static
 // functions only: see simd.hpp.
 #pragma once
 
@@ -35,6 +35,7 @@ struct RowState {
     float* total;    // [rows]
 };
 
+// Whole cache lines, so that threads do not share one.
 static constexpr int64_t row_state_floats(int64_t rows, int64_t head_dim) {
     return rows * padded(head_dim) + 2 * ((rows + kLanes - 1) / kLanes * kLanes);
 }
@@ -48,8 +49,8 @@ static inline RowState row_state(float* memory, int64_t rows, int64_t head_dim) 
 struct Scratch {
     float* queries;  // [rows, padded head_dim], scaled
     float* scores;   // [rows, kTileKeys]
-    float* keys;     // [kTileKeys, padded head_dim]
-    float* values;   // the same
+    float* keys;     // [padded head_dim, kTileKeys]: transposed, a vector holds one element of several keys
+    float* values;   // [kTileKeys, padded head_dim]
     RowState partition;
     RowState state;
 };
@@ -70,19 +71,5 @@ static inline Scratch scratch_in(float* memory, int64_t rows, int64_t head_dim) 
     scratch.state = row_state(states + row_state_floats(rows, head_dim), rows, head_dim);
     return scratch;
 }
-
-// One instruction set's kernels.
-struct AttentionKernels {
-    // Scaled queries of the tile in float32.
-    void (*load_queries)(const quire_attention_args& args, const QueryTile& tile, float* queries);
-    // The tile's rows over one partition, into `result`, from nothing.
-    void (*attend)(const quire_attention_args& args, const QueryTile& tile, int64_t partition,
-                   const Scratch& scratch, const RowState& result);
-    // Takes the next partition's state into `state`.
-    void (*fold)(int64_t rows, int64_t head_dim, const RowState& next, const RowState& state);
-    // sum / total of the tile's rows, into the output.
-    void (*write)(const quire_attention_args& args, const QueryTile& tile, const RowState& state);
-    void (*exp)(const float* in, float* out, int64_t count);
-};
 
 }  // namespace quire

@@ -8,14 +8,14 @@ namespace quire {
 
 #if defined(QUIRE_X86)
 namespace avx512 {
-extern const AttentionKernels kAttentionKernels[2];
+extern const PagedKernels kPagedKernels;
 }
 namespace avx2 {
-extern const AttentionKernels kAttentionKernels[2];
+extern const PagedKernels kPagedKernels;
 }
 #endif
 namespace portable {
-extern const AttentionKernels kAttentionKernels[2];
+extern const PagedKernels kPagedKernels;
 }
 
 namespace {
@@ -23,7 +23,7 @@ namespace {
 struct Isa {
     const char* name;
     bool (*supported)();
-    const AttentionKernels* kernels;
+    const PagedKernels* kernels;
 };
 
 // Best first.
@@ -34,10 +34,10 @@ const Isa kIsas[] = {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
      },
-     avx512::kAttentionKernels},
-    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, avx2::kAttentionKernels},
+     &avx512::kPagedKernels},
+    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, &avx2::kPagedKernels},
 #endif
-    {"portable", [] { return true; }, portable::kAttentionKernels},
+    {"portable", [] { return true; }, &portable::kPagedKernels},
 };
 
 const Isa* best() {
@@ -54,7 +54,7 @@ std::atomic<const Isa*>& current() {
 
 }  // namespace
 
-const AttentionKernels& attention_kernels(int32_t dtype) { return current().load()->kernels[dtype]; }
+const PagedKernels& paged_kernels() { return *current().load()->kernels; }
 
 }  // namespace quire
 
@@ -84,5 +84,5 @@ int32_t quire_set_isa(const char* name) {
 }
 
 void quire_exp(const float* in, float* out, int64_t count) {
-    quire::attention_kernels(QUIRE_FLOAT32).exp(in, out, count);
+    quire::paged_kernels().exp(in, out, count);
 }

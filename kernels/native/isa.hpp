@@ -1,11 +1,11 @@
 // Which instruction set's kernels run.
 #pragma once
 
-#include "attention_tile.hpp"
+#include "paged_kernels.hpp"
 
 namespace quire {
 
-// The kernels in use for this dtype: the best this machine has, unless quire_set_isa chose another.
-const AttentionKernels& attention_kernels(int32_t dtype);
+// The kernels in use: the best this machine has, unless quire_set_isa chose others.
+const PagedKernels& paged_kernels();
 
 }  // namespace quire

@@ -1,3 +1,3 @@
 // AVX-512 (F, BW, DQ, VL): 16 lanes, 32 registers.
 #define QUIRE_ISA avx512
-#include "attention_kernels.inl"
+#include "paged_kernels.inl"

@@ -68,6 +68,13 @@ static inline vec fma(vec a, vec b, vec c) {
 // Where x is nan, m: a maximum passes over nan, the exponential then brings it back.
 static inline vec max(vec x, vec m) { return x > m ? x : m; }
 
+// 0, 1, 2, ...
+static inline ivec lane_numbers() {
+    ivec number;
+    for (int i = 0; i < kVecLanes; ++i) number[i] = i;
+    return number;
+}
+
 template <int H>
 static inline ivec exchange_index() {
     ivec index;
@@ -88,34 +95,6 @@ static inline vec max_lanes(vec v) {
     if constexpr (kVecLanes > 4) v = max(v, __builtin_shuffle(v, exchange_index<4>()));
     v = max(v, __builtin_shuffle(v, exchange_index<2>()));
     return max(v, __builtin_shuffle(v, exchange_index<1>()));
-}
-
-// Lane i: where bit H of i is clear, a[i] + a[i + H]; where it is set, b[i - H] + b[i].
-template <int H>
-static inline vec add_neighbours(vec a, vec b) {
-    ivec low, high;
-    for (int i = 0; i < kVecLanes; ++i) {
-        low[i] = (i & H) ? kVecLanes + i - H : i;
-        high[i] = (i & H) ? kVecLanes + i : i + H;
-    }
-    return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
-}
-
-template <int H>
-static inline __attribute__((always_inline)) void sum_stage(vec (&v)[kVecLanes]) {
-    if constexpr (H < kVecLanes) {
-#pragma GCC unroll 16
-        for (int i = 0; i < kVecLanes; ++i) {
-            if (i % (2 * H) == 0) v[i] = add_neighbours<H>(v[i], v[i + H]);
-        }
-        sum_stage<2 * H>(v);
-    }
-}
-
-// Lane i of the result: the sum over all lanes of v[i], each in the same order. A transposition that adds on its way.
-static inline __attribute__((always_inline)) vec sum_each(vec (&v)[kVecLanes]) {
-    sum_stage<1>(v);
-    return v[0];
 }
 
 }  // namespace quire::QUIRE_ISA

@@ -1,67 +1,66 @@
-// Writes new keys and values into their slots.
+// Writes new keys and values into their slots, alone or after rotary embedding.
 #include <algorithm>
-#include <cstring>
 
-#include "error.hpp"
-#include "quire_kernels.h"
+#include "isa.hpp"
+#include "paged_ops.hpp"
 #include "thread_pool.hpp"
 
 namespace quire {
 namespace {
 
-constexpr int64_t kTokensPerTask = 64;
-constexpr int64_t kParallelBytes = 1 << 20;
+// Elements below which waking a thread costs more than it saves.
+constexpr int64_t kParallelElements = 1 << 18;
+constexpr int64_t kElementsPerTask = 1 << 14;
 
-struct Stream {
-    const char* from;
-    char* to;
-    int64_t token_stride, head_stride, block_stride, head_cache_stride;
-};
-
-void store_token(const quire_store_args& args, const Stream& stream, int64_t element, int64_t token) {
-    const int64_t slot = args.slot_mapping[token];
-    const int64_t block = slot / args.block_size, offset = slot % args.block_size;
-    const char* from = stream.from + token * stream.token_stride * element;
-    char* to = stream.to + (block * stream.block_stride + offset * args.head_dim) * element;
-    for (int head = 0; head < args.num_kv_heads; ++head) {
-        std::memcpy(to, from, args.head_dim * element);
-        from += stream.head_stride * element;
-        to += stream.head_cache_stride * element;
+// Calls body(first, last) for ranges that make up [0, num_tokens), each token of `elements` elements.
+template <class F>
+void for_tokens(int64_t num_tokens, int64_t elements, const F& body) {
+    if (num_tokens * elements < kParallelElements) {
+        body(0, num_tokens);
+        return;
     }
+    const int64_t tokens = std::max<int64_t>(1, kElementsPerTask / elements);
+    parallel_for((num_tokens + tokens - 1) / tokens, [&](int64_t task, int) {
+        body(task * tokens, std::min(num_tokens, (task + 1) * tokens));
+    });
 }
 
 }  // namespace
+
+int32_t check_slots(const int64_t* slot_mapping, int64_t num_tokens, const quire_kv_cache& cache,
+                    const ErrorBuffer& error) {
+    const int64_t num_slots = cache.num_blocks * cache.block_size;
+    for (int64_t i = 0; i < num_tokens; ++i) {
+        if (slot_mapping[i] < 0 || slot_mapping[i] >= num_slots) {
+            return error.fail("slot_mapping[%lld] is %lld, outside [0, %lld)", static_cast<long long>(i),
+                              static_cast<long long>(slot_mapping[i]), static_cast<long long>(num_slots));
+        }
+    }
+    return 0;
+}
+
+void store_kv(const quire_store_args& args) {
+    const auto store = paged_kernels().store[args.dtype][args.cache.dtype];
+    const int64_t elements = int64_t{2} * args.cache.num_kv_heads * args.cache.head_dim;
+    for_tokens(args.num_tokens, elements, [&](int64_t first, int64_t last) { store(args, first, last); });
+}
+
+void rotate_and_store(const quire_rotate_args& args) {
+    const auto kernel = paged_kernels().rotate_and_store[args.cache.dtype];
+    const int64_t elements = int64_t{args.num_heads + 2 * args.cache.num_kv_heads} * args.cache.head_dim;
+    for_tokens(args.num_tokens, elements, [&](int64_t first, int64_t last) { kernel(args, first, last); });
+}
+
 }  // namespace quire
 
 int32_t quire_store_kv(const quire_store_args* args, char* error, size_t error_size) {
-    using namespace quire;
-    const quire_store_args& a = *args;
-    const int64_t num_slots = a.num_blocks * a.block_size;
-    for (int64_t i = 0; i < a.num_tokens; ++i) {
-        if (a.slot_mapping[i] < 0 || a.slot_mapping[i] >= num_slots) {
-            return ErrorBuffer{error, error_size}.fail("slot_mapping[%lld] is %lld, outside [0, %lld)",
-                                                       static_cast<long long>(i),
-                                                       static_cast<long long>(a.slot_mapping[i]),
-                                                       static_cast<long long>(num_slots));
-        }
-    }
-    const int64_t element = a.dtype == QUIRE_FLOAT32 ? 4 : 2;
-    const Stream keys = {static_cast<const char*>(a.key), static_cast<char*>(a.key_cache), a.key_token_stride,
-                         a.key_head_stride, a.key_block_stride, a.key_head_cache_stride};
-    const Stream values = {static_cast<const char*>(a.value), static_cast<char*>(a.value_cache), a.value_token_stride,
-                           a.value_head_stride, a.value_block_stride, a.value_head_cache_stride};
-    const auto store_range = [&](int64_t task, int) {
-        const int64_t end = std::min<int64_t>(a.num_tokens, (task + 1) * kTokensPerTask);
-        for (int64_t token = task * kTokensPerTask; token < end; ++token) {
-            store_token(a, keys, element, token);
-            store_token(a, values, element, token);
-        }
-    };
-    const int64_t tasks = (a.num_tokens + kTokensPerTask - 1) / kTokensPerTask;
-    if (a.num_tokens * a.num_kv_heads * a.head_dim * element * 2 < kParallelBytes) {
-        for (int64_t task = 0; task < tasks; ++task) store_range(task, 0);
-    } else {
-        parallel_for(tasks, store_range);
-    }
+    if (quire::check_slots(args->slot_mapping, args->num_tokens, args->cache, {error, error_size})) return 1;
+    quire::store_kv(*args);
+    return 0;
+}
+
+int32_t quire_rotate_and_store(const quire_rotate_args* args, char* error, size_t error_size) {
+    if (quire::check_slots(args->slot_mapping, args->num_tokens, args->cache, {error, error_size})) return 1;
+    quire::rotate_and_store(*args);
     return 0;
 }

@@ -1,7 +1,7 @@
 // The exponential of the softmax.
 #pragma once
 
-#include "simd.hpp"
+#include "elements.hpp"
 
 namespace quire::QUIRE_ISA {
 
@@ -11,10 +11,9 @@ namespace quire::QUIRE_ISA {
 // below 1.5); results below 2**-126 are 0; exp(0) is exactly 1, exp(-inf) exactly 0, nan stays nan.
 static inline vec exp(vec x) {
     constexpr float kLowest = -87.33654f;  // ln(2**-126)
-    constexpr float kRound = 12582912.0f;  // 1.5 * 2**23: adding it rounds to an integer in the low bits
     const vec clamped = x < kLowest ? broadcast(kLowest) : x;
-    const vec shifted = fma(clamped, broadcast(1.44269504088896341f), broadcast(kRound));
-    const vec n = shifted - kRound;
+    const vec shifted = fma(clamped, broadcast(1.44269504088896341f), broadcast(kRoundToInteger));
+    const vec n = shifted - kRoundToInteger;
     vec r = fma(n, broadcast(-0.693359375f), clamped);
     r = fma(n, broadcast(2.12194440e-4f), r);
     vec p = broadcast(1.9875691500e-4f);
@@ -24,7 +23,7 @@ static inline vec exp(vec x) {
     p = fma(p, r, broadcast(1.6666665459e-1f));
     p = fma(p, r, broadcast(5.0000001201e-1f));
     p = fma(p, r * r, r) + 1.0f;
-    const ivec power = ((ivec)shifted - (ivec)broadcast(kRound) + 127) << 23;
+    const ivec power = ((ivec)shifted - (ivec)broadcast(kRoundToInteger) + 127) << 23;
     return x < kLowest ? vec{} : p * (vec)power;
 }
 
