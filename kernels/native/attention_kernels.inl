@@ -19,9 +19,11 @@ namespace {
 
 constexpr float kNothing = -__builtin_inff();
 
-// Rows of a register block. With 32 registers 6 x 4 vectors are summed at once, with 16 of them 6 x 2.
+// The shape of the register blocks: 6 rows of 4 vectors in 32 registers, of 2 in 16. A single block of rows meets 2
+// vectors of keys at a time, so that the keys transposed for it stay in the L1.
 constexpr int kBlockRows = 6;
 constexpr int kBlockVectors = kVecLanes >= 16 ? 4 : 2;
+constexpr int kFewVectors = 2;
 
 // Keys [first, last) of a tile, counted from the tile's start.
 struct KeyRange {
@@ -54,13 +56,54 @@ struct TileWork {
     KeyRange range() const { return {range(0).first, range(rows - 1).last}; }
 };
 
+// Memory in one piece.
+struct Run {
+    const char* first;
+    const char* last;
+};
+
 // Where each key of a tile lies, and how an int8 one is scaled.
-template <class T>
 struct TileKeys {
-    const T* keys[kTileKeys];
-    const T* values[kTileKeys];
+    const void* keys[kTileKeys];
+    const void* values[kTileKeys];
     float key_scales[kTileKeys];
     float value_scales[kTileKeys];
+    Run key_runs[kTileKeys];  // a run for each block
+    Run value_runs[kTileKeys];
+    int num_runs;
+};
+
+// Memory that will be read later, fetched in small portions between pieces of work: one core has few reads under way at
+// a time, so to read as fast as memory allows they must never run out.
+class Ahead {
+public:
+    void add(const Run* runs, int count) {
+        for (int i = 0; i < count; ++i) {
+            runs_[num_runs_++] = runs[i];
+            lines_ += (runs[i].last - runs[i].first + 63) / 64;
+        }
+    }
+
+    void set_portions(int count) { portion_ = (lines_ + count - 1) / count; }
+
+    void fetch_portion() { fetch(portion_); }
+
+    void fetch_all() { fetch(lines_); }
+
+private:
+    void fetch(int64_t lines) {
+        while (lines > 0 && next_ < num_runs_) {
+            Run& run = runs_[next_];
+            for (; lines > 0 && run.first < run.last; --lines, --lines_, run.first += 64) {
+                __builtin_prefetch(run.first, 0, 2);
+            }
+            if (run.first >= run.last) ++next_;
+        }
+    }
+
+    Run runs_[3 * kTileKeys];
+    int num_runs_ = 0, next_ = 0;
+    int64_t lines_ = 0, portion_ = 0;
 };
 
 template <class T>
@@ -101,10 +144,6 @@ QUIRE_INLINE void for_vector_blocks(int first, int last, const F& body) {
     }
 }
 
-QUIRE_INLINE void prefetch(const void* row, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(row) + i, 0, 2);
-}
-
 // `bytes` (a vector's or less) at p, then zeros.
 QUIRE_INLINE vec load_bytes(const void* p, int64_t bytes) {
     if (bytes >= static_cast<int64_t>(sizeof(vec))) return load(static_cast<const float*>(p));
@@ -118,56 +157,76 @@ QUIRE_INLINE vec load_bytes(const void* p, int64_t bytes) {
 }
 
 // The elements of each lane's four bytes, in order, to rows of the transposed keys.
-QUIRE_INLINE void store_elements(vec dwords, float* to, const float*) { store(to, dwords); }
-
-QUIRE_INLINE void store_elements(vec dwords, float* to, const bfloat16*) {
-    store(to, (vec)((uvec)dwords << 16));
-    store(to + kTileKeys, (vec)((uvec)dwords & 0xffff0000u));
+template <int Keys>
+QUIRE_INLINE void store_elements(vec dwords, float* to, const float*) {
+    store(to, dwords);
 }
 
+template <int Keys>
+QUIRE_INLINE void store_elements(vec dwords, float* to, const bfloat16*) {
+    store(to, (vec)((uvec)dwords << 16));
+    store(to + Keys, (vec)((uvec)dwords & 0xffff0000u));
+}
+
+template <int Keys>
 QUIRE_INLINE void store_elements(vec dwords, float* to, const int8_t*) {
     const uvec bits = (uvec)dwords;
     store(to, __builtin_convertvector((ivec)(bits << 24) >> 24, vec));
-    store(to + kTileKeys, __builtin_convertvector((ivec)(bits << 16) >> 24, vec));
-    store(to + 2 * kTileKeys, __builtin_convertvector((ivec)(bits << 8) >> 24, vec));
-    store(to + 3 * kTileKeys, __builtin_convertvector((ivec)bits >> 24, vec));
+    store(to + Keys, __builtin_convertvector((ivec)(bits << 16) >> 24, vec));
+    store(to + 2 * Keys, __builtin_convertvector((ivec)(bits << 8) >> 24, vec));
+    store(to + 3 * Keys, __builtin_convertvector((ivec)bits >> 24, vec));
 }
 
-// The keys of `range` (and neighbours, up to whole vectors) transposed, in float32. Meanwhile their values are fetched.
-template <class T>
-void pack_keys(const TileWork& work, const TileKeys<T>& tile, KeyRange range, float* to) {
-    constexpr int kElements = 4 / sizeof(T);
-    const int64_t row_bytes = work.head_dim * sizeof(T);
-    for (int key = range.first / kVecLanes * kVecLanes; key < range.last; key += kVecLanes) {
-        for (int i = 0; i < kVecLanes; ++i) prefetch(tile.values[key + i], row_bytes);
-        for (int64_t offset = 0; offset < row_bytes; offset += sizeof(vec)) {
-            vec rows[kVecLanes];
-            const int64_t bytes = row_bytes - offset;
+// A vector's worth of bytes (or `bytes`, if those are fewer) of a vector's worth of rows, transposed and in float32.
+template <class T, int Keys, bool Whole>
+QUIRE_INLINE void pack_square(const void* const* rows, int64_t offset, int64_t bytes, float* to) {
+    constexpr int kElements = 4 / sizeof(T);  // that move as one
+    vec square[kVecLanes];
 #pragma GCC unroll 16
-            for (int i = 0; i < kVecLanes; ++i) {
-                rows[i] = load_bytes(reinterpret_cast<const char*>(tile.keys[key + i]) + offset, bytes);
-            }
-            transpose(rows);
-            float* const columns = to + offset / 4 * kElements * kTileKeys + key;
+    for (int i = 0; i < kVecLanes; ++i) {
+        const char* const row = static_cast<const char*>(rows[i]) + offset;
+        square[i] = Whole ? load(reinterpret_cast<const float*>(row)) : load_bytes(row, bytes);
+    }
+    transpose(square);
 #pragma GCC unroll 16
-            for (int i = 0; i < kVecLanes; ++i) {
-                if (4 * i < bytes) store_elements(rows[i], columns + i * kElements * kTileKeys, tile.keys[0]);
-            }
+    for (int i = 0; i < kVecLanes; ++i) {
+        if (Whole || 4 * i < bytes) {
+            store_elements<Keys>(square[i], to + i * kElements * Keys, static_cast<const T*>(nullptr));
+        }
+    }
+}
+
+// V vectors of keys transposed, [head_dim, V * kVecLanes] in float32.
+template <class T, int V>
+__attribute__((noinline)) void pack_keys(int64_t row_bytes, const void* const* keys, Ahead& ahead, float* to) {
+    constexpr int kKeys = V * kVecLanes;
+    constexpr int64_t kBytes = sizeof(vec);
+    for (int v = 0; v < V; ++v) {
+        const void* const* const rows = keys + v * kVecLanes;
+        float* const columns = to + v * kVecLanes;
+        ahead.fetch_portion();
+        int64_t offset = 0;
+        for (; offset + kBytes <= row_bytes; offset += kBytes) {
+            pack_square<T, kKeys, true>(rows, offset, kBytes, columns + offset / sizeof(T) * kKeys);
+        }
+        if (offset < row_bytes) {
+            pack_square<T, kKeys, false>(rows, offset, row_bytes - offset, columns + offset / sizeof(T) * kKeys);
         }
     }
 }
 
 // Scores of R rows with V vectors of keys.
 template <int R, int V>
-QUIRE_INLINE void score_block(const TileWork& work, const float* queries, const float* keys, float* scores) {
+__attribute__((noinline)) void score_block(const float* queries, int64_t stride, int head_dim, const float* keys,
+                                           float* scores) {
     vec sums[R][V] = {};
-    for (int d = 0; d < work.head_dim; ++d) {
+    for (int d = 0; d < head_dim; ++d) {
         vec k[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) k[v] = load(keys + d * kTileKeys + v * kVecLanes);
+        for (int v = 0; v < V; ++v) k[v] = load(keys + (d * V + v) * kVecLanes);
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
-            const vec q = broadcast(queries[r * work.stride + d]);
+            const vec q = broadcast(queries[r * stride + d]);
 #pragma GCC unroll 4
             for (int v = 0; v < V; ++v) sums[r][v] = fma(q, k[v], sums[r][v]);
         }
@@ -179,17 +238,21 @@ QUIRE_INLINE void score_block(const TileWork& work, const float* queries, const 
     }
 }
 
-// Every row's scores with every key that its block of rows sees; whole vectors, so some are computed for nothing.
-void score_tile(const TileWork& work, const float* queries, const float* keys, float* scores) {
-    for_row_blocks(0, work.rows, [&](auto rows, int row) {
-        constexpr int R = decltype(rows)::value;
-        const int first = work.range(row).first / kVecLanes;
-        const int last = (work.range(row + R - 1).last + kVecLanes - 1) / kVecLanes;
-        for_vector_blocks<kBlockVectors>(first, last, [&](auto vectors, int v) {
-            score_block<R, decltype(vectors)::value>(work, queries + row * work.stride, keys + v * kVecLanes,
-                                                     scores + row * kTileKeys + v * kVecLanes);
+// Every row's scores with every key that its block of rows sees; whole blocks, so some are computed for nothing.
+template <class T, int V>
+void score_tile(const TileWork& work, const void* const* keys, Ahead& ahead, const Scratch& scratch) {
+    constexpr int kKeys = V * kVecLanes;
+    const KeyRange all = work.range();
+    for (int key = all.first / kKeys * kKeys; key < all.last; key += kKeys) {
+        pack_keys<T, V>(work.head_dim * sizeof(T), keys + key, ahead, scratch.keys);
+        for_row_blocks(0, work.rows, [&](auto rows, int row) {
+            constexpr int R = decltype(rows)::value;
+            if (work.range(row).first >= key + kKeys || work.range(row + R - 1).last <= key) return;
+            ahead.fetch_portion();
+            score_block<R, V>(scratch.queries + row * work.stride, work.stride, work.head_dim, scratch.keys,
+                           scratch.scores + row * kTileKeys + key);
         });
-    });
+    }
 }
 
 // Turns a row's scores into weights relative to the highest score so far, and its state to that scale.
@@ -197,14 +260,17 @@ template <bool Scaled>
 void weigh_row(KeyRange range, const float* key_scales, const float* value_scales, float* scores, int64_t vectors,
                float* sum, float* highest, float* total) {
     constexpr int kVectors = kTileKeys / kVecLanes;
+    const bool whole = range.first == 0 && range.last == kTileKeys;
     vec s[kVectors];
     vec peak = broadcast(*highest);
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) {
         s[v] = load(scores + v * kVecLanes);
         if constexpr (Scaled) s[v] = s[v] * load(key_scales + v * kVecLanes);
-        const ivec key = lane_numbers() + v * kVecLanes;
-        s[v] = (key >= range.first) & (key < range.last) ? s[v] : broadcast(kNothing);
+        if (!whole) {
+            const ivec key = lane_numbers() + v * kVecLanes;
+            s[v] = (key >= range.first) & (key < range.last) ? s[v] : broadcast(kNothing);
+        }
         peak = max(s[v], peak);
     }
     peak = max_lanes(peak);
@@ -231,8 +297,8 @@ void weigh_row(KeyRange range, const float* key_scales, const float* value_scale
 
 // sum += weight * value over keys in order, for R rows and C vectors of their columns.
 template <class T, int R, int C>
-QUIRE_INLINE void add_block(const float* weights, const T* const* values, int64_t column, KeyRange range, float* sum,
-                            int64_t stride) {
+__attribute__((noinline)) void add_block(const float* weights, const void* const* values, int64_t column,
+                                         KeyRange range, float* sum, int64_t stride) {
     vec sums[R][C];
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
@@ -240,9 +306,10 @@ QUIRE_INLINE void add_block(const float* weights, const T* const* values, int64_
         for (int c = 0; c < C; ++c) sums[r][c] = load(sum + r * stride + column + c * kVecLanes);
     }
     for (int key = range.first; key < range.last; ++key) {
+        const T* const row = static_cast<const T*>(values[key]) + column;
         vec value[C];
 #pragma GCC unroll 4
-        for (int c = 0; c < C; ++c) value[c] = load(values[key] + column + c * kVecLanes);
+        for (int c = 0; c < C; ++c) value[c] = load(row + c * kVecLanes);
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
             const vec weight = broadcast(weights[r * kTileKeys + key]);
@@ -259,7 +326,7 @@ QUIRE_INLINE void add_block(const float* weights, const T* const* values, int64_
 
 // Adds the weighted values of rows [first, last), which all see the same keys.
 template <class T>
-void add_values(const TileWork& work, int first, int last, const float* weights, const T* const* values,
+void add_values(const TileWork& work, int first, int last, const float* weights, const void* const* values,
                 KeyRange range, float* sum) {
     for_row_blocks(first, last, [&](auto rows, int row) {
         constexpr int R = decltype(rows)::value;
@@ -270,10 +337,22 @@ void add_values(const TileWork& work, int first, int last, const float* weights,
     });
 }
 
+// As add_values, in pieces of the range, which change nothing, so that there is something to fetch between.
+template <class T>
+void add_values_in_pieces(const TileWork& work, int first, int last, const float* weights, const void* const* values,
+                          Ahead& ahead, KeyRange range, float* sum) {
+    constexpr int kPiece = 16;
+    for (KeyRange piece = range; piece.first < range.last; piece.first = piece.last) {
+        piece.last = piece.first + kPiece < range.last ? piece.first + kPiece : range.last;
+        ahead.fetch_portion();
+        add_values<T>(work, first, last, weights, values, piece, sum);
+    }
+}
+
 // Weights of all rows, and the weighted values of each run of rows that see the same keys.
 template <bool Scaled, class T>
-void add_tile(const TileWork& work, const float* key_scales, const float* value_scales, const T* const* values,
-              float* scores, const RowState& state) {
+void add_tile(const TileWork& work, const TileKeys& tile, const void* const* values, Ahead& ahead, float* scores,
+              const RowState& state) {
     for (int row = 0; row < work.rows;) {
         const KeyRange range = work.range(row);
         int end = row;
@@ -281,10 +360,17 @@ void add_tile(const TileWork& work, const float* key_scales, const float* value_
             const KeyRange next = work.range(end);
             if (next.first != range.first || next.last != range.last) break;
             if (range.first == range.last) continue;
-            weigh_row<Scaled>(range, key_scales, value_scales, scores + end * kTileKeys, work.vectors,
+            ahead.fetch_portion();
+            weigh_row<Scaled>(range, tile.key_scales, tile.value_scales, scores + end * kTileKeys, work.vectors,
                               state.sum + end * work.stride, state.highest + end, state.total + end);
         }
-        if (range.first < range.last) add_values<T>(work, row, end, scores, values, range, state.sum);
+        if (range.first < range.last) {
+            if (work.rows <= kBlockRows) {
+                add_values_in_pieces<T>(work, row, end, scores, values, ahead, range, state.sum);
+            } else {
+                add_values<T>(work, row, end, scores, values, range, state.sum);
+            }
+        }
         row = end;
     }
 }
@@ -292,10 +378,11 @@ void add_tile(const TileWork& work, const float* key_scales, const float* value_
 // Finds the keys of `range`. Those outside it point at its ends: register blocks may read them.
 template <class T>
 void find_keys(const quire_attention_args& args, const QueryTile& query_tile, int64_t tile_start, KeyRange range,
-               TileKeys<T>& tile) {
+               TileKeys& tile) {
     const quire_kv_cache& cache = args.cache;
     const int64_t head = query_tile.kv_head;
     const int32_t* const table = args.block_tables + query_tile.sequence * args.block_table_stride;
+    tile.num_runs = 0;
     int64_t column = (tile_start + range.first) / cache.block_size;
     int64_t offset = (tile_start + range.first) % cache.block_size;
     for (int key = range.first; key < range.last; ++column, offset = 0) {
@@ -306,6 +393,10 @@ void find_keys(const quire_attention_args& args, const QueryTile& query_tile, in
                      offset * cache.head_dim;
         const T* v = static_cast<const T*>(cache.value) + block * cache.value_block_stride +
                      head * cache.value_head_stride + offset * cache.head_dim;
+        tile.key_runs[tile.num_runs] = {reinterpret_cast<const char*>(k),
+                                        reinterpret_cast<const char*>(k + count * cache.head_dim)};
+        tile.value_runs[tile.num_runs++] = {reinterpret_cast<const char*>(v),
+                                            reinterpret_cast<const char*>(v + count * cache.head_dim)};
         for (int64_t i = 0; i < count; ++i) {
             tile.keys[key + i] = k + i * cache.head_dim;
             tile.values[key + i] = v + i * cache.head_dim;
@@ -333,9 +424,9 @@ void find_keys(const quire_attention_args& args, const QueryTile& query_tile, in
 
 // The values of `range` in float32, zeros up to whole vectors; the pointers lead there.
 template <class T>
-void widen_values(const TileWork& work, const TileKeys<T>& tile, KeyRange range, float* rows, const float** to) {
+void widen_values(const TileWork& work, const TileKeys& tile, KeyRange range, float* rows, const void** to) {
     for (int key = range.first; key < range.last; ++key) {
-        const T* const from = tile.values[key];
+        const T* const from = static_cast<const T*>(tile.values[key]);
         float* const row = rows + key * work.stride;
         int i = 0;
         for (; i + kVecLanes <= work.head_dim; i += kVecLanes) store(row + i, load(from + i));
@@ -344,26 +435,26 @@ void widen_values(const TileWork& work, const TileKeys<T>& tile, KeyRange range,
     }
 }
 
-// All rows over one tile. Meanwhile the keys of the next one (if any) are fetched.
+// All rows over one tile.
 template <class T>
-void attend_tile(const TileWork& work, const TileKeys<T>& tile, const TileKeys<T>* next, const Scratch& scratch,
+void attend_tile(const TileWork& work, const TileKeys& tile, Ahead& ahead, const Scratch& scratch,
                  const RowState& state) {
-    const KeyRange range = work.range();
-    pack_keys<T>(work, tile, range, scratch.keys);
-    if (next != nullptr) {
-        for (int key = 0; key < kTileKeys; ++key) prefetch(next->keys[key], work.head_dim * sizeof(T));
+    if (work.rows <= kBlockRows) {
+        score_tile<T, kFewVectors>(work, tile.keys, ahead, scratch);
+    } else {
+        score_tile<T, kBlockVectors>(work, tile.keys, ahead, scratch);
     }
-    score_tile(work, scratch.queries, scratch.keys, scratch.scores);
     // Values of whole vectors are read where they lie. Otherwise, and where several blocks of rows would each widen the
     // same elements again, a copy in float32 serves: the numbers are the same.
     constexpr int kDirectRows = sizeof(T) == sizeof(float) ? INT32_MAX : kBlockRows;
     if (work.head_dim % kVecLanes == 0 && work.rows <= kDirectRows) {
-        add_tile<kScaled<T>, T>(work, tile.key_scales, tile.value_scales, tile.values, scratch.scores, state);
+        add_tile<kScaled<T>, T>(work, tile, tile.values, ahead, scratch.scores, state);
     } else {
-        const float* values[kTileKeys];
-        widen_values<T>(work, tile, range, scratch.values, values);
-        add_tile<kScaled<T>, float>(work, tile.key_scales, tile.value_scales, values, scratch.scores, state);
+        const void* values[kTileKeys];
+        widen_values<T>(work, tile, work.range(), scratch.values, values);
+        add_tile<kScaled<T>, float>(work, tile, values, ahead, scratch.scores, state);
     }
+    ahead.fetch_all();
 }
 
 template <class T>
@@ -385,9 +476,9 @@ void attend(const quire_attention_args& args, const QueryTile& tile, int64_t par
     }
     memset(result.sum, 0, sizeof(float) * work.rows * work.stride);
 
-    TileKeys<T> found[2];
+    TileKeys found[2];
     int current = 0;
-    bool known = false;
+    bool known = false, first = true;
     for (int64_t start = partition * kPartitionKeys; start < (partition + 1) * kPartitionKeys; start += kTileKeys) {
         work.tile_start = start;
         const KeyRange range = work.range();
@@ -398,7 +489,16 @@ void attend(const quire_attention_args& args, const QueryTile& tile, int64_t par
         const KeyRange next_range = next.range();
         known = next.tile_start < end && next_range.first < next_range.last;
         if (known) find_keys<T>(args, tile, next.tile_start, next_range, found[1 - current]);
-        attend_tile<T>(work, found[current], known ? &found[1 - current] : nullptr, scratch, result);
+        Ahead ahead;
+        if (first) ahead.add(found[current].value_runs, found[current].num_runs);
+        if (known) {
+            ahead.add(found[1 - current].key_runs, found[1 - current].num_runs);
+            ahead.add(found[1 - current].value_runs, found[1 - current].num_runs);
+        }
+        // About as often as a tile of few rows asks for one.
+        ahead.set_portions(10 + kBlockRows);
+        first = false;
+        attend_tile<T>(work, found[current], ahead, scratch, result);
         current = 1 - current;
     }
 }
@@ -428,10 +528,10 @@ void write(const quire_attention_args& args, const QueryTile& tile, const RowSta
         const int64_t head = tile.kv_head * group + row % group;
         T* const to = static_cast<T*>(args.output) + ((first_token + row / group) * args.num_heads + head) * head_dim;
         const float* const from = state.sum + row * padded(head_dim);
-        const vec total = broadcast(state.total[row]);
+        const vec factor = broadcast(1.0f / state.total[row]);
         int i = 0;
-        for (; i + kVecLanes <= head_dim; i += kVecLanes) store(to + i, load(from + i) / total);
-        if (i < head_dim) store_some(to + i, load(from + i) / total, head_dim - i);
+        for (; i + kVecLanes <= head_dim; i += kVecLanes) store(to + i, load(from + i) * factor);
+        if (i < head_dim) store_some(to + i, load(from + i) * factor, head_dim - i);
     }
 }
 

@@ -66,7 +66,15 @@ static inline vec fma(vec a, vec b, vec c) {
 }
 
 // Where x is nan, m: a maximum passes over nan, the exponential then brings it back.
-static inline vec max(vec x, vec m) { return x > m ? x : m; }
+static inline vec max(vec x, vec m) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_maskz_max_ps(0xffff, (__m512)x, (__m512)m);
+#elif defined(__AVX2__)
+    return (vec)_mm256_max_ps((__m256)x, (__m256)m);
+#else
+    return x > m ? x : m;
+#endif
+}
 
 // 0, 1, 2, ...
 static inline ivec lane_numbers() {

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quire import kernels
+from quire.kernels.cache import Cache, QuantizedCache, quantize
 
 
 @dataclass(frozen=True)
@@ -17,14 +18,22 @@ class Case:
     """The arguments of one paged_attention call."""
 
     query: Tensor
-    key_cache: Tensor
-    value_cache: Tensor
+    key_cache: Cache
+    value_cache: Cache
     metadata: kernels.AttentionMetadata
     scale: float
 
     @property
-    def arguments(self) -> tuple[Tensor, Tensor, Tensor, kernels.AttentionMetadata]:
+    def arguments(self) -> tuple[Tensor, Cache, Cache, kernels.AttentionMetadata]:
         return self.query, self.key_cache, self.value_cache, self.metadata
+
+    def spoil(self, row: int, positions: range) -> None:
+        """Makes what sequence `row` holds at `positions` nan."""
+        for position in positions:
+            for cache in (self.key_cache, self.value_cache):
+                floats = cache.scales if isinstance(cache, QuantizedCache) else cache
+                block_size = floats.shape[2]
+                floats[self.metadata.block_tables[row, position // block_size], :, position % block_size] = torch.nan
 
 
 def _metadata(
@@ -61,19 +70,28 @@ def _make_case(
     head_dim: int = 64,
     block_size: int = 16,
     dtype: torch.dtype = torch.float32,
+    cache_dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> Case:
     generator = torch.Generator().manual_seed(seed)
     metadata, num_blocks = _metadata(query_lens, context_lens, block_size, generator)
-    pool = torch.full((num_blocks, 3, 2, num_kv_heads, block_size, head_dim), float("nan"), dtype=dtype)
-    # Only what sequences hold is a number: whoever reads anything else shows it.
+    # Of three layers the middle one. Only what sequences hold is a number: whoever reads anything else shows it.
+    shape = (num_blocks, 3, 2, num_kv_heads, block_size, head_dim)
+    pool = torch.full(shape, torch.nan)
     for row, context_len in enumerate(context_lens):
         positions = torch.arange(context_len)
-        content = torch.randn(context_len, 2, num_kv_heads, head_dim, generator=generator)
         blocks = metadata.block_tables[row].long()[positions // block_size]
-        pool[blocks, 1, :, :, positions % block_size] = content.to(dtype)
+        content = torch.randn(context_len, 2, num_kv_heads, head_dim, generator=generator)
+        pool[blocks, 1, :, :, positions % block_size] = content
     query = torch.randn(sum(query_lens), num_kv_heads * group, head_dim, generator=generator).to(dtype)
-    return Case(query, pool[:, 1, 0], pool[:, 1, 1], metadata, head_dim**-0.5)
+    caches: list[Cache]
+    if cache_dtype == torch.int8:
+        data, scales = quantize(pool)
+        caches = [QuantizedCache(data[:, 1, i], scales[:, 1, i]) for i in range(2)]
+    else:
+        pool = pool.to(cache_dtype or dtype)
+        caches = [pool[:, 1, i] for i in range(2)]
+    return Case(query, *caches, metadata, head_dim**-0.5)
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,25 @@ from hypothesis import strategies as st
 
 from quire import kernels
 from quire.kernels import reference
+from quire.kernels.cache import QuantizedCache, dequantize
 
 if TYPE_CHECKING:
     from .conftest import Case
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+# Query, cache.
+TYPES = [
+    (query, cache)
+    for query in (torch.float32, torch.bfloat16)
+    for cache in (torch.float32, torch.bfloat16, torch.int8)
+]
+
+
+@pytest.fixture(params=TYPES, ids=lambda pair: "-".join(str(dtype).removeprefix("torch.") for dtype in pair))
+def types(request: pytest.FixtureRequest) -> dict[str, torch.dtype]:
+    """Every pair of a query's and a cache's type."""
+    return {"dtype": request.param[0], "cache_dtype": request.param[1]}
 
 
 def assert_matches_reference(case: Case, sliding_window: int | None = None, tolerance: float | None = None) -> None:
@@ -25,25 +39,52 @@ def assert_matches_reference(case: Case, sliding_window: int | None = None, tole
     output = kernels.paged_attention(*case.arguments, scale=case.scale, sliding_window=sliding_window)
     assert output.dtype == query.dtype
     assert output.is_contiguous()
+    # The cache's own numbers in float32: what a kernel adds to the error is its own, whatever the cache's type.
     expected = reference.paged_attention(
-        query.float(), key_cache.float(), value_cache.float(), metadata, case.scale, sliding_window
+        query.float(), dequantize(key_cache), dequantize(value_cache), metadata, case.scale, sliding_window
     )
     tolerance = tolerance or TOLERANCE[query.dtype]
     torch.testing.assert_close(output.float(), expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("head_dim", [1, 20, 32, 48, 64, 80, 96, 128])
-def test_head_dims(isa: str, make_case: Callable[..., Case], head_dim: int, dtype: torch.dtype):
-    case = make_case([1, 1, 5, 40], [1, 90, 70, 40], head_dim=head_dim, dtype=dtype)
-    assert_matches_reference(case)
+def test_head_dims(isa: str, make_case: Callable[..., Case], head_dim: int, types: dict[str, torch.dtype]):
+    assert_matches_reference(make_case([1, 1, 5, 40], [1, 90, 70, 40], head_dim=head_dim, **types))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("block_size", [1, 8, 16, 32, 100])
-def test_block_sizes(isa: str, make_case: Callable[..., Case], block_size: int, dtype: torch.dtype):
-    case = make_case([1, 30], [150, 130], block_size=block_size, dtype=dtype)
-    assert_matches_reference(case)
+def test_block_sizes(isa: str, make_case: Callable[..., Case], block_size: int, types: dict[str, torch.dtype]):
+    assert_matches_reference(make_case([1, 30], [150, 130], block_size=block_size, **types))
+
+
+@pytest.mark.parametrize(("num_kv_heads", "group"), [(1, 1), (1, 3), (2, 8)])
+@pytest.mark.parametrize("sliding_window", [None, 70])
+def test_types_with_groups_and_windows(
+    isa: str,
+    make_case: Callable[..., Case],
+    num_kv_heads: int,
+    group: int,
+    sliding_window: int | None,
+    types: dict[str, torch.dtype],
+):
+    case = make_case([1, 50], [300, 290], num_kv_heads=num_kv_heads, group=group, head_dim=40, **types)
+    assert_matches_reference(case, sliding_window)
+
+
+def test_int8_is_as_near_as_its_steps_allow(make_case: Callable[..., Case]):
+    exact = make_case([1, 60], [500, 300], dtype=torch.float32)
+    rounded = make_case([1, 60], [500, 300], dtype=torch.float32, cache_dtype=torch.int8)
+    expected = kernels.paged_attention(*exact.arguments, scale=exact.scale)
+    output = kernels.paged_attention(*rounded.arguments, scale=rounded.scale)
+    # An element is off by half a step, highest / 254, at most. Values: as much, since weights add up to 1. Scores: by
+    # |q| * sqrt(head_dim) * half a step * scale at most, which changes each weight by a factor of exp(2 * that) at most.
+    # Errors of either sign cancel: the bound is never near.
+    half_step = float(exact.key_cache.nan_to_num().abs().max()) / 254
+    score = float(exact.query.norm(dim=-1).max()) * 64**0.5 * half_step * exact.scale
+    highest = float(exact.value_cache.nan_to_num().abs().max())
+    error = float((output - expected).abs().max())
+    assert 0 < error < half_step + highest * (torch.tensor(2 * score).exp().item() - 1)
+    assert error < 0.02
 
 
 @pytest.mark.parametrize(("num_kv_heads", "group"), [(1, 1), (4, 1), (2, 2), (1, 7), (2, 8), (1, 71)])
@@ -80,6 +121,7 @@ def test_any_shape(make_case: Callable[..., Case], data: st.DataObject):
         head_dim=data.draw(st.integers(1, 100)),
         block_size=data.draw(st.integers(1, 40)),
         dtype=data.draw(st.sampled_from([torch.float32, torch.bfloat16])),
+        cache_dtype=data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.int8])),
         seed=data.draw(st.integers(0, 10)),
     )
     assert_matches_reference(case, data.draw(st.none() | st.integers(1, 120)))
@@ -91,10 +133,9 @@ def test_large_scores(isa: str, make_case: Callable[..., Case]):
     assert_matches_reference(dataclasses.replace(case, scale=60.0), tolerance=2e-3)
 
 
-def test_nan_of_a_visible_key_shows(isa: str, make_case: Callable[..., Case]):
-    case = make_case([4], [100], num_kv_heads=1, group=1)
-    block, offset = int(case.metadata.block_tables[0, 98 // 16]), 98 % 16
-    case.key_cache[block, 0, offset] = float("nan")
+def test_nan_of_a_visible_key_shows(isa: str, make_case: Callable[..., Case], types: dict[str, torch.dtype]):
+    case = make_case([4], [100], num_kv_heads=1, group=1, **types)
+    case.spoil(0, range(98, 99))
     output = kernels.paged_attention(*case.arguments, scale=case.scale)
     assert output[:2].isfinite().all()  # positions 96 and 97 do not see it
     assert output[2:].isnan().all()
@@ -153,7 +194,7 @@ def test_metadata_outside_the_cache(
         ("query", lambda case: {"query": case.query[:-1]}),
         ("query", lambda case: {"query": case.query[:, :5]}),
         ("query", lambda case: {"query": case.query[:, :, :32]}),
-        ("query", lambda case: {"query": case.query.bfloat16()}),
+        ("query", lambda case: {"query": case.query.double()}),
         ("query", lambda case: {"query": case.query.transpose(1, 2).contiguous().transpose(1, 2)}),
         ("key_cache", lambda case: {"key_cache": case.key_cache.double()}),
         ("key_cache", lambda case: {"key_cache": case.key_cache[0]}),
@@ -161,6 +202,11 @@ def test_metadata_outside_the_cache(
         ("key_cache", lambda case: {"key_cache": case.key_cache[:, :, ::2]}),
         ("value_cache", lambda case: {"value_cache": case.value_cache[:, :1]}),
         ("value_cache", lambda case: {"value_cache": case.value_cache.bfloat16()}),
+        ("key_cache", lambda case: {"key_cache": case.key_cache.char()}),
+        ("key_cache", lambda case: {"key_cache": QuantizedCache(case.key_cache, case.key_cache[..., 0])}),
+        ("key_cache", lambda case: {"key_cache": QuantizedCache(case.key_cache.char(), case.key_cache[:, 0, :, 0])}),
+        ("key_cache", lambda case: {"key_cache": QuantizedCache(case.key_cache.char(), case.key_cache[..., 0])}),
+        ("value_cache", lambda case: {"value_cache": QuantizedCache(case.key_cache.char(), torch.zeros(9, 2, 16))}),
     ],
 )
 def test_wrong_tensor_is_named(

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire.kernels import reference, torch_paged
+from quire.kernels.cache import dequantize
 
 if TYPE_CHECKING:
     from .conftest import Case
@@ -22,17 +23,21 @@ def assert_matches_reference(case: Case, sliding_window: int | None) -> None:
     query, key_cache, value_cache, metadata = case.arguments
     output = torch_paged.paged_attention(*case.arguments, case.scale, sliding_window)
     expected = reference.paged_attention(
-        query.float(), key_cache.float(), value_cache.float(), metadata, case.scale, sliding_window
+        query.float(), dequantize(key_cache), dequantize(value_cache), metadata, case.scale, sliding_window
     )
     tolerance = TOLERANCE[query.dtype]
     torch.testing.assert_close(output.float(), expected, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("cache_dtype", [None, torch.float32, torch.int8])
 @pytest.mark.parametrize("sliding_window", [None, 1, 60])
-def test_mixed_batch(make_case: Callable[..., Case], dtype: torch.dtype, sliding_window: int | None):
+def test_mixed_batch(
+    make_case: Callable[..., Case], dtype: torch.dtype, cache_dtype: torch.dtype | None, sliding_window: int | None
+):
     # More than a chunk of context and more than a tile of queries.
-    case = make_case([1, 1, 0, 5, 5, 300], [1, 290, 4, 5, 300, 310], num_kv_heads=1, head_dim=16, dtype=dtype)
+    lengths = [1, 1, 0, 5, 5, 300], [1, 290, 4, 5, 300, 310]
+    case = make_case(*lengths, num_kv_heads=1, head_dim=16, dtype=dtype, cache_dtype=cache_dtype)
     assert_matches_reference(case, sliding_window)
 
 
