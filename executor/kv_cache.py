@@ -1,6 +1,6 @@
 """The KV pool as the kernels want it: per layer, keys and values [num_blocks, kv_heads, block_size, head_dim].
 
-A block holds, for each layer, keys and then values, so the views of a layer stride over the pool.
+A block holds all layers (`quire.kv_pool` draws it), so the views of a layer stride over the pool.
 """
 
 from __future__ import annotations
@@ -19,37 +19,40 @@ from quire.kv_pool import CacheGroupLayout, KvPool, KvPoolLayout
 class KvCache:
     """A mapped or allocated pool of one cache group."""
 
-    def __init__(self, blocks: Tensor, group: CacheGroupLayout, block_size: int) -> None:
-        """`blocks` is [num_blocks, elements of a block]."""
+    def __init__(self, blocks: Tensor, group: CacheGroupLayout, block_size: int, dtype: torch.dtype) -> None:
+        """`blocks` is uint8 [num_blocks, bytes of a block]; `dtype` is the elements'."""
         self.blocks = blocks
         self.num_blocks = blocks.shape[0]
         self.block_size = block_size
-        shaped = blocks.view(-1, group.num_layers, 2, group.num_kv_heads, block_size, group.head_dim)
         # (keys, values) of each layer.
-        self.layers = tuple((shaped[:, i, 0], shaped[:, i, 1]) for i in range(group.num_layers))
+        self.layers = tuple(_layer_views(layer, group, block_size, dtype) for layer in blocks.chunk(group.num_layers, 1))
 
     @classmethod
     def map(cls, pool: KvPool, rank: int, group: CacheGroupLayout, dtype: torch.dtype) -> Self:
-        """Views of a rank's segment; nothing is copied."""
-        segment = torch.frombuffer(pool.segment(rank), dtype=dtype)
-        return cls(segment.view(pool.layout.num_blocks, -1), group, pool.layout.block_size)
+        """Views of a rank's segment; nothing is copied. `dtype` as in `allocate`."""
+        segment = torch.frombuffer(pool.segment(rank), dtype=torch.uint8)
+        blocks = segment.view(pool.layout.num_blocks, -1)
+        return cls(blocks, group, pool.layout.block_size, _element_dtype(group, dtype))
 
     @classmethod
     def allocate(
         cls, num_blocks: int, block_size: int, group: CacheGroupLayout, dtype: torch.dtype, device: torch.device
     ) -> Self:
-        """A pool in the device's own memory. Raises KvPoolError if it does not fit."""
-        elements = block_size * group.bytes_per_token // group.element_bytes
+        """A pool in the device's own memory. Raises KvPoolError if it does not fit.
+
+        `dtype` is the model's: the cache's as well, unless the group's elements have another width.
+        """
+        block_bytes = block_size * group.bytes_per_token
         try:
             # Zeros, since a masked read of a block that was never written must not meet a NaN.
-            blocks = torch.zeros((num_blocks, elements), dtype=dtype, device=device)
+            blocks = torch.zeros((num_blocks, block_bytes), dtype=torch.uint8, device=device)
         except torch.OutOfMemoryError as error:
-            size = num_blocks * block_size * group.bytes_per_token
             raise KvPoolError(
-                f"the KV pool of {size} bytes does not fit the memory of {device}; lower --kv-cache-memory",
+                f"the KV pool of {num_blocks * block_bytes} bytes does not fit the memory of {device}; "
+                "lower --kv-cache-memory",
                 field="kv_cache_memory",
             ) from error
-        return cls(blocks, group, block_size)
+        return cls(blocks, group, block_size, _element_dtype(group, dtype))
 
     def copy_blocks(self, sources: np.ndarray, destinations: np.ndarray) -> None:
         """Makes block destinations[i] a copy of sources[i]; both int64 [n]."""
@@ -57,6 +60,26 @@ class KvCache:
         kernels.copy_blocks(
             self.blocks, torch.from_numpy(sources).to(device), torch.from_numpy(destinations).to(device)
         )
+
+
+def _element_dtype(group: CacheGroupLayout, model_dtype: torch.dtype) -> torch.dtype:
+    if group.element_bytes == model_dtype.itemsize:
+        return model_dtype
+    return {1: torch.int8, 2: torch.bfloat16, 4: torch.float32}[group.element_bytes]
+
+
+def _layer_views(
+    layer: Tensor, group: CacheGroupLayout, block_size: int, dtype: torch.dtype
+) -> tuple[kernels.Cache, kernels.Cache]:
+    """Keys and values of one layer's bytes, uint8 [num_blocks, bytes], as `kv_pool` lays them out."""
+    rows = 2 * group.num_kv_heads * block_size
+    data, scales = layer.split([rows * group.head_dim * group.element_bytes, rows * group.scale_bytes], dim=1)
+    shape = (2, group.num_kv_heads, block_size)
+    keys, values = data.view(dtype).unflatten(1, (*shape, group.head_dim)).unbind(1)
+    if not group.scale_bytes:
+        return keys, values
+    key_scales, value_scales = scales.view(torch.float32).unflatten(1, shape).unbind(1)
+    return kernels.QuantizedCache(keys, key_scales), kernels.QuantizedCache(values, value_scales)
 
 
 def check_layout(layout: KvPoolLayout, *, num_blocks: int, block_size: int, epoch: int) -> None:

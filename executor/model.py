@@ -24,8 +24,11 @@ logger = logging.getLogger(__name__)
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+KV_CACHE_DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+
 # Changes with the order of elements within a block.
-_KV_FORMAT: Final = "layer, keys then values, kv_heads, block_size, head_dim"
+_KV_FORMAT: Final = "layer, keys then values then scales, kv_heads, block_size, head_dim"
+_SCALE_BYTES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class Model:
     name: str
     decoder: Decoder
     dtype: torch.dtype
+    kv_cache_dtype: torch.dtype
     device: torch.device
     max_model_len: int
     # 32 bytes: KV of one fingerprint means nothing under another.
@@ -50,7 +54,8 @@ class Model:
 
     @property
     def cache_group(self) -> CacheGroupLayout:
-        return self.config.cache_group(self.dtype.itemsize)
+        dtype = self.kv_cache_dtype
+        return self.config.cache_group(dtype.itemsize, _SCALE_BYTES if dtype == torch.int8 else 0)
 
 
 def load_model(settings: ExecutorSettings) -> Model:
@@ -60,7 +65,8 @@ def load_model(settings: ExecutorSettings) -> Model:
     config = load_model_config(folder)
     max_model_len = _max_model_len(settings.max_model_len, config)
     dtype = _dtype(settings.dtype, config, device)
-    digest = hashlib.sha256(_identity(config, dtype, device).encode())
+    kv_cache_dtype = choose_kv_cache_dtype(settings.kv_cache_dtype, dtype, device)
+    digest = hashlib.sha256(_identity(config, dtype, kv_cache_dtype, device).encode())
     checkpoint = Checkpoint(folder)
     try:
         weights = load_weights(checkpoint, config, dtype, device, digest)
@@ -68,7 +74,8 @@ def load_model(settings: ExecutorSettings) -> Model:
         raise StartupError(f"the weights do not fit the memory of {device}", field="model") from error
     finally:
         checkpoint.close()
-    return Model(settings.model, Decoder(config, weights), dtype, device, max_model_len, digest.digest())
+    decoder = Decoder(config, weights)
+    return Model(settings.model, decoder, dtype, kv_cache_dtype, device, max_model_len, digest.digest())
 
 
 def _device(name: str) -> torch.device:
@@ -93,6 +100,17 @@ def _dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
     return DTYPES[chosen]
 
 
+def choose_kv_cache_dtype(name: str, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The cache's type from --kv-cache-dtype and the model's type. Raises StartupError for what a GPU cannot do."""
+    chosen = dtype if name == "auto" else KV_CACHE_DTYPES[name]
+    if chosen != dtype and device.type != "cpu":
+        raise StartupError(
+            f"--kv-cache-dtype {name} is supported on the CPU only; on {device.type} the cache has the model's type",
+            field="kv_cache_dtype",
+        )
+    return chosen
+
+
 def _max_model_len(wanted: int | None, config: ModelConfig) -> int:
     if wanted is not None and wanted > config.max_model_len:
         raise StartupError(
@@ -102,8 +120,8 @@ def _max_model_len(wanted: int | None, config: ModelConfig) -> int:
     return wanted or config.max_model_len
 
 
-def _identity(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> str:
+def _identity(config: ModelConfig, dtype: torch.dtype, kv_cache_dtype: torch.dtype, device: torch.device) -> str:
     """What decides the bits of a token's KV, besides the weights."""
     shape = json.dumps(dataclasses.asdict(config), sort_keys=True, default=str)
     isa = kernels.current_isa() if device.type == "cpu" else torch.cuda.get_device_name(device)
-    return f"{shape}\n{dtype} {_KV_FORMAT} {kernels.NUMERICS_VERSION} {device.type} {isa}\n"
+    return f"{shape}\n{dtype} {kv_cache_dtype} {_KV_FORMAT} {kernels.NUMERICS_VERSION} {device.type} {isa}\n"

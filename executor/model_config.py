@@ -56,9 +56,9 @@ class ModelConfig:
             case RotaryType.DEFAULT | RotaryType.LLAMA3:
                 return self.max_position_embeddings
 
-    def cache_group(self, element_bytes: int) -> CacheGroupLayout:
+    def cache_group(self, element_bytes: int, scale_bytes: int = 0) -> CacheGroupLayout:
         """The one cache group: layers with a sliding window keep their older blocks as well."""
-        return CacheGroupLayout(self.num_layers, self.num_kv_heads, self.head_dim, element_bytes)
+        return CacheGroupLayout(self.num_layers, self.num_kv_heads, self.head_dim, element_bytes, scale_bytes)
 
 
 def load_model_config(folder: Path) -> ModelConfig:

@@ -158,6 +158,8 @@ def _describe(runner: ModelRunner) -> executor_pb2.ExecutorDescription:
                 num_kv_heads=group.num_kv_heads,
                 head_dim=group.head_dim,
                 bytes_per_token=group.bytes_per_token,
+                element_bytes=group.element_bytes,
+                scale_bytes=group.scale_bytes,
             )
         ],
         max_model_len=model.max_model_len,

@@ -56,10 +56,7 @@ def layout_of(model: executor_pb2.ExecutorDescription, block_size: int, num_bloc
     """The layout of a pool of `num_blocks` blocks for a model."""
     groups = tuple(
         CacheGroupLayout(
-            group.num_layers,
-            group.num_kv_heads,
-            group.head_dim,
-            group.bytes_per_token // (2 * group.num_layers * group.num_kv_heads * group.head_dim),
+            group.num_layers, group.num_kv_heads, group.head_dim, group.element_bytes, group.scale_bytes
         )
         for group in model.cache_groups
     )

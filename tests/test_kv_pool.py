@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,17 @@ def test_sizes():
     assert LAYOUT.total_bytes == HEADER_BYTES + 2 * LAYOUT.segment_bytes
 
 
+def test_scales_count():
+    group = CacheGroupLayout(num_layers=30, num_kv_heads=3, head_dim=64, element_bytes=1, scale_bytes=4)
+    assert group.bytes_per_token == 2 * 30 * 3 * (64 + 4)
+    with pytest.raises(KvPoolError, match="boundaries"):
+        CacheGroupLayout(num_layers=1, num_kv_heads=1, head_dim=1, element_bytes=1, scale_bytes=4)
+
+
 def test_the_header_says_everything():
     assert KvPoolLayout.unpack(LAYOUT.pack()) == LAYOUT
+    int8 = replace(LAYOUT, groups=(CacheGroupLayout(3, 2, 8, 1, 4), CacheGroupLayout(3, 2, 8, 2)))
+    assert KvPoolLayout.unpack(int8.pack()) == int8
 
 
 @pytest.mark.parametrize(
@@ -51,8 +61,6 @@ def test_a_damaged_header_is_refused(change, message):
 
 @pytest.mark.parametrize("changes", [{"num_blocks": 0}, {"block_size": 0}, {"groups": ()}, {"fingerprint": b"x"}])
 def test_an_impossible_layout_is_refused(changes):
-    from dataclasses import replace
-
     with pytest.raises(KvPoolError):
         replace(LAYOUT, **changes)
 
@@ -144,8 +152,6 @@ def test_a_file_of_another_size_is_refused(tmp_path: Path):
 
 
 def test_a_file_that_does_not_fit_leaves_nothing(tmp_path: Path):
-    from dataclasses import replace
-
     with pytest.raises(KvPoolError, match="does not fit"):
         KvPool.create_file(tmp_path / "pool", replace(LAYOUT, num_blocks=2**31))
     assert not (tmp_path / "pool").exists()

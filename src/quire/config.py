@@ -66,7 +66,10 @@ class PrecisionOptions(_Settings):
     """How the model is held and computed."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Type of weights and KV cache; auto: the checkpoint's."
+        "auto", description="Type of weights and arithmetic; auto: the checkpoint's."
+    )
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto", description="Type of the KV cache; auto: that of --dtype. int8 has a scale for each token and head."
     )
     max_model_len: int | None = Field(
         None, ge=1, description="Longest prompt plus output, in tokens; default: the model's context."

@@ -5,7 +5,14 @@
                       segment of rank 1: …
 
 Block ids are the same in every segment, and a block is contiguous within a segment: for each cache
-group, for each layer, keys [kv_heads, block_size, head_dim] and then values. Two homes: a memfd that is
+group, for each layer,
+
+    keys          [kv_heads, block_size, head_dim]
+    values        the same
+    key scales    float32 [kv_heads, block_size], if the group has scales (int8)
+    value scales  the same
+
+Scales come last, so that keys and values start where rows of whole cache lines do. Two homes: a memfd that is
 handed over a Unix socket (nothing to guess, nothing to leak), or a file, which can be inspected from outside.
 Not `multiprocessing.shared_memory`: its resource tracker unlinks what other processes still use.
 
@@ -29,14 +36,14 @@ from typing import Final
 
 from quire.errors import KvPoolError
 
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 HEADER_BYTES: Final = 4096
 FINGERPRINT_BYTES: Final = 32
 
 _MAGIC: Final = b"QUIREKV\0"
 # magic, version, block_size, num_blocks, num_ranks, epoch, boot id, fingerprint, number of groups
 _HEADER: Final = struct.Struct("<8sIIIIQ16s32sI")
-_GROUP: Final = struct.Struct("<IIII")
+_GROUP: Final = struct.Struct("<IIIII")
 _CRC: Final = struct.Struct("<I")
 
 
@@ -48,11 +55,17 @@ class CacheGroupLayout:
     num_kv_heads: int
     head_dim: int
     element_bytes: int
+    # Of the scale that each token and head has, once for keys and once for values; 0: no scales.
+    scale_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.scale_bytes and self.num_kv_heads * self.head_dim * self.element_bytes * 2 % self.scale_bytes:
+            raise KvPoolError(f"scales of {self.scale_bytes} bytes would lie across their own boundaries: {self}")
 
     @property
     def bytes_per_token(self) -> int:
-        """Keys and values of one token over all layers of the group."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.element_bytes
+        """Keys, values and their scales of one token over all layers of the group."""
+        return 2 * self.num_layers * self.num_kv_heads * (self.head_dim * self.element_bytes + self.scale_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +112,9 @@ class KvPoolLayout:
             len(self.groups),
         )
         for group in self.groups:
-            fields += _GROUP.pack(group.num_layers, group.num_kv_heads, group.head_dim, group.element_bytes)
+            fields += _GROUP.pack(
+                group.num_layers, group.num_kv_heads, group.head_dim, group.element_bytes, group.scale_bytes
+            )
         fields += _CRC.pack(zlib.crc32(fields))
         return fields.ljust(HEADER_BYTES, b"\0")
 

@@ -81,6 +81,8 @@ def test_fingerprints_tell_contents_types_and_configurations_apart(checkpoint: P
     assert len(base) == 32
     assert load(checkpoint).fingerprint == base
     assert load(checkpoint, dtype="bfloat16").fingerprint != base
+    assert load(checkpoint, kv_cache_dtype="int8").fingerprint != base
+    assert load(checkpoint, kv_cache_dtype="float32").fingerprint == base, "what auto chooses"
     other = make_checkpoint(tmp_path / "other", "llama", num_hidden_layers=1, seed=1)
     assert load(other).fingerprint != base
     edit_config(checkpoint, rms_norm_eps=1e-5)

@@ -10,6 +10,7 @@ import torch
 
 from quire.errors import KvPoolError
 from quire.executor.kv_cache import KvCache, check_layout, check_model
+from quire.kernels import QuantizedCache
 from quire.kv_pool import CacheGroupLayout, KvPool, KvPoolLayout
 
 GROUP = CacheGroupLayout(num_layers=3, num_kv_heads=2, head_dim=8, element_bytes=4)
@@ -36,12 +37,40 @@ def test_bfloat16_pools(tmp_path: Path) -> None:
     with KvPool.create_file(tmp_path / "pool", KvPoolLayout(2, 3, 1, 1, b"f" * 32, (group,))) as pool:
         cache = KvCache.map(pool, 0, group, torch.bfloat16)
     assert cache.layers[0][0].dtype == torch.bfloat16
-    assert cache.blocks.shape == (3, 16)
+    assert cache.blocks.shape == (3, 32)
+
+
+def test_a_cache_may_have_another_type_than_the_model() -> None:
+    device = torch.device("cpu")
+    for element_bytes, dtype in ((2, torch.bfloat16), (4, torch.float32)):
+        group = CacheGroupLayout(1, 1, 4, element_bytes)
+        for model_dtype in (torch.float32, torch.bfloat16):
+            keys, _ = KvCache.allocate(2, 4, group, model_dtype, device).layers[0]
+            assert keys.dtype == dtype
+
+
+def test_int8_pools_have_scales_after_the_values(tmp_path: Path) -> None:
+    group = CacheGroupLayout(num_layers=3, num_kv_heads=2, head_dim=8, element_bytes=1, scale_bytes=4)
+    with KvPool.create_file(tmp_path / "pool", KvPoolLayout(4, 6, 1, 1, b"f" * 32, (group,))) as pool:
+        cache = KvCache.map(pool, 0, group, torch.float32)
+    keys, values = cache.layers[1]
+    assert isinstance(keys, QuantizedCache) and isinstance(values, QuantizedCache)
+    assert keys.data.shape == values.data.shape == (6, 2, 4, 8)
+    assert keys.scales.shape == values.scales.shape == (6, 2, 4)
+    keys.data[5, 1, 3, 7], values.data[5, 0, 0, 0] = 7, 9
+    keys.scales[5, 1, 3], values.scales[5, 0, 0] = 1.5, 2.5
+    with KvPool.attach_path(tmp_path / "pool") as again:
+        layer = np.frombuffer(again.segment(0), dtype=np.int8).reshape(6, 3, -1)[5, 1]
+        assert layer.size == 2 * 2 * 4 * 8 + 2 * 2 * 4 * 4
+        data, scales = layer[:128].reshape(2, 2, 4, 8), layer[128:].view(np.float32).reshape(2, 2, 4)
+        assert (data[0, 1, 3, 7], data[1, 0, 0, 0]) == (7, 9)
+        assert (scales[0, 1, 3], scales[1, 0, 0]) == (1.5, 2.5)
+        del layer, data, scales
 
 
 def test_copying_blocks_copies_all_layers() -> None:
     cache = KvCache.allocate(6, 4, GROUP, torch.float32, torch.device("cpu"))
-    cache.blocks[2].copy_(torch.arange(cache.blocks.shape[1]))
+    cache.blocks[2].copy_(torch.arange(cache.blocks.shape[1]) % 251)
     cache.copy_blocks(np.array([2, 2]), np.array([0, 5]))
     assert torch.equal(cache.blocks[0], cache.blocks[2]) and torch.equal(cache.blocks[5], cache.blocks[2])
     assert not cache.blocks[[1, 3, 4]].any()

@@ -210,3 +210,20 @@ def test_a_cpu_executor_wants_a_pool_that_is_shared(model: Model) -> None:
         ModelRunner(model).attach(request)
     with pytest.raises(KvPoolError, match="no home"):
         ModelRunner(model).attach(executor_pb2.AttachKvPoolRequest(epoch=1))
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["bfloat16", "int8"])
+def test_a_narrower_cache(kv_cache_dtype: str, driver: StepDriver, tmp_path: Path) -> None:
+    """Nearly the numbers of the wide one, and the same whatever the chunks."""
+    narrow = load(make_checkpoint(tmp_path / "narrow", "llama"), kv_cache_dtype=kv_cache_dtype)
+    runs = [StepDriver(narrow, tmp_path) for _ in range(2)]
+    outputs = [
+        run.generate(run.add(prompt_of(60), greedy(logprobs=1)), 6, chunk=chunk)
+        for run, chunk in zip(runs, (60, 7), strict=True)
+    ]
+    assert outputs[0] == outputs[1]
+    exact, near = (
+        run.run({run.add(prompt_of(60), greedy(logprobs=3)): 60}).logprobs[0].logprobs for run in (driver, runs[0])
+    )
+    assert near.logprob == pytest.approx(exact.logprob, abs=0.05)
+    assert near.logprob != exact.logprob, "the cache was not used"

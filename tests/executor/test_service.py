@@ -88,6 +88,7 @@ async def test_describe(served: Served) -> None:
     (group,) = description.cache_groups
     assert group.kind == executor_pb2.CACHE_GROUP_KIND_FULL_ATTENTION
     assert group.bytes_per_token == 2 * 3 * 2 * 32 * 4
+    assert (group.element_bytes, group.scale_bytes) == (4, 0)
     assert description.fingerprint == served.model.fingerprint
     assert description.weight_bytes > 100_000 and description.available_bytes > 1 << 20
     assert not description.HasField("length_independent_tokens")

@@ -22,6 +22,7 @@ def _executor(available: int = 8 * GIB, **changes) -> executor_pb2.ExecutorDescr
         num_kv_heads=8,
         head_dim=128,
         bytes_per_token=2 * 28 * 8 * 128 * 2,
+        element_bytes=2,
     )
     given = {
         "model": "qwen3-0.6b",
@@ -62,6 +63,12 @@ def test_qwen3_takes_112_kib_per_token():
     assert "65,536" in text
     assert "1.6" in text, "requests of full length"
     console.file.close()
+
+
+def test_scales_take_their_part():
+    group = executor_pb2.CacheGroup(num_layers=28, num_kv_heads=8, head_dim=128, element_bytes=1, scale_bytes=4)
+    layout = plan_pool(_settings(kv_cache_memory="7GiB"), [_executor(cache_groups=[group])], epoch=1)
+    assert layout.block_bytes == 16 * 2 * 28 * 8 * (128 + 4)
 
 
 def test_default_is_a_share_of_free_memory_bounded_by_use():
