@@ -25,7 +25,9 @@ class KvCache:
         self.num_blocks = blocks.shape[0]
         self.block_size = block_size
         # (keys, values) of each layer.
-        self.layers = tuple(_layer_views(layer, group, block_size, dtype) for layer in blocks.chunk(group.num_layers, 1))
+        self.layers = tuple(
+            _layer_views(layer, group, block_size, dtype) for layer in blocks.chunk(group.num_layers, 1)
+        )
 
     @classmethod
     def map(cls, pool: KvPool, rank: int, group: CacheGroupLayout, dtype: torch.dtype) -> Self:
@@ -73,12 +75,12 @@ def _layer_views(
 ) -> tuple[kernels.Cache, kernels.Cache]:
     """Keys and values of one layer's bytes, uint8 [num_blocks, bytes], as `kv_pool` lays them out."""
     rows = 2 * group.num_kv_heads * block_size
-    data, scales = layer.split([rows * group.head_dim * group.element_bytes, rows * group.scale_bytes], dim=1)
-    shape = (2, group.num_kv_heads, block_size)
-    keys, values = data.view(dtype).unflatten(1, (*shape, group.head_dim)).unbind(1)
+    data, scales = torch.split(layer, [rows * group.head_dim * group.element_bytes, rows * group.scale_bytes], dim=1)
+    shape = (len(layer), 2, group.num_kv_heads, block_size)
+    keys, values = data.view(dtype).view(*shape, group.head_dim).unbind(1)
     if not group.scale_bytes:
         return keys, values
-    key_scales, value_scales = scales.view(torch.float32).unflatten(1, shape).unbind(1)
+    key_scales, value_scales = scales.view(torch.float32).view(shape).unbind(1)
     return kernels.QuantizedCache(keys, key_scales), kernels.QuantizedCache(values, value_scales)
 
 

@@ -31,7 +31,9 @@ def gather_context(cache: Cache, block_table: Tensor, context_len: int) -> Tenso
     """The first context_len tokens of one sequence, [num_kv_heads, context_len, head_dim], in float32."""
     block_size = elements(cache).shape[2]
     blocks = block_table[: (context_len + block_size - 1) // block_size].long()
-    held = QuantizedCache(cache.data[blocks], cache.scales[blocks]) if isinstance(cache, QuantizedCache) else cache[blocks]
+    held = (
+        QuantizedCache(cache.data[blocks], cache.scales[blocks]) if isinstance(cache, QuantizedCache) else cache[blocks]
+    )
     return dequantize(held).transpose(0, 1).flatten(1, 2)[:, :context_len]
 
 

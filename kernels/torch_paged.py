@@ -61,8 +61,8 @@ def rotate_and_store(
 ) -> None:
     """As `rotary_store.rotate_and_store`, unchecked: operator after operator."""
     _, num_kv_heads, _, head_dim = elements(key_cache).shape
-    heads = qkv.unflatten(-1, (-1, head_dim))
-    query, key, value = heads.split([heads.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads], dim=1)
+    heads = qkv.view(len(qkv), -1, head_dim)
+    query, key, value = torch.split(heads, [heads.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads], dim=1)
     normed_query = query if q_norm is None else rms_norm(query, q_norm, eps)
     normed_key = key if k_norm is None else rms_norm(key, k_norm, eps)
     rotated_query, rotated_key = rotary_embedding(normed_query, normed_key, cos, sin)
@@ -176,5 +176,7 @@ def _attend(
 
 def _gather(cache: Cache, blocks: Tensor) -> Tensor:
     """Blocks [stack, chunk] of the cache as float32 [stack, kv heads, chunk * block_size, head_dim]."""
-    held = QuantizedCache(cache.data[blocks], cache.scales[blocks]) if isinstance(cache, QuantizedCache) else cache[blocks]
+    held = (
+        QuantizedCache(cache.data[blocks], cache.scales[blocks]) if isinstance(cache, QuantizedCache) else cache[blocks]
+    )
     return dequantize(held).transpose(1, 2).flatten(2, 3)

@@ -55,9 +55,7 @@ def plan_pool(
 def layout_of(model: executor_pb2.ExecutorDescription, block_size: int, num_blocks: int, epoch: int) -> KvPoolLayout:
     """The layout of a pool of `num_blocks` blocks for a model."""
     groups = tuple(
-        CacheGroupLayout(
-            group.num_layers, group.num_kv_heads, group.head_dim, group.element_bytes, group.scale_bytes
-        )
+        CacheGroupLayout(group.num_layers, group.num_kv_heads, group.head_dim, group.element_bytes, group.scale_bytes)
         for group in model.cache_groups
     )
     return KvPoolLayout(block_size, num_blocks, model.num_ranks, epoch, model.fingerprint, groups)

@@ -22,9 +22,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 # Query, cache.
 TYPES = [
-    (query, cache)
-    for query in (torch.float32, torch.bfloat16)
-    for cache in (torch.float32, torch.bfloat16, torch.int8)
+    (query, cache) for query in (torch.float32, torch.bfloat16) for cache in (torch.float32, torch.bfloat16, torch.int8)
 ]
 
 
@@ -77,8 +75,8 @@ def test_int8_is_as_near_as_its_steps_allow(make_case: Callable[..., Case]):
     expected = kernels.paged_attention(*exact.arguments, scale=exact.scale)
     output = kernels.paged_attention(*rounded.arguments, scale=rounded.scale)
     # An element is off by half a step, highest / 254, at most. Values: as much, since weights add up to 1. Scores: by
-    # |q| * sqrt(head_dim) * half a step * scale at most, which changes each weight by a factor of exp(2 * that) at most.
-    # Errors of either sign cancel: the bound is never near.
+    # |q| * sqrt(head_dim) * half a step * scale at most, which changes a weight by a factor of exp(2 * that) at most.
+    # Errors of either sign cancel, so the bound is never near: hence the second, tighter one.
     half_step = float(exact.key_cache.nan_to_num().abs().max()) / 254
     score = float(exact.query.norm(dim=-1).max()) * 64**0.5 * half_step * exact.scale
     highest = float(exact.value_cache.nan_to_num().abs().max())

@@ -57,9 +57,7 @@ def attend_part(case: Case, first: int, last: int, sliding_window: int | None, r
     return kernels.paged_attention(*part.arguments, scale=case.scale, sliding_window=sliding_window)
 
 
-def test_chunks_and_decode_equal_one_prefill(
-    isa: str, make_case: Callable[..., Case], shape: Shape
-):
+def test_chunks_and_decode_equal_one_prefill(isa: str, make_case: Callable[..., Case], shape: Shape):
     dtype, cache_dtype, kv_heads, group, head_dim, window = shape
     heads = {"num_kv_heads": kv_heads, "group": group, "head_dim": head_dim}
     case = make_case([CONTEXT], [CONTEXT], **heads, dtype=dtype, cache_dtype=cache_dtype)
@@ -77,9 +75,7 @@ def test_chunks_and_decode_equal_one_prefill(
         assert torch.equal(alone, whole[position : position + 1]), position
 
 
-def test_alone_equals_in_a_batch(
-    isa: str, make_case: Callable[..., Case], shape: Shape
-):
+def test_alone_equals_in_a_batch(isa: str, make_case: Callable[..., Case], shape: Shape):
     dtype, cache_dtype, kv_heads, group, head_dim, window = shape
     chooser = random.Random(2)
     context_lens = [chooser.randrange(1, 400) for _ in range(31)] + [CONTEXT]

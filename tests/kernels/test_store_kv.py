@@ -9,7 +9,6 @@ from quire import kernels
 from quire.kernels import reference
 from quire.kernels.cache import Cache, QuantizedCache, dequantize, elements
 
-
 Caches = tuple[Cache, Cache]
 
 
