@@ -8,8 +8,7 @@ from .metadata import AttentionMetadata
 
 __all__ = ["check_attention_bounds", "check_cache", "check_heads", "check_slot_bounds", "check_slots"]
 
-_CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_QUERY_DTYPES = _CACHE_DTYPES
+_FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_cache(key_cache: Cache, value_cache: Cache) -> None:
@@ -19,7 +18,7 @@ def check_cache(key_cache: Cache, value_cache: Cache) -> None:
         tensor = elements(cache)
         if isinstance(cache, QuantizedCache):
             _check_scales(name, cache)
-        elif tensor.dtype not in _CACHE_DTYPES:
+        elif tensor.dtype not in _FLOAT_DTYPES:
             raise ValueError(f"{name} must be float32, bfloat16 or float16, or a QuantizedCache, not {tensor.dtype}")
         if tensor.dim() != 4:
             raise ValueError(
@@ -52,7 +51,7 @@ def check_heads(name: str, tensor: Tensor, num_tokens: int, num_heads: int | Non
     if len(shape) != 3 or shape[0] != num_tokens or shape[2] != head_dim or num_heads not in (None, shape[1]):
         heads = "num_heads" if num_heads is None else num_heads
         raise ValueError(f"{name} must be [{num_tokens}, {heads}, {head_dim}], not {list(shape)}")
-    if tensor.dtype not in _QUERY_DTYPES:
+    if tensor.dtype not in _FLOAT_DTYPES:
         raise ValueError(f"{name} must be float32, bfloat16 or float16, not {tensor.dtype}")
     if tensor.device != keys.device:
         raise ValueError(f"{name} is on {tensor.device}, key_cache on {keys.device}")

@@ -9,7 +9,7 @@ from .cache import Cache, QuantizedCache, elements
 from .metadata import AttentionMetadata
 from .native_library import AttentionArgs, CacheArgs, RotateArgs, StoreArgs, call
 
-__all__ = ["cache_args", "paged_attention", "rotate_and_store", "store_kv"]
+__all__ = ["attention_args", "cache_args", "paged_attention", "rotate_and_store", "store_kv"]
 
 #: quire_dtype of native/quire_kernels.h.
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
@@ -25,7 +25,22 @@ def paged_attention(
 ) -> Tensor:
     """As `attention.paged_attention`, shapes checked there; lengths and blocks in C++."""
     output = torch.empty(query.shape, dtype=query.dtype)
-    args = AttentionArgs(
+    args = attention_args(query, output, key_cache, value_cache, metadata, scale, sliding_window)
+    call("quire_paged_attention", byref(args))
+    return output
+
+
+def attention_args(
+    query: Tensor,
+    output: Tensor,
+    key_cache: Cache,
+    value_cache: Cache,
+    metadata: AttentionMetadata,
+    scale: float,
+    sliding_window: int | None,
+) -> AttentionArgs:
+    """One layer's attention for C. Its tensors must outlive the result."""
+    return AttentionArgs(
         cache_args(key_cache, value_cache),
         query.data_ptr(),
         output.data_ptr(),
@@ -43,8 +58,6 @@ def paged_attention(
         _dtype("query", query),
         scale,
     )
-    call("quire_paged_attention", byref(args))
-    return output
 
 
 def store_kv(key: Tensor, value: Tensor, key_cache: Cache, value_cache: Cache, slot_mapping: Tensor) -> None:

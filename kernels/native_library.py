@@ -211,6 +211,7 @@ def _load() -> None:
         ("quire_set_num_threads", None, [c_int32]),
         ("quire_get_num_threads", c_int32, []),
         ("quire_paged_attention", c_int32, [POINTER(AttentionArgs), *error_buffer]),
+        ("quire_paged_attention_layers", c_int32, [POINTER(AttentionArgs), c_int32, *error_buffer]),
         ("quire_store_kv", c_int32, [POINTER(StoreArgs), *error_buffer]),
         ("quire_rotate_and_store", c_int32, [POINTER(RotateArgs), *error_buffer]),
         ("quire_copy_blocks", None, [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64]),

@@ -13,6 +13,7 @@
 #include "vector_exp.hpp"
 
 #define QUIRE_INLINE static inline __attribute__((always_inline))
+#define QUIRE_NOINLINE __attribute__((noinline))  // inner loops alone: more around them would take their registers
 
 namespace quire::QUIRE_ISA {
 namespace {
@@ -198,7 +199,7 @@ QUIRE_INLINE void pack_square(const void* const* rows, int64_t offset, int64_t b
 
 // V vectors of keys transposed, [head_dim, V * kVecLanes] in float32.
 template <class T, int V>
-__attribute__((noinline)) void pack_keys(int64_t row_bytes, const void* const* keys, Ahead& ahead, float* to) {
+QUIRE_NOINLINE void pack_keys(int64_t row_bytes, const void* const* keys, Ahead& ahead, float* to) {
     constexpr int kKeys = V * kVecLanes;
     constexpr int64_t kBytes = sizeof(vec);
     for (int v = 0; v < V; ++v) {
@@ -217,8 +218,8 @@ __attribute__((noinline)) void pack_keys(int64_t row_bytes, const void* const* k
 
 // Scores of R rows with V vectors of keys.
 template <int R, int V>
-__attribute__((noinline)) void score_block(const float* queries, int64_t stride, int head_dim, const float* keys,
-                                           float* scores) {
+QUIRE_NOINLINE void score_block(const float* queries, int64_t stride, int head_dim, const float* keys,
+                                float* scores) {
     vec sums[R][V] = {};
     for (int d = 0; d < head_dim; ++d) {
         vec k[V];
@@ -297,8 +298,8 @@ void weigh_row(KeyRange range, const float* key_scales, const float* value_scale
 
 // sum += weight * value over keys in order, for R rows and C vectors of their columns.
 template <class T, int R, int C>
-__attribute__((noinline)) void add_block(const float* weights, const void* const* values, int64_t column,
-                                         KeyRange range, float* sum, int64_t stride) {
+QUIRE_NOINLINE void add_block(const float* weights, const void* const* values, int64_t column,
+                              KeyRange range, float* sum, int64_t stride) {
     vec sums[R][C];
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
@@ -402,13 +403,12 @@ void find_keys(const quire_attention_args& args, const QueryTile& query_tile, in
             tile.values[key + i] = v + i * cache.head_dim;
         }
         if constexpr (kScaled<T>) {
-            memcpy(tile.key_scales + key,
-                   cache.key_scales + block * cache.key_scale_block_stride + head * cache.key_scale_head_stride + offset,
-                   count * sizeof(float));
-            memcpy(tile.value_scales + key,
-                   cache.value_scales + block * cache.value_scale_block_stride +
-                       head * cache.value_scale_head_stride + offset,
-                   count * sizeof(float));
+            const float* const key_scales =
+                cache.key_scales + block * cache.key_scale_block_stride + head * cache.key_scale_head_stride;
+            const float* const value_scales =
+                cache.value_scales + block * cache.value_scale_block_stride + head * cache.value_scale_head_stride;
+            memcpy(tile.key_scales + key, key_scales + offset, count * sizeof(float));
+            memcpy(tile.value_scales + key, value_scales + offset, count * sizeof(float));
         }
         key += static_cast<int>(count);
     }

@@ -54,6 +54,10 @@ quire_attention_args with_layer(quire_attention_args step, const AttentionLayer&
     return step;
 }
 
+AttentionLayer layer_of(const quire_attention_args& args) {
+    return {args.cache, args.query, args.output, args.sliding_window};
+}
+
 }  // namespace
 
 void AttentionPlan::plan(const quire_attention_args& step) {
@@ -199,7 +203,7 @@ int32_t check_attention(const quire_attention_args& args, const ErrorBuffer& err
 void paged_attention(const quire_attention_args& args) {
     static thread_local AttentionPlan plan;
     plan.plan(args);
-    plan.run({args.cache, args.query, args.output, args.sliding_window});
+    plan.run(layer_of(args));
 }
 
 }  // namespace quire
@@ -207,5 +211,16 @@ void paged_attention(const quire_attention_args& args) {
 int32_t quire_paged_attention(const quire_attention_args* args, char* error, size_t error_size) {
     if (quire::check_attention(*args, {error, error_size})) return 1;
     quire::paged_attention(*args);
+    return 0;
+}
+
+int32_t quire_paged_attention_layers(const quire_attention_args* layers, int32_t num_layers, char* error,
+                                     size_t error_size) {
+    for (int32_t i = 0; i < num_layers; ++i) {
+        if (quire::check_attention(layers[i], {error, error_size})) return 1;
+    }
+    quire::AttentionPlan plan;
+    plan.plan(layers[0]);
+    for (int32_t i = 0; i < num_layers; ++i) plan.run(quire::layer_of(layers[i]));
     return 0;
 }

@@ -87,6 +87,11 @@ QUIRE_EXPORT void quire_set_num_threads(int32_t num_threads);
 QUIRE_EXPORT int32_t quire_get_num_threads(void);
 
 QUIRE_EXPORT int32_t quire_paged_attention(const quire_attention_args* args, char* error, size_t error_size);
+
+/* The layers of a step, one after the other on one plan (paged_ops.hpp). They differ in cache pointers, query, output
+ * and sliding window only; for its own test. */
+QUIRE_EXPORT int32_t quire_paged_attention_layers(const quire_attention_args* layers, int32_t num_layers, char* error,
+                                                  size_t error_size);
 QUIRE_EXPORT int32_t quire_store_kv(const quire_store_args* args, char* error, size_t error_size);
 
 /* Norms (where there are weights) and rotates queries and keys where they lie, and stores keys and values. */
