@@ -7,15 +7,21 @@
 namespace quire {
 
 #if defined(QUIRE_X86)
+namespace avx512_vnni {
+extern const LinearKernels kLinearKernels[5];
+}
 namespace avx512 {
 extern const PagedKernels kPagedKernels;
+extern const LinearKernels kLinearKernels[5];
 }
 namespace avx2 {
 extern const PagedKernels kPagedKernels;
+extern const LinearKernels kLinearKernels[5];
 }
 #endif
 namespace portable {
 extern const PagedKernels kPagedKernels;
+extern const LinearKernels kLinearKernels[5];
 }
 
 namespace {
@@ -23,21 +29,27 @@ namespace {
 struct Isa {
     const char* name;
     bool (*supported)();
-    const PagedKernels* kernels;
+    const PagedKernels* paged;
+    const LinearKernels* linear;
 };
+
+#if defined(QUIRE_X86)
+bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
 
 // Best first.
 const Isa kIsas[] = {
 #if defined(QUIRE_X86)
-    {"avx512",
-     [] {
-         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-     },
-     &avx512::kPagedKernels},
-    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, &avx2::kPagedKernels},
+    {"avx512_vnni", [] { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }, &avx512::kPagedKernels,
+     avx512_vnni::kLinearKernels},
+    {"avx512", has_avx512, &avx512::kPagedKernels, avx512::kLinearKernels},
+    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, &avx2::kPagedKernels,
+     avx2::kLinearKernels},
 #endif
-    {"portable", [] { return true; }, &portable::kPagedKernels},
+    {"portable", [] { return true; }, &portable::kPagedKernels, portable::kLinearKernels},
 };
 
 const Isa* best() {
@@ -54,7 +66,9 @@ std::atomic<const Isa*>& current() {
 
 }  // namespace
 
-const PagedKernels& paged_kernels() { return *current().load()->kernels; }
+const PagedKernels& paged_kernels() { return *current().load()->paged; }
+
+const LinearKernels& linear_kernels(int32_t format) { return current().load()->linear[format]; }
 
 }  // namespace quire
 

@@ -1,3 +1,4 @@
 // AVX2 and FMA: 8 lanes, 16 registers.
 #define QUIRE_ISA avx2
+#include "linear_kernels.inl"
 #include "paged_kernels.inl"
