@@ -9,13 +9,16 @@ namespace quire {
 #if defined(QUIRE_X86)
 namespace avx512 {
 extern const AttentionKernels kAttentionKernels[2];
+extern const SamplerKernels kSamplerKernels;
 }
 namespace avx2 {
 extern const AttentionKernels kAttentionKernels[2];
+extern const SamplerKernels kSamplerKernels;
 }
 #endif
 namespace portable {
 extern const AttentionKernels kAttentionKernels[2];
+extern const SamplerKernels kSamplerKernels;
 }
 
 namespace {
@@ -24,6 +27,7 @@ struct Isa {
     const char* name;
     bool (*supported)();
     const AttentionKernels* kernels;
+    const SamplerKernels* sampler;
 };
 
 // Best first.
@@ -34,10 +38,11 @@ const Isa kIsas[] = {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
      },
-     avx512::kAttentionKernels},
-    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, avx2::kAttentionKernels},
+     avx512::kAttentionKernels, &avx512::kSamplerKernels},
+    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, avx2::kAttentionKernels,
+     &avx2::kSamplerKernels},
 #endif
-    {"portable", [] { return true; }, portable::kAttentionKernels},
+    {"portable", [] { return true; }, portable::kAttentionKernels, &portable::kSamplerKernels},
 };
 
 const Isa* best() {
@@ -55,6 +60,8 @@ std::atomic<const Isa*>& current() {
 }  // namespace
 
 const AttentionKernels& attention_kernels(int32_t dtype) { return current().load()->kernels[dtype]; }
+
+const SamplerKernels& sampler_kernels() { return *current().load()->sampler; }
 
 }  // namespace quire
 

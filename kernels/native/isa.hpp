@@ -2,10 +2,13 @@
 #pragma once
 
 #include "attention_tile.hpp"
+#include "sampler_kernels.hpp"
 
 namespace quire {
 
 // The kernels in use for this dtype: the best this machine has, unless quire_set_isa chose another.
 const AttentionKernels& attention_kernels(int32_t dtype);
+
+const SamplerKernels& sampler_kernels();
 
 }  // namespace quire

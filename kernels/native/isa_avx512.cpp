@@ -1,3 +1,4 @@
 // AVX-512 (F, BW, DQ, VL): 16 lanes, 32 registers.
 #define QUIRE_ISA avx512
 #include "attention_kernels.inl"
+#include "sampler_kernels.inl"
