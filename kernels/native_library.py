@@ -8,8 +8,9 @@ import ctypes
 import os
 import threading
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_size_t, c_void_p
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 __all__ = [
     "AttentionArgs",
@@ -18,6 +19,7 @@ __all__ = [
     "available_isas",
     "call",
     "current_isa",
+    "declare",
     "get_num_threads",
     "library",
     "set_isa",
@@ -92,8 +94,17 @@ class StoreArgs(ctypes.Structure):
 
 
 _library: ctypes.CDLL | None = None
+# Functions that other modules call: name, result and parameter types.
+_declared: list[tuple[str, Any, tuple[Any, ...]]] = []
 _load_lock = threading.Lock()
 _error = threading.local()
+
+
+def declare(name: str, result: Any, *parameters: Any) -> None:
+    """Say what a function of the library takes and gives, before its first call."""
+    _declared.append((name, result, parameters))
+    if _library is not None:
+        _declare(_library, name, result, parameters)
 
 
 def library() -> ctypes.CDLL:
@@ -188,6 +199,12 @@ def _load() -> None:
         ("quire_copy_blocks", None, [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64]),
         ("quire_exp", None, [c_void_p, c_void_p, c_int64]),
     ):
-        function = getattr(loaded, name)
-        function.restype, function.argtypes = result, parameters
+        _declare(loaded, name, result, parameters)
+    for name, result, types in _declared:
+        _declare(loaded, name, result, types)
     _library = loaded
+
+
+def _declare(loaded: ctypes.CDLL, name: str, result: Any, parameters: Sequence[Any]) -> None:
+    function = getattr(loaded, name)
+    function.restype, function.argtypes = result, parameters

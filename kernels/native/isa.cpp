@@ -7,17 +7,23 @@
 namespace quire {
 
 #if defined(QUIRE_X86)
+namespace avx512_vnni {
+extern const LinearKernels kLinearKernels[5];
+}
 namespace avx512 {
 extern const AttentionKernels kAttentionKernels[2];
+extern const LinearKernels kLinearKernels[5];
 extern const SamplerKernels kSamplerKernels;
 }
 namespace avx2 {
 extern const AttentionKernels kAttentionKernels[2];
+extern const LinearKernels kLinearKernels[5];
 extern const SamplerKernels kSamplerKernels;
 }
 #endif
 namespace portable {
 extern const AttentionKernels kAttentionKernels[2];
+extern const LinearKernels kLinearKernels[5];
 extern const SamplerKernels kSamplerKernels;
 }
 
@@ -26,23 +32,28 @@ namespace {
 struct Isa {
     const char* name;
     bool (*supported)();
-    const AttentionKernels* kernels;
+    const AttentionKernels* attention;
+    const LinearKernels* linear;
     const SamplerKernels* sampler;
 };
+
+#if defined(QUIRE_X86)
+bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
 
 // Best first.
 const Isa kIsas[] = {
 #if defined(QUIRE_X86)
-    {"avx512",
-     [] {
-         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-     },
-     avx512::kAttentionKernels, &avx512::kSamplerKernels},
+    {"avx512_vnni", [] { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }, avx512::kAttentionKernels,
+     avx512_vnni::kLinearKernels, &avx512::kSamplerKernels},
+    {"avx512", has_avx512, avx512::kAttentionKernels, avx512::kLinearKernels, &avx512::kSamplerKernels},
     {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, avx2::kAttentionKernels,
-     &avx2::kSamplerKernels},
+     avx2::kLinearKernels, &avx2::kSamplerKernels},
 #endif
-    {"portable", [] { return true; }, portable::kAttentionKernels, &portable::kSamplerKernels},
+    {"portable", [] { return true; }, portable::kAttentionKernels, portable::kLinearKernels, &portable::kSamplerKernels},
 };
 
 const Isa* best() {
@@ -59,7 +70,9 @@ std::atomic<const Isa*>& current() {
 
 }  // namespace
 
-const AttentionKernels& attention_kernels(int32_t dtype) { return current().load()->kernels[dtype]; }
+const AttentionKernels& attention_kernels(int32_t dtype) { return current().load()->attention[dtype]; }
+
+const LinearKernels& linear_kernels(int32_t format) { return current().load()->linear[format]; }
 
 const SamplerKernels& sampler_kernels() { return *current().load()->sampler; }
 

@@ -1,4 +1,5 @@
 // AVX-512 (F, BW, DQ, VL): 16 lanes, 32 registers.
 #define QUIRE_ISA avx512
 #include "attention_kernels.inl"
+#include "linear_kernels.inl"
 #include "sampler_kernels.inl"

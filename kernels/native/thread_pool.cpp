@@ -1,11 +1,15 @@
 #include "thread_pool.hpp"
 
+#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
+#include <climits>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -14,6 +18,59 @@
 
 namespace quire {
 namespace {
+
+// How long a thread that waits keeps its core before it sleeps. The operators of a step follow each other within
+// microseconds and a wake-up costs tens of them; between steps, and while idle, everybody sleeps.
+constexpr int64_t kSpinNanoseconds = 40'000;
+
+int64_t nanoseconds() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1'000'000'000 + now.tv_nsec;
+}
+
+void pause() {
+#if defined(QUIRE_X86)
+    __builtin_ia32_pause();
+#else
+    sched_yield();
+#endif
+}
+
+// A word that threads wait on: for a short while on their core, then in the kernel.
+class Futex {
+public:
+    uint32_t load() const { return word_.load(); }
+
+    // Returns a value other than `seen`.
+    uint32_t wait_until_not(uint32_t seen) {
+        const int64_t start = nanoseconds();
+        do {
+            for (int i = 0; i < 16; ++i) {
+                if (const uint32_t now = word_.load(std::memory_order_acquire); now != seen) return now;
+                pause();
+            }
+        } while (nanoseconds() - start < kSpinNanoseconds);
+        // The sleeper counts itself before it looks again, the waker changes the word before it counts sleepers: one
+        // of them sees the other.
+        sleepers_.fetch_add(1);
+        uint32_t now;
+        while ((now = word_.load()) == seen) syscall(SYS_futex, &word_, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
+        sleepers_.fetch_sub(1);
+        return now;
+    }
+
+    // Changes the word; returns what it was.
+    uint32_t add(uint32_t change) {
+        const uint32_t before = word_.fetch_add(change);
+        if (sleepers_.load() > 0) syscall(SYS_futex, &word_, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+        return before;
+    }
+
+private:
+    std::atomic<uint32_t> word_{0};
+    std::atomic<uint32_t> sleepers_{0};
+};
 
 struct Job {
     void (*task)(void*, int64_t, int);
@@ -29,33 +86,26 @@ struct Job {
 class ThreadPool {
 public:
     void run(Job& job) {
+        if (job.count <= 1 || size_ == 1) {
+            job.work(0);
+            return;
+        }
         const std::lock_guard<std::mutex> one_at_a_time(run_mutex_);
-        const int64_t wanted = std::min<int64_t>(job.count, size_) - 1;
-        if (wanted > 0) {
-            start();
-            {
-                const std::lock_guard<std::mutex> lock(mutex_);
-                job_ = &job;
-            }
-            for (int64_t i = 0; i < wanted; ++i) wake_.notify_one();
-        }
+        start();
+        job_.store(&job);
+        generation_.add(1);
         job.work(0);
-        if (wanted > 0) {
-            // A worker that wakes only now finds no job: nobody waits for a sleeper.
-            std::unique_lock<std::mutex> lock(mutex_);
-            job_ = nullptr;
-            done_.wait(lock, [this] { return working_ == 0; });
-        }
+        // Workers register before they look for a job: once this is null and nobody is registered, nobody can hold it.
+        // A worker that wakes only now finds no job; nobody waits for a sleeper.
+        job_.store(nullptr);
+        for (uint32_t working; (working = working_.load()) != 0;) working_.wait_until_not(working);
     }
 
     void resize(int size) {
         const std::lock_guard<std::mutex> one_at_a_time(run_mutex_);
         if (size < 1 || size == size_) return;
-        {
-            const std::lock_guard<std::mutex> lock(mutex_);
-            stopping_ = true;
-        }
-        wake_.notify_all();
+        stopping_ = true;
+        generation_.add(1);
         for (std::thread& thread : threads_) thread.join();
         threads_.clear();
         stopping_ = false;
@@ -75,33 +125,26 @@ private:
     void start() {
         while (static_cast<int>(threads_.size()) < size_ - 1) {
             const int worker = static_cast<int>(threads_.size()) + 1;
-            threads_.emplace_back([this, worker] { loop(worker); });
+            threads_.emplace_back([this, worker, seen = generation_.load()] { loop(worker, seen); });
         }
     }
 
-    void loop(int worker) {
-        std::unique_lock<std::mutex> lock(mutex_);
+    void loop(int worker, uint32_t seen) {
         while (true) {
-            wake_.wait(lock, [&] { return stopping_ || job_ != nullptr; });
+            seen = generation_.wait_until_not(seen);
             if (stopping_) return;
-            Job* const job = job_;
-            ++working_;
-            lock.unlock();
-            job->work(worker);
-            lock.lock();
-            // Nothing is left of this job; without this the loop would spin on it until the caller takes it away.
-            if (job_ == job) job_ = nullptr;
-            if (--working_ == 0) done_.notify_one();
+            working_.add(1);
+            if (Job* const job = job_.load()) job->work(worker);
+            working_.add(-1u);
         }
     }
 
     std::atomic<int> size_{cores()};
     std::mutex run_mutex_;
-    std::mutex mutex_;  // guards what follows
-    std::condition_variable wake_, done_;
-    Job* job_ = nullptr;
-    int working_ = 0;
-    bool stopping_ = false;
+    std::atomic<Job*> job_{nullptr};
+    std::atomic<bool> stopping_{false};
+    Futex generation_;  // counts jobs
+    Futex working_;     // counts workers that may hold the job
     std::vector<std::thread> threads_;
 };
 
