@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quire.errors import QuireError
-from quire.executor.sequence import Sequence, SequenceTable
+from quire.executor.sequence import SequenceTable
 from quire.internal.v1 import executor_pb2
 from quire.kernels import AttentionMetadata
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InputBatch:
-    """The tokens of a step, all sequences behind one another.
+    """The tokens of a step, all sequences behind one another. All tensors are contiguous.
 
     Attributes:
-        token_ids, positions: int64 [num_tokens].
-        rotary_lengths: int64 [num_tokens] for dynamic NTK (see RotaryEmbedding.cos_sin), else None.
+        token_ids, positions: int32 [num_tokens].
+        rotary_lengths: int32 [num_tokens] for dynamic NTK (see RotaryEmbedding.cos_sin), else None.
         attention: which sequence each token belongs to and where its KV goes.
-        logit_rows: int64 [num_sampled], the tokens whose logits are wanted.
-        sampled: the sequences of `logit_rows`.
+        logit_rows: int32 [num_sampled], the tokens whose logits are wanted.
+        sampled: the slots of `logit_rows`, on the host.
     """
 
     token_ids: Tensor
@@ -32,14 +32,14 @@ class InputBatch:
     rotary_lengths: Tensor | None
     attention: AttentionMetadata
     logit_rows: Tensor
-    sampled: list[Sequence]
+    sampled: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlanRows:
     """The row columns of a plan, as arrays [num_rows]."""
 
-    sequences: list[Sequence]
+    slots: NDArray[np.int64]
     computed: NDArray[np.int64]
     query_lengths: NDArray[np.int64]
     samples: NDArray[np.bool_]
@@ -47,87 +47,94 @@ class PlanRows:
     @classmethod
     def of(cls, plan: executor_pb2.StepPlan, sequences: SequenceTable) -> PlanRows:
         """Raises QuireError for a plan that contradicts itself or what is known of its sequences."""
-        slots = np.frombuffer(plan.slots, dtype="<u4")
         rows = cls(
-            [sequences[slot] for slot in slots.tolist()],
-            np.frombuffer(plan.computed_tokens, dtype="<u4").astype(np.int64),
-            np.frombuffer(plan.query_lengths, dtype="<u4").astype(np.int64),
-            np.frombuffer(plan.samples, dtype=np.uint8).astype(np.bool_),
+            _column(plan.slots),
+            _column(plan.computed_tokens),
+            _column(plan.query_lengths),
+            np.frombuffer(plan.samples, np.uint8).astype(np.bool_),
         )
-        if not len(slots) == len(rows.computed) == len(rows.query_lengths) == len(rows.samples):
+        if not len(rows.slots) == len(rows.computed) == len(rows.query_lengths) == len(rows.samples):
             raise QuireError("the columns of the plan differ in length")
-        known = np.fromiter((sequence.num_tokens for sequence in rows.sequences), np.int64, len(slots))
+        known = sequences.lengths(rows.slots)
         end = rows.computed + rows.query_lengths
         # A token is sampled after the last known one, and nowhere else.
         wrong = (rows.query_lengths < 1) | (end > known) | (rows.samples & (end != known))
         if wrong.any():
             row = int(wrong.argmax())
             raise QuireError(
-                f"the plan computes tokens {rows.computed[row]} to {end[row]} of slot {slots[row]} "
+                f"the plan computes tokens {rows.computed[row]} to {end[row]} of slot {rows.slots[row]} "
                 f"(sampled: {bool(rows.samples[row])}), which has {known[row]} tokens"
             )
         return rows
 
 
-def update_block_tables(plan: executor_pb2.StepPlan, rows: PlanRows) -> None:
+def update_block_tables(plan: executor_pb2.StepPlan, rows: PlanRows, sequences: SequenceTable) -> None:
     """Brings the sequences' block tables up to the plan. Raises QuireError for columns that do not fit."""
-    num_rows = len(rows.sequences)
+    num_rows = len(rows.slots)
     if [update.cache_group for update in plan.block_tables] != [0] and num_rows:
         raise QuireError("the plan must update the block tables of cache group 0 and of no other")
     for update in plan.block_tables:
-        kept = np.frombuffer(update.kept, dtype="<u4")
-        appended = np.frombuffer(update.appended, dtype="<u4")
-        block_ids = np.frombuffer(update.block_ids, dtype="<u4")
-        ends = appended.cumsum(dtype=np.int64)
-        if len(kept) != num_rows or len(appended) != num_rows or len(block_ids) != (ends[-1] if num_rows else 0):
+        kept, appended = _column(update.kept), _column(update.appended)
+        block_ids = np.frombuffer(update.block_ids, "<u4")
+        if len(kept) != num_rows or len(appended) != num_rows or len(block_ids) != appended.sum():
             raise QuireError("the columns of the plan's block tables differ in length")
-        for row, sequence in enumerate(rows.sequences):
-            if appended[row] or kept[row] != sequence.num_blocks:
-                sequence.update_blocks(int(kept[row]), block_ids[ends[row] - appended[row] : ends[row]])
+        sequences.update_blocks(rows.slots, kept, appended, block_ids)
 
 
-def build_input_batch(rows: PlanRows, block_size: int, device: torch.device, *, rotary_lengths: bool) -> InputBatch:
+def build_input_batch(
+    rows: PlanRows, sequences: SequenceTable, block_size: int, device: torch.device, *, rotary_lengths: bool
+) -> InputBatch:
     """The tensors of a step. Raises QuireError for a sequence whose block table is too short."""
-    query_start = np.zeros(len(rows.sequences) + 1, np.int32)
-    np.cumsum(rows.query_lengths, out=query_start[1:])
+    query_start = np.zeros(len(rows.slots) + 1, np.int32)
+    rows.query_lengths.cumsum(out=query_start[1:])
     context_lens = rows.computed + rows.query_lengths
-    block_tables = _block_tables(rows.sequences, context_lens, block_size)
+    num_blocks = _blocks_needed(rows, sequences, context_lens, block_size)
 
-    row_of_token = np.repeat(np.arange(len(rows.sequences)), rows.query_lengths)
-    positions = np.arange(query_start[-1]) + (rows.computed - query_start[:-1])[row_of_token]
-    slot_mapping = block_tables[row_of_token, positions // block_size].astype(np.int64) * block_size
-    slot_mapping += positions % block_size
-    spans = zip(rows.sequences, rows.computed.tolist(), context_lens.tolist(), strict=True)
-    token_ids = np.concatenate([sequence.tokens[start:end] for sequence, start, end in spans])
+    # Of each token: its sequence's slot, and its position there.
+    if query_start[-1] == len(rows.slots):
+        slots, positions = rows.slots, rows.computed
+    else:
+        row_of_token = np.repeat(np.arange(len(rows.slots)), rows.query_lengths)
+        slots = rows.slots[row_of_token]
+        positions = np.arange(query_start[-1]) + (rows.computed - query_start[:-1])[row_of_token]
+    columns, offsets = np.divmod(positions, block_size)
+    slot_mapping = sequences.block_tables[slots, columns].astype(np.int64) * block_size + offsets
 
     lengths = None
     if rotary_lengths:
-        prompts = np.fromiter((sequence.num_prompt_tokens for sequence in rows.sequences), np.int64)
-        lengths = np.maximum(prompts[row_of_token], positions + 1)
+        lengths = np.maximum(sequences.num_prompt_tokens[slots], positions + 1)
 
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device)
 
+    def int32(array: np.ndarray) -> Tensor:
+        return tensor(array.astype(np.int32))
+
     return InputBatch(
-        tensor(token_ids),
-        tensor(positions),
-        None if lengths is None else tensor(lengths),
+        tensor(sequences.token_ids[slots, positions]),
+        int32(positions),
+        None if lengths is None else int32(lengths),
         AttentionMetadata(
-            tensor(query_start), tensor(context_lens.astype(np.int32)), tensor(block_tables), tensor(slot_mapping)
+            tensor(query_start),
+            int32(context_lens),
+            tensor(sequences.block_tables[rows.slots, :num_blocks]),
+            tensor(slot_mapping),
         ),
-        tensor(query_start[1:][rows.samples].astype(np.int64) - 1),
-        [sequence for sequence, sampled in zip(rows.sequences, rows.samples, strict=True) if sampled],
+        tensor(query_start[1:][rows.samples] - np.int32(1)),
+        rows.slots[rows.samples],
     )
 
 
-def _block_tables(sequences: list[Sequence], context_lens: NDArray[np.int64], block_size: int) -> NDArray[np.int32]:
-    """int32 [num_rows, max_blocks], padded with 0."""
-    needed = -(-context_lens // block_size)
-    tables = np.zeros((len(sequences), int(needed.max())), np.int32)
-    for row, (sequence, num_blocks) in enumerate(zip(sequences, needed.tolist(), strict=True)):
-        if sequence.num_blocks < num_blocks:
-            raise QuireError(
-                f"slot {sequence.slot} has {sequence.num_blocks} blocks and needs {num_blocks} for this step"
-            )
-        tables[row, :num_blocks] = sequence.block_table[:num_blocks]
-    return tables
+def _blocks_needed(rows: PlanRows, sequences: SequenceTable, context_lens: NDArray[np.int64], block_size: int) -> int:
+    """By the longest sequence."""
+    needed = (context_lens + (block_size - 1)) // block_size
+    known = sequences.num_blocks[rows.slots]
+    if (known < needed).any():
+        row = int((known < needed).argmax())
+        raise QuireError(f"slot {rows.slots[row]} has {known[row]} blocks and needs {needed[row]} for this step")
+    return int(needed.max())
+
+
+def _column(packed: bytes) -> NDArray[np.int64]:
+    """A u32 column. int64, as numpy indexes with it."""
+    return np.frombuffer(packed, "<u4").astype(np.int64)

@@ -5,11 +5,14 @@
     blocks.py           copy_blocks: copy on write
     norm.py rotary.py activation.py linear.py
                         the model's other operators (torch for now; native ones take the same names)
+    sampling.py sampling_batch.py philox.py
+                        sample: logits → tokens and logprobs, its columns, its random numbers
     backend.py          which implementation runs; numeric identity
     reference.py        plain torch, what everything else is tested against
     torch_paged.py      torch, streaming over the block table: GPUs, and any device without a native kernel
+    torch_sampling.py   torch: GPUs, and the reference
     native_library.py   finds and declares libquire_kernels.so; threads and instruction sets
-    native_attention.py native_blocks.py
+    native_attention.py native_blocks.py native_sampling.py
                         the calls into it
     native/             its C++ source, behind a C ABI
 
@@ -32,12 +35,17 @@ from .native_library import (
 )
 from .norm import fused_add_rms_norm, rms_norm
 from .rotary import rotary_embedding
+from .sampling import sample
+from .sampling_batch import SAMPLING_ROW, SampledTokens, SamplingBatch
 
 __all__ = [
     "NUMERICS_VERSION",
+    "SAMPLING_ROW",
     "AttentionMetadata",
     "Implementation",
     "NativeLibraryError",
+    "SampledTokens",
+    "SamplingBatch",
     "available_isas",
     "copy_blocks",
     "current_isa",
@@ -48,6 +56,7 @@ __all__ = [
     "paged_attention",
     "rms_norm",
     "rotary_embedding",
+    "sample",
     "set_implementation",
     "set_isa",
     "set_num_threads",
