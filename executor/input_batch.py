@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from quire.errors import QuireError
 from quire.executor.sequence import SequenceTable
 from quire.internal.v1 import executor_pb2
 from quire.kernels import AttentionMetadata
+
+_U32: Final = np.dtype("<u4")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,23 +50,20 @@ class PlanRows:
     @classmethod
     def of(cls, plan: executor_pb2.StepPlan, sequences: SequenceTable) -> PlanRows:
         """Raises QuireError for a plan that contradicts itself or what is known of its sequences."""
-        rows = cls(
-            _column(plan.slots),
-            _column(plan.computed_tokens),
-            _column(plan.query_lengths),
-            np.frombuffer(plan.samples, np.uint8).astype(np.bool_),
-        )
-        if not len(rows.slots) == len(rows.computed) == len(rows.query_lengths) == len(rows.samples):
+        columns = _columns(plan.slots, plan.computed_tokens, plan.query_lengths)
+        if columns is None or len(plan.samples) != columns.shape[1]:
             raise QuireError("the columns of the plan differ in length")
+        samples = np.frombuffer(plan.samples, np.uint8).astype(np.bool_)
+        rows = cls(columns[0], columns[1], columns[2], samples)
         known = sequences.lengths(rows.slots)
-        end = rows.computed + rows.query_lengths
+        beyond = known - (rows.computed + rows.query_lengths)
         # A token is sampled after the last known one, and nowhere else.
-        wrong = (rows.query_lengths < 1) | (end > known) | (rows.samples & (end != known))
-        if wrong.any():
+        wrong = (rows.query_lengths < 1) | (beyond < 0) | (samples & (beyond > 0))
+        if np.count_nonzero(wrong):
             row = int(wrong.argmax())
             raise QuireError(
-                f"the plan computes tokens {rows.computed[row]} to {end[row]} of slot {rows.slots[row]} "
-                f"(sampled: {bool(rows.samples[row])}), which has {known[row]} tokens"
+                f"the plan computes tokens {rows.computed[row]} to {rows.computed[row] + rows.query_lengths[row]} "
+                f"of slot {rows.slots[row]} (sampled: {bool(samples[row])}), which has {known[row]} tokens"
             )
         return rows
 
@@ -71,30 +71,32 @@ class PlanRows:
 def update_block_tables(plan: executor_pb2.StepPlan, rows: PlanRows, sequences: SequenceTable) -> None:
     """Brings the sequences' block tables up to the plan. Raises QuireError for columns that do not fit."""
     num_rows = len(rows.slots)
-    if [update.cache_group for update in plan.block_tables] != [0] and num_rows:
+    updates = plan.block_tables
+    if [update.cache_group for update in updates] != [0] and num_rows:
         raise QuireError("the plan must update the block tables of cache group 0 and of no other")
-    for update in plan.block_tables:
-        kept, appended = _column(update.kept), _column(update.appended)
-        block_ids = np.frombuffer(update.block_ids, "<u4")
-        if len(kept) != num_rows or len(appended) != num_rows or len(block_ids) != appended.sum():
+    for update in updates:
+        columns = _columns(update.kept, update.appended)
+        block_ids = np.frombuffer(update.block_ids, _U32)
+        if columns is None or columns.shape[1] != num_rows or np.add.reduce(columns[1]) != len(block_ids):
             raise QuireError("the columns of the plan's block tables differ in length")
-        sequences.update_blocks(rows.slots, kept, appended, block_ids)
+        sequences.update_blocks(rows.slots, columns[0], columns[1], block_ids)
 
 
 def build_input_batch(
     rows: PlanRows, sequences: SequenceTable, block_size: int, device: torch.device, *, rotary_lengths: bool
 ) -> InputBatch:
     """The tensors of a step. Raises QuireError for a sequence whose block table is too short."""
-    query_start = np.zeros(len(rows.slots) + 1, np.int32)
-    rows.query_lengths.cumsum(out=query_start[1:])
+    num_rows = len(rows.slots)
+    query_start = np.zeros(num_rows + 1, np.int32)
+    np.add.accumulate(rows.query_lengths, out=query_start[1:])
     context_lens = rows.computed + rows.query_lengths
     num_blocks = _blocks_needed(rows, sequences, context_lens, block_size)
 
     # Of each token: its sequence's slot, and its position there.
-    if query_start[-1] == len(rows.slots):
+    if query_start[-1] == num_rows:
         slots, positions = rows.slots, rows.computed
     else:
-        row_of_token = np.repeat(np.arange(len(rows.slots)), rows.query_lengths)
+        row_of_token = np.repeat(np.arange(num_rows), rows.query_lengths)
         slots = rows.slots[row_of_token]
         positions = np.arange(query_start[-1]) + (rows.computed - query_start[:-1])[row_of_token]
     columns, offsets = np.divmod(positions, block_size)
@@ -105,7 +107,8 @@ def build_input_batch(
         lengths = np.maximum(sequences.num_prompt_tokens[slots], positions + 1)
 
     def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device)
+        host = torch.from_numpy(array)
+        return host if device.type == "cpu" else host.to(device)
 
     def int32(array: np.ndarray) -> Tensor:
         return tensor(array.astype(np.int32))
@@ -129,12 +132,19 @@ def _blocks_needed(rows: PlanRows, sequences: SequenceTable, context_lens: NDArr
     """By the longest sequence."""
     needed = (context_lens + (block_size - 1)) // block_size
     known = sequences.num_blocks[rows.slots]
-    if (known < needed).any():
-        row = int((known < needed).argmax())
+    missing = known < needed
+    if np.count_nonzero(missing):
+        row = int(missing.argmax())
         raise QuireError(f"slot {rows.slots[row]} has {known[row]} blocks and needs {needed[row]} for this step")
-    return int(needed.max())
+    return int(np.maximum.reduce(needed))
 
 
-def _column(packed: bytes) -> NDArray[np.int64]:
-    """A u32 column. int64, as numpy indexes with it."""
-    return np.frombuffer(packed, "<u4").astype(np.int64)
+def _columns(*packed: bytes) -> NDArray[np.int64] | None:
+    """u32 columns of equal length, [number of columns, length], or None where their lengths differ.
+
+    int64, as numpy indexes with it.
+    """
+    size = len(packed[0])
+    if size % 4 or any(len(column) != size for column in packed):
+        return None
+    return np.frombuffer(b"".join(packed), _U32).astype(np.int64).reshape(len(packed), size // 4)

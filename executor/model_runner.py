@@ -81,8 +81,8 @@ class ModelRunner:
         sequences.append(batch.sampled, sampled.token_ids)
         result.slots = batch.sampled.astype("<u4").tobytes()
         result.token_ids = sampled.token_ids.tobytes()
-        if sampled.impossible.any():
-            logger.warning("step %d: logits without a number for %d sequences", result.step, sampled.impossible.sum())
+        if impossible := np.count_nonzero(sampled.impossible):
+            logger.warning("step %d: no token of %d sequences has a logit that is a number", result.step, impossible)
         if sampled.logprobs is not None:
             result.logprobs.extend(_logprobs(sampling, sampled))
 

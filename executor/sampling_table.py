@@ -61,7 +61,7 @@ class SamplingTable:
             num_tokens: [n], of prompt and output so far.
             token_ids: [num_slots, capacity], prompts and outputs by slot.
         """
-        rows = self._rows[slots]
+        rows = self._rows.take(slots)  # far faster than indexing, for records
         rows["num_tokens"] = num_tokens
         lists: dict[str, Any] = {}
         if self._bias:

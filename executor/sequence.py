@@ -59,9 +59,10 @@ class SequenceTable:
 
     def lengths(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """num_tokens of slots, [n]. Raises QuireError for a slot that holds no sequence."""
-        within = slots < len(self.num_tokens)
-        lengths = self.num_tokens[slots] if within.all() else np.where(within, self.num_tokens[slots * within], 0)
-        if not lengths.all():
+        if len(slots) and (highest := np.maximum.reduce(slots)) >= len(self.num_tokens):
+            raise QuireError(f"the plan names slot {highest}, which holds no sequence")
+        lengths = self.num_tokens[slots]
+        if np.count_nonzero(lengths) != len(slots):
             raise QuireError(f"the plan names slot {slots[lengths.argmin()]}, which holds no sequence")
         return lengths
 
@@ -77,8 +78,9 @@ class SequenceTable:
         Raises QuireError for a sequence that has fewer.
         """
         known = self.num_blocks[slots]
-        if (kept > known).any():
-            row = int((kept > known).argmax())
+        missing = kept > known
+        if np.count_nonzero(missing):
+            row = int(missing.argmax())
             raise QuireError(f"the plan keeps {kept[row]} blocks of slot {slots[row]}, which has {known[row]}")
         ends = kept + appended
         if len(block_ids):
@@ -89,9 +91,9 @@ class SequenceTable:
         self.num_blocks[slots] = ends
 
     def append(self, slots: NDArray[np.int64], token_ids: NDArray[np.int32]) -> None:
-        """A token was sampled for each of the slots."""
+        """A token was sampled for each of the slots, of which there is one at least."""
         lengths = self.num_tokens[slots]
-        self.token_ids = _with_columns(self.token_ids, int(lengths.max(initial=0)) + 1)
+        self.token_ids = _with_columns(self.token_ids, int(np.maximum.reduce(lengths)) + 1)
         self.token_ids[slots, lengths] = token_ids
         self.num_tokens[slots] = lengths + 1
 

@@ -69,7 +69,7 @@ def sampling_args(
         vocab_size: see there.
     """
     num_rows = len(batch.rows)
-    most = int(batch.rows["num_logprobs"].max(initial=-1))
+    most = int(np.maximum.reduce(batch.rows["num_logprobs"])) if num_rows else -1
     sampled = SampledTokens(np.empty(num_rows, np.int32), np.empty(num_rows, np.bool_))
     if most >= 0:
         sampled = SampledTokens(
@@ -110,5 +110,7 @@ def sampling_args(
 
 
 def _address(array: NDArray[Any] | None) -> int | None:
-    # Half the time of array.ctypes.data.
-    return None if array is None else array.__array_interface__["data"][0]
+    if array is None or not array.size:
+        return None
+    # A quarter of the time of array.ctypes.data, which counts beside a step of a small model.
+    return ctypes.addressof(ctypes.c_char.from_buffer(array))

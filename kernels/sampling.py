@@ -17,6 +17,7 @@ A logit that is nan counts as -inf; one that is +inf is certain. A row's result 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,10 +42,10 @@ def sample(logits: Tensor, batch: SamplingBatch) -> SampledTokens:
         raise ValueError(f"logits must be float32 [n, vocab], contiguous in vocab, not {logits.dtype} {logits.shape}")
     if batch.rows.dtype != SAMPLING_ROW or batch.rows.shape != (logits.shape[0],):
         raise ValueError(f"rows must be SAMPLING_ROW [{logits.shape[0]}], not {batch.rows.shape}")
-    if batch.token_ids.dtype != "int32" or batch.token_ids.ndim != 2 or not batch.token_ids.flags.c_contiguous:
+    if batch.token_ids.dtype != np.int32 or batch.token_ids.ndim != 2 or not batch.token_ids.flags.c_contiguous:
         raise ValueError(f"token_ids must be contiguous int32 [rows, capacity], not {batch.token_ids.dtype}")
     masks = batch.allowed_masks
-    if masks is not None and (masks.dtype != "uint32" or masks.ndim != 2 or masks.shape[1] * 32 < logits.shape[1]):
+    if masks is not None and (masks.dtype != np.uint32 or masks.ndim != 2 or masks.shape[1] * 32 < logits.shape[1]):
         raise ValueError(f"allowed_masks must be uint32 [rows, ≥ {logits.shape[1]} / 32], not {masks.shape}")
     if implementation_for(logits.device) == "native":
         return native_sampling.sample(logits, batch)
