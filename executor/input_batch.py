@@ -1,9 +1,10 @@
-"""A step plan and the sequences it names → the tensors of one forward pass."""
+"""A step plan and the sequences it names → what one forward pass computes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from functools import cached_property
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -19,23 +20,67 @@ _U32: Final = np.dtype("<u4")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class InputBatch:
-    """The tokens of a step, all sequences behind one another. All tensors are contiguous.
+class BatchArrays:
+    """The tokens of a step, all sequences behind one another, on the host. All arrays are contiguous.
 
     Attributes:
         token_ids, positions: int32 [num_tokens].
         rotary_lengths: int32 [num_tokens] for dynamic NTK (see RotaryEmbedding.cos_sin), else None.
-        attention: which sequence each token belongs to and where its KV goes.
+        query_start, context_lens, block_tables, slot_mapping: see AttentionMetadata.
         logit_rows: int32 [num_sampled], the tokens whose logits are wanted.
-        sampled: the slots of `logit_rows`, on the host.
     """
 
-    token_ids: Tensor
-    positions: Tensor
-    rotary_lengths: Tensor | None
-    attention: AttentionMetadata
-    logit_rows: Tensor
+    token_ids: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    rotary_lengths: NDArray[np.int32] | None
+    query_start: NDArray[np.int32]
+    context_lens: NDArray[np.int32]
+    block_tables: NDArray[np.int32]
+    slot_mapping: NDArray[np.int64]
+    logit_rows: NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class InputBatch:
+    """What a step computes; the same as arrays, and as tensors on the model's device, made when asked for.
+
+    Attributes:
+        sampled: int64 [num_sampled], the slots of `logit_rows`.
+    """
+
+    arrays: BatchArrays
+    device: torch.device
     sampled: NDArray[np.int64]
+
+    @cached_property
+    def token_ids(self) -> Tensor:
+        return self._tensor(self.arrays.token_ids)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        return self._tensor(self.arrays.positions)
+
+    @cached_property
+    def rotary_lengths(self) -> Tensor | None:
+        lengths = self.arrays.rotary_lengths
+        return None if lengths is None else self._tensor(lengths)
+
+    @cached_property
+    def attention(self) -> AttentionMetadata:
+        arrays = self.arrays
+        return AttentionMetadata(
+            self._tensor(arrays.query_start),
+            self._tensor(arrays.context_lens),
+            self._tensor(arrays.block_tables),
+            self._tensor(arrays.slot_mapping),
+        )
+
+    @cached_property
+    def logit_rows(self) -> Tensor:
+        return self._tensor(self.arrays.logit_rows)
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +130,7 @@ def update_block_tables(plan: executor_pb2.StepPlan, rows: PlanRows, sequences: 
 def build_input_batch(
     rows: PlanRows, sequences: SequenceTable, block_size: int, device: torch.device, *, rotary_lengths: bool
 ) -> InputBatch:
-    """The tensors of a step. Raises QuireError for a sequence whose block table is too short."""
+    """The tokens of a step. Raises QuireError for a sequence whose block table is too short."""
     num_rows = len(rows.slots)
     query_start = np.zeros(num_rows + 1, np.int32)
     np.add.accumulate(rows.query_lengths, out=query_start[1:])
@@ -106,26 +151,17 @@ def build_input_batch(
     if rotary_lengths:
         lengths = np.maximum(sequences.num_prompt_tokens[slots], positions + 1)
 
-    def tensor(array: np.ndarray) -> Tensor:
-        host = torch.from_numpy(array)
-        return host if device.type == "cpu" else host.to(device)
-
-    def int32(array: np.ndarray) -> Tensor:
-        return tensor(array.astype(np.int32))
-
-    return InputBatch(
-        tensor(sequences.token_ids[slots, positions]),
-        int32(positions),
-        None if lengths is None else int32(lengths),
-        AttentionMetadata(
-            tensor(query_start),
-            int32(context_lens),
-            tensor(sequences.block_tables[rows.slots, :num_blocks]),
-            tensor(slot_mapping),
-        ),
-        tensor(query_start[1:][rows.samples] - np.int32(1)),
-        rows.slots[rows.samples],
+    arrays = BatchArrays(
+        sequences.token_ids[slots, positions],
+        positions.astype(np.int32),
+        None if lengths is None else lengths.astype(np.int32),
+        query_start,
+        context_lens.astype(np.int32),
+        sequences.block_tables[rows.slots, :num_blocks],
+        slot_mapping,
+        query_start[1:][rows.samples] - np.int32(1),
     )
+    return InputBatch(arrays, device, rows.slots[rows.samples])
 
 
 def _blocks_needed(rows: PlanRows, sequences: SequenceTable, context_lens: NDArray[np.int64], block_size: int) -> int:

@@ -163,6 +163,8 @@ def test_a_plan_of_another_epoch_is_refused(driver: StepDriver) -> None:
         (lambda plan: setattr(plan, "query_lengths", pack_u32([4])), "which has 5 tokens"),
         (lambda plan: setattr(plan, "query_lengths", pack_u32([0])), "computes tokens 0 to 0"),
         (lambda plan: setattr(plan, "query_lengths", b""), "differ in length"),
+        (lambda plan: setattr(plan, "slots", pack_u32([0]) + b"\1"), "differ in length"),
+        (lambda plan: setattr(plan, "samples", b"\1\1"), "differ in length"),
         (lambda plan: setattr(plan.block_tables[0], "kept", pack_u32([1])), "keeps 1 blocks of slot 0, which has 0"),
         (lambda plan: setattr(plan.block_tables[0], "block_ids", b""), "block tables differ in length"),
         (lambda plan: plan.ClearField("block_tables"), "cache group 0"),
