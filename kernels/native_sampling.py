@@ -112,5 +112,7 @@ def sampling_args(
 def _address(array: NDArray[Any] | None) -> int | None:
     if array is None or not array.size:
         return None
-    # A quarter of the time of array.ctypes.data, which counts beside a step of a small model.
+    if not array.flags.writeable:
+        return array.ctypes.data
+    # A quarter of that time, which counts beside a step of a small model.
     return ctypes.addressof(ctypes.c_char.from_buffer(array.data))

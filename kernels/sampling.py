@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from . import native_sampling, torch_sampling
@@ -47,6 +48,21 @@ def sample(logits: Tensor, batch: SamplingBatch) -> SampledTokens:
     masks = batch.allowed_masks
     if masks is not None and (masks.dtype != np.uint32 or masks.ndim != 2 or masks.shape[1] * 32 < logits.shape[1]):
         raise ValueError(f"allowed_masks must be uint32 [rows, ≥ {logits.shape[1]} / 32], not {masks.shape}")
+    _check_lists("bias", batch.bias_starts, batch.bias_ids, len(batch.rows))
+    _check_lists("banned", batch.banned_starts, batch.banned_ids, len(batch.rows))
+    if batch.bias_ids is not None:
+        values = batch.bias_values
+        if values is None or values.dtype != np.float32 or values.shape != batch.bias_ids.shape:
+            raise ValueError(f"bias_values must be float32 [{len(batch.bias_ids)}]")
     if implementation_for(logits.device) == "native":
         return native_sampling.sample(logits, batch)
     return torch_sampling.sample(logits, batch)
+
+
+def _check_lists(name: str, starts: NDArray[np.int32] | None, ids: NDArray[np.int32] | None, num_rows: int) -> None:
+    if starts is None:
+        return
+    if starts.dtype != np.int32 or starts.shape != (num_rows + 1,):
+        raise ValueError(f"{name}_starts must be int32 [{num_rows + 1}], not {starts.dtype} {starts.shape}")
+    if ids is None or ids.dtype != np.int32 or ids.ndim != 1 or starts[-1] > len(ids):
+        raise ValueError(f"{name}_ids must be int32 [at least {starts[-1]}]")

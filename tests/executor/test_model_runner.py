@@ -114,6 +114,13 @@ def test_logprobs_name_their_rows(driver: StepDriver) -> None:
     assert entry.logprobs.top_logprobs[0] == entry.logprobs.logprob
 
 
+def test_where_every_token_is_banned_there_is_a_warning(driver: StepDriver, caplog: pytest.LogCaptureFixture) -> None:
+    every = range(driver.runner.model.config.vocab_size)
+    slot = driver.add(prompt_of(5), greedy(temperature=1.0, min_tokens=1, stop_token_ids=every))
+    assert driver.generate(slot, 1) == [0]
+    assert "step 1: no token of 1 sequences has a logit that is a number" in caplog.text
+
+
 def test_a_plan_without_rows_only_frees(driver: StepDriver) -> None:
     slot = driver.add(prompt_of(5))
     driver.run({slot: 5})

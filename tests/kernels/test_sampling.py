@@ -360,6 +360,14 @@ def test_rows_of_a_larger_tensor_are_sampled_where_they_lie(isa: str) -> None:
     assert kernels.sample(logits, batch).token_ids.tolist() == logits.argmax(dim=-1).tolist()
 
 
+def test_arrays_that_may_not_be_written_are_read(isa: str) -> None:
+    batch = make_batch([GREEDY | {"allowed": [4], "bias": {4: 1.0}}], 9)
+    for array in (batch.rows, batch.token_ids, batch.allowed_masks, batch.bias_ids, batch.bias_values):
+        assert array is not None
+        array.flags.writeable = False
+    assert kernels.sample(torch.zeros(1, 9), batch).token_ids.tolist() == [4]
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -388,6 +396,13 @@ def test_wrong_arguments() -> None:
         kernels.sample(torch.zeros(1, 9), dataclasses.replace(batch, token_ids=np.zeros((1, 9), np.int64)))
     with pytest.raises(ValueError, match=r"^allowed_masks"):
         kernels.sample(torch.zeros(1, 99), dataclasses.replace(batch, allowed_masks=np.zeros((1, 1), np.uint32)))
+    for damage, name in (
+        ({"bias_starts": np.zeros(1, np.int32)}, "bias_starts"),
+        ({"bias_values": np.zeros(3, np.float32)}, "bias_values"),
+        ({"banned_starts": np.array([0, 1], np.int32)}, "banned_ids"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}"):
+            kernels.sample(torch.zeros(1, 9), dataclasses.replace(batch, **damage))
     for fields in ({"bias": {9: 1.0}}, {"banned": [-1]}):
         with pytest.raises(ValueError, match="outside the vocabulary"):
             kernels.sample(torch.zeros(1, 9), make_batch([fields], 9))
