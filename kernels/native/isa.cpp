@@ -53,7 +53,8 @@ const Isa kIsas[] = {
     {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, avx2::kAttentionKernels,
      avx2::kLinearKernels, &avx2::kSamplerKernels},
 #endif
-    {"portable", [] { return true; }, portable::kAttentionKernels, portable::kLinearKernels, &portable::kSamplerKernels},
+    {"portable", [] { return true; }, portable::kAttentionKernels, portable::kLinearKernels,
+     &portable::kSamplerKernels},
 };
 
 const Isa* best() {
