@@ -1,10 +1,11 @@
-"""The executor: weights, the forward pass and the sampler, behind ExecutorService.
+"""The executor: weights, the forward pass and sampling, behind ExecutorService.
 
     server.py          the process: loads the model, serves, ends
     service.py         gRPC: describe, attach the KV pool, a stream of steps
     model_runner.py    one step: block copies, the forward pass, sampling
-    sequence.py        what is kept of a sequence between steps
-    input_batch.py     a step plan and the sequences it names → tensors
+    sequence.py        what is kept of the sequences between steps, in arrays by slot
+    sampling_table.py  their sampling parameters
+    input_batch.py     a step plan and the sequences it names → arrays and tensors
     kv_cache.py        the KV pool as one key view and one value view per layer
     decoder.py         the forward pass of all supported families
     rotary.py          rotary position embedding and its scalings
@@ -12,9 +13,6 @@
     checkpoint.py      safetensors files: where they are, reading one tensor
     weights.py         the tensors of a checkpoint, laid out for decoder.py
     model.py           all of the above for one model: configuration, weights, fingerprint
-    sampler.py         logits → token ids and logprobs
-    penalties.py       repetition, frequency and presence penalties
-    philox.py          counter-based random numbers
     memory.py          how much the KV pool may take
 
 It keeps nothing that a scheduler cannot send again: losing an executor loses no token.

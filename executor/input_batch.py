@@ -1,8 +1,10 @@
-"""A step plan and the sequences it names → the tensors of one forward pass."""
+"""A step plan and the sequences it names → what one forward pass computes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -10,36 +12,82 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quire.errors import QuireError
-from quire.executor.sequence import Sequence, SequenceTable
+from quire.executor.sequence import SequenceTable
 from quire.internal.v1 import executor_pb2
 from quire.kernels import AttentionMetadata
 
+_U32: Final = np.dtype("<u4")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class InputBatch:
-    """The tokens of a step, all sequences behind one another.
+class BatchArrays:
+    """The tokens of a step, all sequences behind one another, on the host. All arrays are contiguous.
 
     Attributes:
-        token_ids, positions: int64 [num_tokens].
-        rotary_lengths: int64 [num_tokens] for dynamic NTK (see RotaryEmbedding.cos_sin), else None.
-        attention: which sequence each token belongs to and where its KV goes.
-        logit_rows: int64 [num_sampled], the tokens whose logits are wanted.
-        sampled: the sequences of `logit_rows`.
+        token_ids, positions: int32 [num_tokens].
+        rotary_lengths: int32 [num_tokens] for dynamic NTK (see RotaryEmbedding.cos_sin), else None.
+        query_start, context_lens, block_tables, slot_mapping: see AttentionMetadata.
+        logit_rows: int32 [num_sampled], the tokens whose logits are wanted.
     """
 
-    token_ids: Tensor
-    positions: Tensor
-    rotary_lengths: Tensor | None
-    attention: AttentionMetadata
-    logit_rows: Tensor
-    sampled: list[Sequence]
+    token_ids: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    rotary_lengths: NDArray[np.int32] | None
+    query_start: NDArray[np.int32]
+    context_lens: NDArray[np.int32]
+    block_tables: NDArray[np.int32]
+    slot_mapping: NDArray[np.int64]
+    logit_rows: NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class InputBatch:
+    """What a step computes; the same as arrays, and as tensors on the model's device, made when asked for.
+
+    Attributes:
+        sampled: int64 [num_sampled], the slots of `logit_rows`.
+    """
+
+    arrays: BatchArrays
+    device: torch.device
+    sampled: NDArray[np.int64]
+
+    @cached_property
+    def token_ids(self) -> Tensor:
+        return self._tensor(self.arrays.token_ids)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        return self._tensor(self.arrays.positions)
+
+    @cached_property
+    def rotary_lengths(self) -> Tensor | None:
+        lengths = self.arrays.rotary_lengths
+        return None if lengths is None else self._tensor(lengths)
+
+    @cached_property
+    def attention(self) -> AttentionMetadata:
+        arrays = self.arrays
+        return AttentionMetadata(
+            self._tensor(arrays.query_start),
+            self._tensor(arrays.context_lens),
+            self._tensor(arrays.block_tables),
+            self._tensor(arrays.slot_mapping),
+        )
+
+    @cached_property
+    def logit_rows(self) -> Tensor:
+        return self._tensor(self.arrays.logit_rows)
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlanRows:
     """The row columns of a plan, as arrays [num_rows]."""
 
-    sequences: list[Sequence]
+    slots: NDArray[np.int64]
     computed: NDArray[np.int64]
     query_lengths: NDArray[np.int64]
     samples: NDArray[np.bool_]
@@ -47,87 +95,92 @@ class PlanRows:
     @classmethod
     def of(cls, plan: executor_pb2.StepPlan, sequences: SequenceTable) -> PlanRows:
         """Raises QuireError for a plan that contradicts itself or what is known of its sequences."""
-        slots = np.frombuffer(plan.slots, dtype="<u4")
-        rows = cls(
-            [sequences[slot] for slot in slots.tolist()],
-            np.frombuffer(plan.computed_tokens, dtype="<u4").astype(np.int64),
-            np.frombuffer(plan.query_lengths, dtype="<u4").astype(np.int64),
-            np.frombuffer(plan.samples, dtype=np.uint8).astype(np.bool_),
-        )
-        if not len(slots) == len(rows.computed) == len(rows.query_lengths) == len(rows.samples):
+        columns = _columns(plan.slots, plan.computed_tokens, plan.query_lengths)
+        if columns is None or len(plan.samples) != columns.shape[1]:
             raise QuireError("the columns of the plan differ in length")
-        known = np.fromiter((sequence.num_tokens for sequence in rows.sequences), np.int64, len(slots))
-        end = rows.computed + rows.query_lengths
+        samples = np.frombuffer(plan.samples, np.uint8).astype(np.bool_)
+        rows = cls(columns[0], columns[1], columns[2], samples)
+        known = sequences.lengths(rows.slots)
+        beyond = known - (rows.computed + rows.query_lengths)
         # A token is sampled after the last known one, and nowhere else.
-        wrong = (rows.query_lengths < 1) | (end > known) | (rows.samples & (end != known))
-        if wrong.any():
+        wrong = (rows.query_lengths < 1) | (beyond < 0) | (samples & (beyond > 0))
+        if np.count_nonzero(wrong):
             row = int(wrong.argmax())
             raise QuireError(
-                f"the plan computes tokens {rows.computed[row]} to {end[row]} of slot {slots[row]} "
-                f"(sampled: {bool(rows.samples[row])}), which has {known[row]} tokens"
+                f"the plan computes tokens {rows.computed[row]} to {rows.computed[row] + rows.query_lengths[row]} "
+                f"of slot {rows.slots[row]} (sampled: {bool(samples[row])}), which has {known[row]} tokens"
             )
         return rows
 
 
-def update_block_tables(plan: executor_pb2.StepPlan, rows: PlanRows) -> None:
+def update_block_tables(plan: executor_pb2.StepPlan, rows: PlanRows, sequences: SequenceTable) -> None:
     """Brings the sequences' block tables up to the plan. Raises QuireError for columns that do not fit."""
-    num_rows = len(rows.sequences)
-    if [update.cache_group for update in plan.block_tables] != [0] and num_rows:
+    num_rows = len(rows.slots)
+    updates = plan.block_tables
+    if [update.cache_group for update in updates] != [0] and num_rows:
         raise QuireError("the plan must update the block tables of cache group 0 and of no other")
-    for update in plan.block_tables:
-        kept = np.frombuffer(update.kept, dtype="<u4")
-        appended = np.frombuffer(update.appended, dtype="<u4")
-        block_ids = np.frombuffer(update.block_ids, dtype="<u4")
-        ends = appended.cumsum(dtype=np.int64)
-        if len(kept) != num_rows or len(appended) != num_rows or len(block_ids) != (ends[-1] if num_rows else 0):
+    for update in updates:
+        columns = _columns(update.kept, update.appended)
+        block_ids = np.frombuffer(update.block_ids, _U32)
+        if columns is None or columns.shape[1] != num_rows or np.add.reduce(columns[1]) != len(block_ids):
             raise QuireError("the columns of the plan's block tables differ in length")
-        for row, sequence in enumerate(rows.sequences):
-            if appended[row] or kept[row] != sequence.num_blocks:
-                sequence.update_blocks(int(kept[row]), block_ids[ends[row] - appended[row] : ends[row]])
+        sequences.update_blocks(rows.slots, columns[0], columns[1], block_ids)
 
 
-def build_input_batch(rows: PlanRows, block_size: int, device: torch.device, *, rotary_lengths: bool) -> InputBatch:
-    """The tensors of a step. Raises QuireError for a sequence whose block table is too short."""
-    query_start = np.zeros(len(rows.sequences) + 1, np.int32)
-    np.cumsum(rows.query_lengths, out=query_start[1:])
+def build_input_batch(
+    rows: PlanRows, sequences: SequenceTable, block_size: int, device: torch.device, *, rotary_lengths: bool
+) -> InputBatch:
+    """The tokens of a step. Raises QuireError for a sequence whose block table is too short."""
+    num_rows = len(rows.slots)
+    query_start = np.zeros(num_rows + 1, np.int32)
+    np.add.accumulate(rows.query_lengths, out=query_start[1:])
     context_lens = rows.computed + rows.query_lengths
-    block_tables = _block_tables(rows.sequences, context_lens, block_size)
+    num_blocks = _blocks_needed(rows, sequences, context_lens, block_size)
 
-    row_of_token = np.repeat(np.arange(len(rows.sequences)), rows.query_lengths)
-    positions = np.arange(query_start[-1]) + (rows.computed - query_start[:-1])[row_of_token]
-    slot_mapping = block_tables[row_of_token, positions // block_size].astype(np.int64) * block_size
-    slot_mapping += positions % block_size
-    spans = zip(rows.sequences, rows.computed.tolist(), context_lens.tolist(), strict=True)
-    token_ids = np.concatenate([sequence.tokens[start:end] for sequence, start, end in spans])
+    # Of each token: its sequence's slot, and its position there.
+    if query_start[-1] == num_rows:
+        slots, positions = rows.slots, rows.computed
+    else:
+        row_of_token = np.repeat(np.arange(num_rows), rows.query_lengths)
+        slots = rows.slots[row_of_token]
+        positions = np.arange(query_start[-1]) + (rows.computed - query_start[:-1])[row_of_token]
+    columns, offsets = np.divmod(positions, block_size)
+    slot_mapping = sequences.block_tables[slots, columns].astype(np.int64) * block_size + offsets
 
     lengths = None
     if rotary_lengths:
-        prompts = np.fromiter((sequence.num_prompt_tokens for sequence in rows.sequences), np.int64)
-        lengths = np.maximum(prompts[row_of_token], positions + 1)
+        lengths = np.maximum(sequences.num_prompt_tokens[slots], positions + 1)
 
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device)
-
-    return InputBatch(
-        tensor(token_ids),
-        tensor(positions),
-        None if lengths is None else tensor(lengths),
-        AttentionMetadata(
-            tensor(query_start), tensor(context_lens.astype(np.int32)), tensor(block_tables), tensor(slot_mapping)
-        ),
-        tensor(query_start[1:][rows.samples].astype(np.int64) - 1),
-        [sequence for sequence, sampled in zip(rows.sequences, rows.samples, strict=True) if sampled],
+    arrays = BatchArrays(
+        sequences.token_ids[slots, positions],
+        positions.astype(np.int32),
+        None if lengths is None else lengths.astype(np.int32),
+        query_start,
+        context_lens.astype(np.int32),
+        sequences.block_tables[rows.slots, :num_blocks],
+        slot_mapping,
+        query_start[1:][rows.samples] - np.int32(1),
     )
+    return InputBatch(arrays, device, rows.slots[rows.samples])
 
 
-def _block_tables(sequences: list[Sequence], context_lens: NDArray[np.int64], block_size: int) -> NDArray[np.int32]:
-    """int32 [num_rows, max_blocks], padded with 0."""
-    needed = -(-context_lens // block_size)
-    tables = np.zeros((len(sequences), int(needed.max())), np.int32)
-    for row, (sequence, num_blocks) in enumerate(zip(sequences, needed.tolist(), strict=True)):
-        if sequence.num_blocks < num_blocks:
-            raise QuireError(
-                f"slot {sequence.slot} has {sequence.num_blocks} blocks and needs {num_blocks} for this step"
-            )
-        tables[row, :num_blocks] = sequence.block_table[:num_blocks]
-    return tables
+def _blocks_needed(rows: PlanRows, sequences: SequenceTable, context_lens: NDArray[np.int64], block_size: int) -> int:
+    """By the longest sequence."""
+    needed = (context_lens + (block_size - 1)) // block_size
+    known = sequences.num_blocks[rows.slots]
+    missing = known < needed
+    if np.count_nonzero(missing):
+        row = int(missing.argmax())
+        raise QuireError(f"slot {rows.slots[row]} has {known[row]} blocks and needs {needed[row]} for this step")
+    return int(np.maximum.reduce(needed))
+
+
+def _columns(*packed: bytes) -> NDArray[np.int64] | None:
+    """u32 columns of equal length, [number of columns, length], or None where their lengths differ.
+
+    int64, as numpy indexes with it.
+    """
+    size = len(packed[0])
+    if size % 4 or any(len(column) != size for column in packed):
+        return None
+    return np.frombuffer(b"".join(packed), _U32).astype(np.int64).reshape(len(packed), size // 4)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from quire.columns import pack_u32
+from quire import kernels
 from quire.errors import KvPoolError
 from quire.executor.input_batch import PlanRows, build_input_batch, update_block_tables
 from quire.executor.kv_cache import KvCache, check_layout, check_model
 from quire.executor.model import Model
-from quire.executor.sampler import Samples, sample
-from quire.executor.sequence import Sequence, SequenceTable
+from quire.executor.sequence import SequenceTable
 from quire.internal.v1 import executor_pb2
+from quire.kernels import SampledTokens, SamplingBatch
 from quire.kv_pool import KvPool
 from quire.v1 import generate_pb2
+
+logger = logging.getLogger(__name__)
 
 
 class ModelRunner:
@@ -56,27 +60,31 @@ class ModelRunner:
         self.sequences.apply(plan)
         _copy_blocks(plan, cache)
         rows = PlanRows.of(plan, self.sequences)
-        update_block_tables(plan, rows)
-        sampled, samples = self._compute(rows, cache) if rows.sequences else ([], None)
+        update_block_tables(plan, rows, self.sequences)
         result = executor_pb2.StepResult(epoch=plan.epoch, step=plan.step, started_ns=started)
-        if samples is not None:
-            token_ids = samples.token_ids.tolist()
-            for sequence, token_id in zip(sampled, token_ids, strict=True):
-                sequence.append_token(token_id)
-            result.slots = pack_u32(sequence.slot for sequence in sampled)
-            result.token_ids = pack_u32(token_ids)
-            result.logprobs.extend(_logprobs(samples))
+        if len(rows.slots):
+            self._compute(rows, cache, result)
         result.finished_ns = time.monotonic_ns()
         return result
 
-    def _compute(self, rows: PlanRows, cache: KvCache) -> tuple[list[Sequence], Samples | None]:
-        model = self.model
+    def _compute(self, rows: PlanRows, cache: KvCache, result: executor_pb2.StepResult) -> None:
+        model, sequences = self.model, self.sequences
         with torch.inference_mode():
             batch = build_input_batch(
-                rows, cache.block_size, model.device, rotary_lengths=model.decoder.rotary.needs_lengths
+                rows, sequences, cache.block_size, model.device, rotary_lengths=model.decoder.rotary.needs_lengths
             )
             logits = model.decoder.forward(batch, cache)
-            return batch.sampled, sample(logits, batch.sampled) if batch.sampled else None
+            if not len(batch.sampled):
+                return
+            sampling = sequences.sampling_batch(batch.sampled)
+            sampled = kernels.sample(logits, sampling)
+        sequences.append(batch.sampled, sampled.token_ids)
+        result.slots = batch.sampled.astype("<u4").tobytes()
+        result.token_ids = sampled.token_ids.tobytes()
+        if impossible := np.count_nonzero(sampled.impossible):
+            logger.warning("step %d: no token of %d sequences has a logit that is a number", result.step, impossible)
+        if sampled.logprobs is not None:
+            result.logprobs.extend(_logprobs(sampling, sampled))
 
     def _attached(self, epoch: int) -> KvCache:
         if self._cache is None:
@@ -121,13 +129,16 @@ def _copy_blocks(plan: executor_pb2.StepPlan, cache: KvCache) -> None:
         )
 
 
-def _logprobs(samples: Samples) -> list[executor_pb2.SampledLogprobs]:
-    return [
-        executor_pb2.SampledLogprobs(
-            row=entry.row,
-            logprobs=generate_pb2.TokenLogprobs(
-                logprob=entry.logprob, top_token_ids=entry.top_token_ids, top_logprobs=entry.top_logprobs
-            ),
-        )
-        for entry in samples.logprobs
-    ]
+def _logprobs(sampling: SamplingBatch, sampled: SampledTokens) -> Iterator[executor_pb2.SampledLogprobs]:
+    """One message for each row that asked."""
+    assert sampled.logprobs is not None and sampled.top_token_ids is not None and sampled.top_logprobs is not None
+    for row, count in enumerate(sampling.rows["num_logprobs"].tolist()):
+        if count >= 0:
+            yield executor_pb2.SampledLogprobs(
+                row=row,
+                logprobs=generate_pb2.TokenLogprobs(
+                    logprob=sampled.logprobs[row],
+                    top_token_ids=sampled.top_token_ids[row, :count].tolist(),
+                    top_logprobs=sampled.top_logprobs[row, :count].tolist(),
+                ),
+            )

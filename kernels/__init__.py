@@ -7,11 +7,14 @@
     blocks.py           copy_blocks: copy on write
     norm.py rotary.py activation.py linear.py
                         the model's other operators (torch for now; native ones take the same names)
+    sampling.py sampling_batch.py philox.py
+                        sample: logits → tokens and logprobs, its columns, its random numbers
     backend.py          which implementation runs; numeric identity
     reference.py        plain torch, what everything else is tested against
     torch_paged.py      torch, streaming over the block table: GPUs, and any device without a native kernel
+    torch_sampling.py   torch: GPUs, and the reference
     native_library.py   finds and declares libquire_kernels.so; threads and instruction sets
-    native_attention.py native_blocks.py
+    native_attention.py native_blocks.py native_sampling.py
                         the calls into it
     native/             its C++ source, behind a C ABI
 
@@ -36,14 +39,19 @@ from .native_library import (
 from .norm import fused_add_rms_norm, rms_norm
 from .rotary import rotary_embedding
 from .rotary_store import rotate_and_store
+from .sampling import sample
+from .sampling_batch import SAMPLING_ROW, SampledTokens, SamplingBatch
 
 __all__ = [
     "NUMERICS_VERSION",
+    "SAMPLING_ROW",
     "AttentionMetadata",
     "Cache",
     "Implementation",
     "NativeLibraryError",
     "QuantizedCache",
+    "SampledTokens",
+    "SamplingBatch",
     "available_isas",
     "copy_blocks",
     "current_isa",
@@ -55,6 +63,7 @@ __all__ = [
     "rms_norm",
     "rotary_embedding",
     "rotate_and_store",
+    "sample",
     "set_implementation",
     "set_isa",
     "set_num_threads",

@@ -13,15 +13,18 @@ extern const LinearKernels kLinearKernels[5];
 namespace avx512 {
 extern const PagedKernels kPagedKernels;
 extern const LinearKernels kLinearKernels[5];
+extern const SamplerKernels kSamplerKernels;
 }
 namespace avx2 {
 extern const PagedKernels kPagedKernels;
 extern const LinearKernels kLinearKernels[5];
+extern const SamplerKernels kSamplerKernels;
 }
 #endif
 namespace portable {
 extern const PagedKernels kPagedKernels;
 extern const LinearKernels kLinearKernels[5];
+extern const SamplerKernels kSamplerKernels;
 }
 
 namespace {
@@ -31,6 +34,7 @@ struct Isa {
     bool (*supported)();
     const PagedKernels* paged;
     const LinearKernels* linear;
+    const SamplerKernels* sampler;
 };
 
 #if defined(QUIRE_X86)
@@ -44,12 +48,12 @@ bool has_avx512() {
 const Isa kIsas[] = {
 #if defined(QUIRE_X86)
     {"avx512_vnni", [] { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }, &avx512::kPagedKernels,
-     avx512_vnni::kLinearKernels},
-    {"avx512", has_avx512, &avx512::kPagedKernels, avx512::kLinearKernels},
+     avx512_vnni::kLinearKernels, &avx512::kSamplerKernels},
+    {"avx512", has_avx512, &avx512::kPagedKernels, avx512::kLinearKernels, &avx512::kSamplerKernels},
     {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, &avx2::kPagedKernels,
-     avx2::kLinearKernels},
+     avx2::kLinearKernels, &avx2::kSamplerKernels},
 #endif
-    {"portable", [] { return true; }, &portable::kPagedKernels, portable::kLinearKernels},
+    {"portable", [] { return true; }, &portable::kPagedKernels, portable::kLinearKernels, &portable::kSamplerKernels},
 };
 
 const Isa* best() {
@@ -69,6 +73,8 @@ std::atomic<const Isa*>& current() {
 const PagedKernels& paged_kernels() { return *current().load()->paged; }
 
 const LinearKernels& linear_kernels(int32_t format) { return current().load()->linear[format]; }
+
+const SamplerKernels& sampler_kernels() { return *current().load()->sampler; }
 
 }  // namespace quire
 

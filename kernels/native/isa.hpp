@@ -3,6 +3,7 @@
 
 #include "linear_kernels.hpp"
 #include "paged_kernels.hpp"
+#include "sampler_kernels.hpp"
 
 namespace quire {
 
@@ -11,5 +12,7 @@ const PagedKernels& paged_kernels();
 
 // The same for a packed format.
 const LinearKernels& linear_kernels(int32_t format);
+
+const SamplerKernels& sampler_kernels();
 
 }  // namespace quire

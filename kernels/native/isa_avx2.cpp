@@ -2,3 +2,4 @@
 #define QUIRE_ISA avx2
 #include "linear_kernels.inl"
 #include "paged_kernels.inl"
+#include "sampler_kernels.inl"

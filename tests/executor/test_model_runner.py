@@ -114,6 +114,13 @@ def test_logprobs_name_their_rows(driver: StepDriver) -> None:
     assert entry.logprobs.top_logprobs[0] == entry.logprobs.logprob
 
 
+def test_where_every_token_is_banned_there_is_a_warning(driver: StepDriver, caplog: pytest.LogCaptureFixture) -> None:
+    every = range(driver.runner.model.config.vocab_size)
+    slot = driver.add(prompt_of(5), greedy(temperature=1.0, min_tokens=1, stop_token_ids=every))
+    assert driver.generate(slot, 1) == [0]
+    assert "step 1: no token of 1 sequences has a logit that is a number" in caplog.text
+
+
 def test_a_plan_without_rows_only_frees(driver: StepDriver) -> None:
     slot = driver.add(prompt_of(5))
     driver.run({slot: 5})
@@ -163,6 +170,8 @@ def test_a_plan_of_another_epoch_is_refused(driver: StepDriver) -> None:
         (lambda plan: setattr(plan, "query_lengths", pack_u32([4])), "which has 5 tokens"),
         (lambda plan: setattr(plan, "query_lengths", pack_u32([0])), "computes tokens 0 to 0"),
         (lambda plan: setattr(plan, "query_lengths", b""), "differ in length"),
+        (lambda plan: setattr(plan, "slots", pack_u32([0]) + b"\1"), "differ in length"),
+        (lambda plan: setattr(plan, "samples", b"\1\1"), "differ in length"),
         (lambda plan: setattr(plan.block_tables[0], "kept", pack_u32([1])), "keeps 1 blocks of slot 0, which has 0"),
         (lambda plan: setattr(plan.block_tables[0], "block_ids", b""), "block tables differ in length"),
         (lambda plan: plan.ClearField("block_tables"), "cache group 0"),

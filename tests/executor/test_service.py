@@ -290,7 +290,7 @@ async def test_a_malformed_column_does_not_crash_the_process(served: Served) -> 
     planner = StepPlanner()
     planner.add(prompt_of(5))
     plan = planner.plan({0: 5})
-    plan.slots = pack_u32([0]) + b"\1"
+    plan.finished_slots = pack_u32([0]) + b"\1"
     call = served.stub.RunSteps()
     await served.send(call, plan)
     with raises(QuireError, "step 1 failed: ValueError"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from quire.executor.philox import philox4x32, uniform
+from quire.kernels.philox import philox4x32, uniform
 
 
 @pytest.mark.parametrize(

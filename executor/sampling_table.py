@@ -1,0 +1,104 @@
+"""The sampling parameters of the sequences, by slot, as the sampler wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quire.internal.v1 import executor_pb2
+from quire.kernels import SAMPLING_ROW, SamplingBatch
+from quire.v1 import generate_pb2
+
+# Beyond any length and any vocabulary, and still an int32.
+_LARGEST: Final = np.iinfo(np.int32).max
+
+_Ids = NDArray[np.int32]
+
+
+class SamplingTable:
+    """Rows that do not change while a sequence lives, and the few lists that some requests bring."""
+
+    def __init__(self, vocab_size: int, num_slots: int) -> None:
+        self._vocab_size = vocab_size
+        self._rows = np.zeros(num_slots, SAMPLING_ROW)
+        self._bias: dict[int, tuple[_Ids, NDArray[np.float32]]] = {}
+        # End-of-sequence and stop tokens of the sequences that have min_tokens.
+        self._banned: dict[int, _Ids] = {}
+
+    def grow(self, num_slots: int) -> None:
+        """Makes room for as many slots."""
+        rows = np.zeros(num_slots, SAMPLING_ROW)
+        rows[: len(self._rows)] = self._rows
+        self._rows = rows
+
+    def put(self, message: executor_pb2.NewSequence) -> None:
+        """Takes a sequence's parameters; absent fields take the defaults that generate.proto names."""
+        slot, params = message.slot, message.sampling_params
+        self.forget(slot)
+        self._rows[slot] = _row(message, self._vocab_size)
+        bias = sorted((token, value) for token, value in params.logit_bias.items() if token < self._vocab_size)
+        if bias:
+            ids, values = zip(*bias, strict=True)
+            self._bias[slot] = np.array(ids, np.int32), np.array(values, np.float32)
+        if params.min_tokens:
+            eos = np.frombuffer(message.eos_token_ids, "<u4")
+            banned = np.union1d(eos, np.array(params.stop_token_ids, np.uint32))
+            self._banned[slot] = banned[banned < self._vocab_size].astype(np.int32)
+
+    def forget(self, slot: int) -> None:
+        """Drops a sequence's lists."""
+        self._bias.pop(slot, None)
+        self._banned.pop(slot, None)
+
+    def batch(self, slots: NDArray[np.int64], num_tokens: NDArray[np.int64], token_ids: _Ids) -> SamplingBatch:
+        """The rows of `slots`.
+
+        Args:
+            slots: [n].
+            num_tokens: [n], of prompt and output so far.
+            token_ids: [num_slots, capacity], prompts and outputs by slot.
+        """
+        rows = self._rows.take(slots)  # far faster than indexing, for records
+        rows["num_tokens"] = num_tokens
+        lists: dict[str, Any] = {}
+        if self._bias:
+            lists["bias_starts"], entries = _select(self._bias, slots)
+            lists["bias_ids"] = np.concatenate([np.empty(0, np.int32), *(ids for ids, _ in entries)])
+            lists["bias_values"] = np.concatenate([np.empty(0, np.float32), *(values for _, values in entries)])
+        if self._banned:
+            lists["banned_starts"], banned = _select({slot: (ids,) for slot, ids in self._banned.items()}, slots)
+            lists["banned_ids"] = np.concatenate([np.empty(0, np.int32), *(ids for (ids,) in banned)])
+        return SamplingBatch(rows, token_ids, **lists)
+
+
+def _row(message: executor_pb2.NewSequence, vocab_size: int) -> tuple[float | int, ...]:
+    """A SAMPLING_ROW without its num_tokens."""
+    params: generate_pb2.SamplingParams = message.sampling_params
+    return (
+        params.seed,
+        params.temperature if params.HasField("temperature") else 1.0,
+        params.top_p if params.HasField("top_p") else 1.0,
+        params.min_p,
+        params.repetition_penalty if params.HasField("repetition_penalty") else 1.0,
+        params.frequency_penalty,
+        params.presence_penalty,
+        params.top_k if params.top_k < vocab_size else 0,
+        min(params.logprobs, vocab_size) if params.HasField("logprobs") else -1,
+        message.sequence_index,
+        min(params.min_tokens, _LARGEST),
+        len(message.prompt_token_ids) // 4,
+        0,
+        message.slot,
+        -1,
+    )
+
+
+def _select(lists: Mapping[int, tuple[Any, ...]], slots: NDArray[np.int64]) -> tuple[_Ids, list[tuple[Any, ...]]]:
+    """Where each row's entries start, [n + 1], and the lists of the rows that have one, in their order."""
+    found = [lists.get(slot) for slot in slots.tolist()]
+    starts = np.zeros(len(slots) + 1, np.int32)
+    np.cumsum([0 if entry is None else len(entry[0]) for entry in found], out=starts[1:])
+    return starts, [entry for entry in found if entry is not None]
