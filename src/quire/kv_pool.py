@@ -5,8 +5,8 @@
                       segment of rank 1: …
 
 Block ids are the same in every segment, and a block is contiguous within a segment: for each cache
-group, for each layer, keys [kv_heads, block_size, head_dim] and then values. Two homes: a memfd that is
-handed over a Unix socket (nothing to guess, nothing to leak), or a file, which can be inspected from outside.
+group, for each layer, keys [kv_heads, block_size, head_dim] and then values. Two homes: a memfd whose
+descriptor is handed over (`handover.py`), or a file, which can be inspected from outside.
 Not `multiprocessing.shared_memory`: its resource tracker unlinks what other processes still use.
 
 Torch-free, since the scheduler imports it.
@@ -19,7 +19,6 @@ import errno
 import fcntl
 import mmap
 import os
-import socket
 import struct
 import zlib
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from quire import handover
 from quire.errors import KvPoolError
 
 LAYOUT_VERSION: Final = 1
@@ -186,17 +186,12 @@ class KvPool:
 
     @classmethod
     def attach_handover(cls, address: Path, timeout_s: float = 10.0) -> KvPool:
-        """Fetches the descriptor from a `KvPoolHandover` and maps it."""
+        """Maps the pool whose descriptor is offered at a socket. Raises KvPoolError if there is none."""
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                connection.settimeout(timeout_s)
-                connection.connect(str(address))
-                _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+            (descriptor,) = handover.fetch(address, 1, timeout_s)
         except OSError as error:
             raise KvPoolError(f"no KV pool is handed over at {address}: {error}") from error
-        if not descriptors:
-            raise KvPoolError(f"no KV pool is handed over at {address}: the connection was closed")
-        return cls(descriptors[0])
+        return cls(descriptor)
 
     def segment(self, rank: int) -> memoryview:
         """The writable bytes of a rank's blocks: num_blocks × block_bytes."""
@@ -226,38 +221,6 @@ class KvPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class KvPoolHandover:
-    """Gives the pool's descriptor to whoever connects to a Unix socket (mode 0600).
-
-    Register `fileno()` with an event loop and call `serve_one()` when it is readable.
-    """
-
-    def __init__(self, address: Path, pool: KvPool) -> None:
-        self.address = address
-        self._pool = pool
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(address))
-        address.chmod(0o600)
-        self._listener.listen()
-        self._listener.setblocking(False)
-
-    def fileno(self) -> int:
-        return self._listener.fileno()
-
-    def serve_one(self) -> None:
-        """Answers one waiting connection, if there is one."""
-        try:
-            connection, _ = self._listener.accept()
-        except BlockingIOError:
-            return
-        with connection, contextlib.suppress(OSError):  # a peer that left already
-            socket.send_fds(connection, [b"\0"], [self._pool.fd])
-
-    def close(self) -> None:
-        self._listener.close()
-        self.address.unlink(missing_ok=True)
 
 
 def boot_id() -> bytes:
