@@ -73,15 +73,14 @@ class RingWriter:
     """Puts messages in, one after the other. Not thread-safe."""
 
     def __init__(self, ring: Ring) -> None:
-        self._ring = ring
+        self._memory = ring.memory
+        self._capacity = ring.capacity
+        self._written_fd = ring.written_fd
+        # Readable when there may be room.
+        self.freed_fd = ring.freed_fd
         self._position = 0
         self._free = ring.capacity
-        self._rest = memoryview(b"")
-
-    @property
-    def freed_fd(self) -> int:
-        """Readable when there may be room."""
-        return self._ring.freed_fd
+        self._rest: bytes | memoryview = b""
 
     def send(self, message: bytes) -> bool:
         """Puts a message in. False if only a part of it fits: call `resume` when `freed_fd` is readable.
@@ -92,80 +91,84 @@ class RingWriter:
             raise RingError("a message was sent while another one waits for room in the ring")
         if len(message) > MAX_MESSAGE_BYTES:
             raise RingError(f"a message of {len(message)} bytes is larger than {MAX_MESSAGE_BYTES}")
-        self._rest = memoryview(_LENGTH.pack(len(message)) + message)
+        self._rest = _LENGTH.pack(len(message)) + message
         return self.resume()
 
     def resume(self) -> bool:
         """Puts in what fits of the rest of the message. True once that was all."""
-        if self._free < len(self._rest):
-            self._free += _take(self._ring.freed_fd)
-            if self._free > self._ring.capacity:
+        size = len(self._rest)
+        if size > self._free:
+            self._free += _take(self.freed_fd)
+            if self._free > self._capacity:
                 raise RingError("the reader of a ring gave back more room than there is")
-        piece = self._rest[: self._free]
-        if piece:
-            self._put(piece)
-            self._free -= len(piece)
-            self._rest = self._rest[len(piece) :]
-            os.eventfd_write(self._ring.written_fd, len(piece))
+            size = min(size, self._free)
+        if size:
+            self._put(self._rest[:size])
+            self._rest = memoryview(self._rest)[size:]
+            self._free -= size
+            os.eventfd_write(self._written_fd, size)
         return not self._rest
 
-    def _put(self, piece: memoryview) -> None:
-        memory, start = self._ring.memory, self._position
-        until_end = min(len(piece), len(memory) - start)
-        memory[start : start + until_end] = piece[:until_end]
-        memory[: len(piece) - until_end] = piece[until_end:]
-        self._position = (start + len(piece)) % len(memory)
+    def _put(self, piece: bytes | memoryview) -> None:
+        start = self._position
+        end = start + len(piece)
+        if end <= self._capacity:
+            self._memory[start:end] = piece
+        else:
+            until_end = self._capacity - start
+            self._memory[start:] = piece[:until_end]
+            self._memory[: end - self._capacity] = piece[until_end:]
+        self._position = end % self._capacity
 
 
 class RingReader:
     """Takes messages out, in order. Not thread-safe."""
 
     def __init__(self, ring: Ring) -> None:
-        self._ring = ring
+        self._memory = ring.memory
+        self._capacity = ring.capacity
+        # Readable when there is something to receive.
+        self.written_fd = ring.written_fd
+        self._freed_fd = ring.freed_fd
         self._position = 0
         # Bytes taken out whose room was not given back yet.
         self._owed = 0
         # Bytes of messages that are not complete.
         self._partial = bytearray()
 
-    @property
-    def written_fd(self) -> int:
-        """Readable when there is something to receive."""
-        return self._ring.written_fd
-
     def receive(self) -> list[bytes]:
         """The messages that have become complete since the last call. Never waits.
 
         Raises RingError when the writer does not keep to the protocol.
         """
-        count = _take(self._ring.written_fd)
-        if count > self._ring.capacity - self._owed:
+        count = _take(self.written_fd)
+        if count > self._capacity - self._owed:
             raise RingError("the writer of a ring put in more than there was room for")
         self._partial += self._get(count)
         self._owed += count
-        if self._owed >= self._ring.capacity // 4:
-            os.eventfd_write(self._ring.freed_fd, self._owed)
+        if self._owed >= self._capacity // 4:
+            os.eventfd_write(self._freed_fd, self._owed)
             self._owed = 0
         return self._split()
 
     def _get(self, count: int) -> bytes:
-        memory, start = self._ring.memory, self._position
+        start = self._position
         end = start + count
-        self._position = end % len(memory)
-        if end <= len(memory):
-            return memory[start:end].tobytes()
-        return memory[start:].tobytes() + memory[: self._position].tobytes()
+        self._position = end % self._capacity
+        if end <= self._capacity:
+            return self._memory[start:end].tobytes()
+        return self._memory[start:].tobytes() + self._memory[: self._position].tobytes()
 
     def _split(self) -> list[bytes]:
         """Cuts the messages that are complete off the bytes received so far."""
         messages = []
-        start = 0
-        while len(self._partial) >= start + _LENGTH.size:
+        start, size = 0, len(self._partial)
+        while size - start >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._partial, start)
             if length > MAX_MESSAGE_BYTES:
                 raise RingError(f"a ring announces a message of {length} bytes, more than {MAX_MESSAGE_BYTES}")
             end = start + _LENGTH.size + length
-            if end > len(self._partial):
+            if end > size:
                 break
             messages.append(bytes(self._partial[start + _LENGTH.size : end]))
             start = end
