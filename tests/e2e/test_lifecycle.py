@@ -89,10 +89,19 @@ def test_death_of_the_supervisor_during_the_start_ends_everything(nothing_left, 
     assert serve.wait(30) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("title", ["executor 0", "scheduler", "gateway 0"])
-def test_death_of_any_process_ends_everything(nothing_left, title):
+@pytest.mark.parametrize(
+    ("title", "transport"),
+    [
+        ("executor 0", "ring"),
+        ("executor 0", "grpc"),
+        ("scheduler", "ring"),
+        ("scheduler", "grpc"),
+        ("gateway 0", "ring"),
+    ],
+)
+def test_death_of_any_process_ends_everything(nothing_left, title, transport):
     """Restarting what died is not there yet; until then a server that cannot serve says so and ends."""
-    serve, processes = _start_serve()
+    serve, processes = _start_serve("--step-transport", transport)
     nothing_left += processes
     victim = next(process for process in processes if " ".join(process.cmdline()).strip() == f"quire: {title}")
     victim.kill()
