@@ -1,17 +1,18 @@
 """What a step costs beside the model: a plan's way to an executor in another process, and its result's way back.
 
 The physics. A decode step's plan has about 25 bytes per sequence and its result 8: 2 kB at batch 64, which take
-microseconds to copy and parse. What costs is to wake the other process: the kernel puts its thread on another core's
-queue, interrupts that core, and the core leaves its idle state. A round trip has two such wake-ups, so no transport
-between sleeping processes beats two bare eventfds, whose round trip is measured here as the limit. A gRPC stream adds
-HTTP/2, a socket, and on each side threads of its own that wake each other and the event loop.
+microseconds to copy and parse. What costs is to wake the other process: a system call puts its thread on a core's
+queue, the core switches to it, and before that it may have to be interrupted and leave an idle state. A round trip has
+two such wake-ups; two bare eventfds have nothing else, and theirs is measured here as the limit. Above it lies the work
+of both sides in Python: serialising, copying, a turn of the event loop. A gRPC stream adds HTTP/2, a socket, and on
+each side threads of its own that wake each other and the event loop.
 
-The comparison. A process that computes nothing serves both transports with the executor's own service; this process is
-the scheduler's side, its own channels on uvloop. `round trip` sends a plan and waits for its result. `step loop` is the
-scheduler's StepLoop, with two steps in flight and nothing to plan, so that wake-ups overlap and the slower side's work
-remains; and the CPU time of both processes in it, which is what a small machine loses beside the model. The transports
-alternate, sample by sample; an executor serves one stream at a time, so each sample opens its own and warms it up.
-Figures are medians over samples (of the median round trip in a sample; of the mean step in a sample).
+The comparison. A process that computes nothing serves steps with the executor's own service, one process for each
+transport; this process is the scheduler's side, its own channels on uvloop. `round trip` sends a plan and waits for its
+result. `step loop` is the scheduler's StepLoop, with two steps in flight and nothing to plan, so that wake-ups overlap
+and the slower side's work remains; and the CPU time of both processes in it, which is what a small machine loses beside
+the model. The transports alternate, sample by sample. Figures are medians over samples (of the median round trip in a
+sample; of the mean step in a sample).
 
 The last line is JSON: per case and transport the microseconds.
 
@@ -30,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -179,21 +180,45 @@ async def step_loop(
     return taken / repeats * 1e6, used / repeats * 1e6
 
 
-async def measure(address: str, cpu_time: Callable[[], float], samples: int, repeats: int) -> list[dict[str, Any]]:
+@dataclass
+class Executor:
+    """An executor's process, and an open channel to it."""
+
+    pid: int
+    channel: StepChannel
+
+    def cpu_time(self) -> float:
+        """Seconds of CPU time that it and this process have used."""
+        # The kernel's number for the CPU clock of another process; see clock_getcpuclockid(3).
+        return time.process_time() + time.clock_gettime((~self.pid << 3) | 2)
+
+
+@contextlib.asynccontextmanager
+async def running_executor(transport: str) -> AsyncIterator[Executor]:
+    with tempfile.TemporaryDirectory() as folder:
+        address = f"unix:{Path(folder) / 'executor.sock'}"
+        with child("--executor", address) as process:
+            process.stdout.readline()
+            client = ExecutorClient(0, address)
+            channel = await client.open_steps(transport, 10)
+            yield Executor(process.pid, channel)
+            await channel.close()
+            await client.close()
+
+
+async def measure(samples: int, repeats: int) -> list[dict[str, Any]]:
     """Every case over every transport, interleaved."""
-    client = ExecutorClient(0, address)
     taken: dict[tuple[int, str], list[tuple[float, float, float]]] = {}
-    for _ in range(samples):
-        for batch in BATCHES:
-            for transport in TRANSPORTS:
-                plan = decode_plan(batch)
-                channel = await client.open_steps(transport, 10)
-                await round_trip(channel, plan, NUM_WARM_UP)
-                trip = await round_trip(channel, plan, repeats)
-                step, cpu = await step_loop(channel, plan, repeats, cpu_time)
-                await channel.close()
-                taken.setdefault((batch, transport), []).append((trip, step, cpu))
-    await client.close()
+    async with contextlib.AsyncExitStack() as stack:
+        executors = {name: await stack.enter_async_context(running_executor(name)) for name in TRANSPORTS}
+        for _ in range(samples):
+            for batch in BATCHES:
+                for transport, executor in executors.items():
+                    plan = decode_plan(batch)
+                    await round_trip(executor.channel, plan, NUM_WARM_UP)
+                    trip = await round_trip(executor.channel, plan, repeats)
+                    step, cpu = await step_loop(executor.channel, plan, repeats, executor.cpu_time)
+                    taken.setdefault((batch, transport), []).append((trip, step, cpu))
     results = []
     for (batch, transport), values in taken.items():
         trip, step, cpu = (statistics.median(column) for column in zip(*values, strict=True))
@@ -218,20 +243,7 @@ def main() -> None:
         return
 
     limit = eventfd_round_trip(options.repeats)
-    with tempfile.TemporaryDirectory() as folder:
-        address = f"unix:{Path(folder) / 'executor.sock'}"
-        with child("--executor", address) as executor:
-            executor.stdout.readline()
-            # The kernel's number for the CPU clock of another process: clock_getcpuclockid(3).
-            executor_clock = (~executor.pid << 3) | 2
-            results = uvloop.run(
-                measure(
-                    address,
-                    lambda: time.process_time() + time.clock_gettime(executor_clock),
-                    options.samples,
-                    options.repeats,
-                )
-            )
+    results = uvloop.run(measure(options.samples, options.repeats))
     print(f"two bare eventfds: {limit:.0f} us there and back")
     print("batch  transport  round trip  step loop  its CPU time, us")
     for row in results:
