@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import select
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -31,7 +32,7 @@ _PLANS_AHEAD: Final = 8
 Execute: TypeAlias = Callable[[executor_pb2.StepPlan], executor_pb2.StepResult]
 
 
-class StepStream:
+class StepStream(ABC):
     """What both ways share: a stream ends once, for one reason, and computes nothing after that."""
 
     def __init__(self, execute: Execute, worker: ThreadPoolExecutor) -> None:
@@ -46,9 +47,9 @@ class StepStream:
             self._ended = reason
             self._wake(reason)
 
+    @abstractmethod
     def _wake(self, reason: QuireError) -> None:
         """Makes whoever waits see the end."""
-        raise NotImplementedError
 
     def _execute(self, plan: executor_pb2.StepPlan) -> executor_pb2.StepResult:
         """On the worker thread. After a failure nothing more is computed: what follows builds on it."""

@@ -38,6 +38,7 @@ def test_descriptors_arrive_in_order(tmp_path: Path):
     assert os.read(reading, 1) == b"x"
     assert os.fstat(their_reading).st_ino == os.fstat(reading).st_ino
     for descriptor in (reading, writing, their_reading, their_writing):
+        assert not os.get_inheritable(descriptor)
         os.close(descriptor)
 
 

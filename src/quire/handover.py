@@ -75,4 +75,6 @@ def fetch(address: Path, count: int, timeout_s: float = 10.0) -> list[int]:
         for descriptor in descriptors:
             os.close(descriptor)
         raise ConnectionError(f"what is offered there is not {count} descriptors")
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
     return descriptors

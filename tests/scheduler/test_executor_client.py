@@ -13,7 +13,7 @@ import pytest
 from support.processes import open_descriptors
 from support.step_server import OldStepService, StepService, serving
 
-from quire.errors import QuireError, RingError, ServiceUnavailableError, StartupError
+from quire.errors import DeadlineError, QuireError, RingError, ServiceUnavailableError, StartupError
 from quire.internal.v1 import executor_pb2
 from quire.scheduler.executor_client import ExecutorClient, GrpcStepChannel
 from quire.scheduler.ring_channel import RingStepChannel
@@ -110,6 +110,21 @@ async def test_an_executor_that_is_not_there_is_not_taken_for_an_old_one(tmp_pat
     async with _client(f"unix:{tmp_path}/nobody.sock") as client:
         with pytest.raises(ServiceUnavailableError, match="executor 0 cannot be reached"):
             await client.open_steps("auto", 10)
+
+
+async def test_an_executor_that_does_not_take_the_rings_in_time(client, service):
+    """And that would take them when nobody is there any more: neither side keeps anything."""
+    with pytest.raises(QuireError, match="not implemented"):  # gRPC opens what it keeps
+        await client.describe(10)
+    free = threading.Event()
+    service.worker.submit(free.wait, 30)
+    before = open_descriptors()
+    with pytest.raises(DeadlineError, match=r"executor 0 did not take its rings within 0\.2 seconds"):
+        await client.open_steps("auto", 0.2)
+    free.set()
+    async with asyncio.timeout(10):
+        while open_descriptors() != before:
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("transport", ["ring", "grpc"])
