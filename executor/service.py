@@ -94,9 +94,10 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
         finally:
             stream.end(ServiceUnavailableError("the stream has ended"))
             if self._stream is stream:
-                # Its scheduler is gone, and with it whoever knows what the pool holds.
                 self._stream = None
-                self._worker.submit(self._runner.detach)
+                if stream.has_begun:
+                    # Its scheduler is gone, and with it whoever knows what the pool holds.
+                    self._worker.submit(self._runner.detach)
 
 
 def _describe(runner: ModelRunner) -> executor_pb2.ExecutorDescription:

@@ -40,6 +40,8 @@ class StepStream(ABC):
         self._execute_step = execute
         self._worker = worker
         self._ended: QuireError | None = None
+        # Whether there may have been a step; not so where rings could not be had.
+        self.has_begun = False
 
     def end(self, reason: QuireError) -> None:
         """Plans that have not begun are not computed. The one that runs now cannot be stopped."""
@@ -77,6 +79,7 @@ class GrpcStepStream(StepStream):
 
     async def run(self, requests: AsyncIterator[executor_pb2.StepRequest]) -> AsyncIterator[executor_pb2.StepResult]:
         """Raises the QuireError that ended it, be it a step's own or that of `end`."""
+        self.has_begun = True
         reader = asyncio.create_task(self._read(requests))
         try:
             while (result := await self._results.get()) is not None:
@@ -123,6 +126,7 @@ class RingStepStream(StepStream):
         serving.add_done_callback(self._on_served)
         await asyncio.wait((attached, serving), return_when=asyncio.FIRST_COMPLETED)
         if attached.done():
+            self.has_begun = True
             yield executor_pb2.AttachRingsResponse()
         # The thread outlives a call that is cancelled, by at most the step that it computes.
         await asyncio.shield(serving)

@@ -20,7 +20,7 @@ from support.step_driver import EPOCH, StepDriver, StepPlanner, load, pool_layou
 from quire import rpc
 from quire.columns import pack_u32, unpack_u32
 from quire.config import StepTransport
-from quire.errors import DuplicateRequestError, KvPoolError, QuireError, ServiceUnavailableError
+from quire.errors import DuplicateRequestError, KvPoolError, QuireError, RingError, ServiceUnavailableError
 from quire.executor.model import Model
 from quire.executor.model_runner import ModelRunner
 from quire.executor.service import ExecutorService
@@ -199,6 +199,24 @@ async def test_a_stream_leaves_no_descriptor_and_no_thread(served: Served) -> No
         await served.wait_detached()
         counts.append((open_descriptors(), threading.active_count()))
     assert counts[0] == counts[1]
+
+
+async def test_rings_that_cannot_be_had_leave_the_pool_attached(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as those of a scheduler in another container, which then sends its steps over gRPC."""
+
+    def attach(address: Path) -> None:
+        raise RingError(f"no rings are handed over at {address}")
+
+    monkeypatch.setattr("quire.executor.step_stream.StepRings.attach", attach)
+    served.transport = "auto"
+    await served.attach()
+    planner = StepPlanner()
+    planner.add(prompt_of(5))
+    async with served.steps() as channel:
+        await channel.send(planner.plan({0: 5}))
+        assert (await read(channel)).step == 1
 
 
 async def test_a_plan_of_another_epoch_ends_the_stream(served: Served) -> None:
