@@ -27,11 +27,12 @@ SMALL = ["--port", "0", "--grpc-port", "0", "--kv-cache-memory", "64MiB"]
 
 
 @pytest.fixture
-def nothing_left(monkeypatch):
+def nothing_left(monkeypatch, tmp_path_factory):
     """No process, socket folder or shared memory may be left that was not there before.
 
     Temporary folders get a home of their own, so that other servers on this machine do not matter.
     """
+    tmp_path_factory.getbasetemp()  # pytest's own folder is made when it is first asked for, and is not meant
     with tempfile.TemporaryDirectory(prefix="q-") as home:
         monkeypatch.setenv("TMPDIR", home)
         monkeypatch.setattr(tempfile, "tempdir", None)
