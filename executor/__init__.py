@@ -2,6 +2,7 @@
 
     server.py          the process: loads the model, serves, ends
     service.py         gRPC: describe, attach the KV pool, a stream of steps
+    step_stream.py     that stream: over gRPC, or through shared memory
     model_runner.py    one step: block copies, the forward pass, sampling
     sequence.py        what is kept of the sequences between steps, in arrays by slot
     sampling_table.py  their sampling parameters

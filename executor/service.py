@@ -1,7 +1,6 @@
 """ExecutorService: protobuf in, ModelRunner, protobuf out.
 
-One worker thread runs everything that touches the model, in the order of arrival. Plans are handed to it as
-soon as they are read, so the next step starts when the one before it ends, without a turn of the event loop.
+One worker thread runs everything that touches the model, in the order of arrival.
 """
 
 from __future__ import annotations
@@ -9,22 +8,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import grpc
 
 from quire import rpc
-from quire.errors import DuplicateRequestError, QuireError, ServiceUnavailableError
+from quire.errors import DuplicateRequestError, ServiceUnavailableError
 from quire.executor.memory import available_bytes
 from quire.executor.model_runner import ModelRunner
+from quire.executor.step_stream import GrpcStepStream, RingStepStream, StepStream
 from quire.internal.v1 import executor_pb2, executor_pb2_grpc
 
 logger = logging.getLogger(__name__)
-
-# Plans that are read ahead of the one being computed; gRPC's flow control holds back the rest.
-_PLANS_AHEAD: Final = 8
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -35,7 +33,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
-        self._stream: _StepStream | None = None
+        self._stream: StepStream | None = None
 
     async def Describe(  # noqa: N802 - gRPC's name
         self, request: executor_pb2.DescribeExecutorRequest, context: _Context
@@ -64,18 +62,19 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
         self, request_iterator: AsyncIterator[executor_pb2.StepRequest], context: _Context
     ) -> AsyncIterator[executor_pb2.StepResult]:
         async with rpc.errors_to_status(context):
-            if self._stream is not None:
-                raise DuplicateRequestError("another RunSteps stream is open")
-            self._stream = stream = _StepStream(self._runner, self._worker)
-            try:
+            stream = GrpcStepStream(self._runner.execute, self._worker)
+            with self._open(stream):
                 async for result in stream.run(request_iterator):
                     yield result
-            finally:
-                stream.end(ServiceUnavailableError("the stream has ended"))
-                if self._stream is stream:
-                    # Its scheduler is gone, and with it whoever knows what the pool holds.
-                    self._stream = None
-                    self._worker.submit(self._runner.detach)
+
+    async def AttachRings(  # noqa: N802
+        self, request: executor_pb2.AttachRingsRequest, context: _Context
+    ) -> AsyncIterator[executor_pb2.AttachRingsResponse]:
+        async with rpc.errors_to_status(context):
+            stream = RingStepStream(self._runner.execute, self._worker)
+            with self._open(stream):
+                async for response in stream.run(Path(request.handover_socket)):
+                    yield response
 
     async def close(self) -> None:
         """Ends the stream and the worker."""
@@ -84,60 +83,21 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
             self._stream = None
         await asyncio.to_thread(self._worker.shutdown)
 
-
-class _StepStream:
-    """One RunSteps call: plans in, results out, both in order."""
-
-    def __init__(self, runner: ModelRunner, worker: ThreadPoolExecutor) -> None:
-        self._runner = runner
-        self._worker = worker
-        # Results to come, in order; None once the peer has sent its last plan; an error ends the stream.
-        self._results: asyncio.Queue[Future[executor_pb2.StepResult] | QuireError | None] = asyncio.Queue()
-        self._ahead = asyncio.Semaphore(_PLANS_AHEAD)
-        self._ended: QuireError | None = None
-
-    async def run(self, requests: AsyncIterator[executor_pb2.StepRequest]) -> AsyncIterator[executor_pb2.StepResult]:
-        """Raises the QuireError that ended it, be it a step's own or that of `end`."""
-        reader = asyncio.create_task(self._read(requests))
+    @contextlib.contextmanager
+    def _open(self, stream: StepStream) -> Iterator[None]:
+        """Makes it the one stream of steps for as long as its call lasts. Raises DuplicateRequestError."""
+        if self._stream is not None:
+            raise DuplicateRequestError("another stream of steps is open")
+        self._stream = stream
         try:
-            while (result := await self._results.get()) is not None:
-                if isinstance(result, QuireError):
-                    raise result
-                yield await asyncio.wrap_future(result)
-                self._ahead.release()
+            yield
         finally:
-            reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reader
-
-    def end(self, reason: QuireError) -> None:
-        """Plans that have not begun are not computed. The one that runs now cannot be stopped."""
-        if self._ended is None:
-            self._ended = reason
-            self._results.put_nowait(reason)
-
-    async def _read(self, requests: AsyncIterator[executor_pb2.StepRequest]) -> None:
-        try:
-            async for request in requests:
-                await self._ahead.acquire()
-                self._results.put_nowait(self._worker.submit(self._execute, request.plan))
-            self._results.put_nowait(None)
-        except Exception as error:
-            self.end(ServiceUnavailableError(f"the stream of plans broke off: {error}"))
-
-    def _execute(self, plan: executor_pb2.StepPlan) -> executor_pb2.StepResult:
-        """On the worker thread. After a failure nothing more is computed: what follows builds on it."""
-        if self._ended is not None:
-            raise self._ended
-        try:
-            return self._runner.execute(plan)
-        except Exception as error:
-            logger.exception("step %d failed", plan.step)
-            if isinstance(error, QuireError):
-                self._ended = error
-            else:
-                self._ended = QuireError(f"step {plan.step} failed: {type(error).__name__}: {error}")
-        raise self._ended
+            stream.end(ServiceUnavailableError("the stream has ended"))
+            if self._stream is stream:
+                self._stream = None
+                if stream.has_begun:
+                    # Its scheduler is gone, and with it whoever knows what the pool holds.
+                    self._worker.submit(self._runner.detach)
 
 
 def _describe(runner: ModelRunner) -> executor_pb2.ExecutorDescription:

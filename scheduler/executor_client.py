@@ -1,18 +1,26 @@
 """The scheduler's side of an executor: describe, attach the pool, exchange steps.
 
-`StepChannel` is all that the step loop knows. Here it is a gRPC stream; a shared-memory ring can join it.
+`StepChannel` is all that the step loop knows: a gRPC stream, or shared memory (`ring_channel.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from typing import Any, Protocol
 
 import grpc
 
-from quire.errors import QuireError, ServiceUnavailableError
+from quire.config import StepTransport
+from quire.errors import DeadlineError, QuireError, RingError, ServiceUnavailableError, StartupError
+from quire.handover import offered
 from quire.internal.v1 import executor_pb2, executor_pb2_grpc
+from quire.ring import StepRings
 from quire.rpc import errors_from_status, open_channel
+from quire.scheduler.ring_channel import RingStepChannel
+
+logger = logging.getLogger(__name__)
 
 
 class StepChannel(Protocol):
@@ -62,6 +70,7 @@ class ExecutorClient:
 
     def __init__(self, index: int, address: str) -> None:
         self.name = f"executor {index}"
+        self._address = address
         self._channel = open_channel(address)
         self._stub: Any = executor_pb2_grpc.ExecutorServiceStub(self._channel)
 
@@ -79,9 +88,48 @@ class ExecutorClient:
         with errors_from_status(self.name):
             await self._stub.AttachKvPool(request, timeout=timeout_s)
 
-    def open_steps(self) -> GrpcStepChannel:
-        """A new stream of steps."""
+    async def open_steps(self, transport: StepTransport, timeout_s: float) -> GrpcStepChannel | RingStepChannel:
+        """A new channel for steps; "auto" means rings with an executor on this host that knows them.
+
+        Raises StartupError where rings are asked for and cannot be had, and QuireError where the executor fails.
+        """
+        on_this_host = self._address.startswith("unix:")
+        if transport == "ring" and not on_this_host:
+            message = f"{self.name} at {self._address} cannot share a ring: it has no unix: address"
+            raise StartupError(message, field="step_transport")
+        if transport == "grpc" or not on_this_host:
+            return GrpcStepChannel(self.name, self._stub)
+        try:
+            with errors_from_status(self.name):
+                return await self._open_rings(timeout_s)
+        except QuireError as error:
+            if transport == "ring" or not _refuses_rings(error):
+                raise
+            logger.info("the steps of %s go over gRPC, since it cannot use rings: %s", self.name, error)
         return GrpcStepChannel(self.name, self._stub)
+
+    async def _open_rings(self, timeout_s: float) -> RingStepChannel:
+        with contextlib.ExitStack() as on_failure:
+            rings = on_failure.enter_context(StepRings.create())
+            with offered("rings", rings.descriptors) as address:
+                call = self._stub.AttachRings(executor_pb2.AttachRingsRequest(handover_socket=str(address)))
+                on_failure.callback(call.cancel)
+                try:
+                    async with asyncio.timeout(timeout_s):
+                        response = await call.read()
+                except TimeoutError:
+                    raise DeadlineError(f"{self.name} did not take its rings within {timeout_s:g} seconds") from None
+            if response is grpc.aio.EOF:
+                raise ServiceUnavailableError(f"{self.name} did not take its rings")
+            on_failure.pop_all()
+        return RingStepChannel(self.name, rings, call)
 
     async def close(self) -> None:
         await self._channel.close()
+
+
+def _refuses_rings(error: QuireError) -> bool:
+    """Whether the executor is well but has no rings: an older one, or one that does not see our sockets."""
+    call = error.__cause__
+    unknown = isinstance(call, grpc.aio.AioRpcError) and call.code() is grpc.StatusCode.UNIMPLEMENTED
+    return unknown or isinstance(error, RingError)

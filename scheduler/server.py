@@ -6,16 +6,15 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import tempfile
-from pathlib import Path
 
 from quire.config import SchedulerSettings
 from quire.errors import QuireError
+from quire.handover import offered
 from quire.internal.v1 import executor_pb2, scheduler_pb2, scheduler_pb2_grpc
-from quire.kv_pool import KvPool, KvPoolHandover, KvPoolLayout
+from quire.kv_pool import KvPool, KvPoolLayout
 from quire.process import StatusReporter, StopSignal, unless_stopped
 from quire.rpc import bind, new_server
-from quire.scheduler.executor_client import ExecutorClient
+from quire.scheduler.executor_client import ExecutorClient, StepChannel
 from quire.scheduler.kv_budget import plan_pool
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.outputs import OutputRouter
@@ -35,15 +34,13 @@ async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSig
         met = await unless_stopped(_meet(executors, settings, cleanup), stop)
         if met is None:
             return
-        layout, description = met
+        layout, description, channels = met
 
         scheduler = _make_scheduler(settings, layout, description)
         router, work = OutputRouter(), Work()
-        loops = []
-        for lane, executor in enumerate(executors):
-            channel = executor.open_steps()
-            cleanup.push_async_callback(channel.close)
-            loops.append(StepLoop(lane, scheduler, channel, router, work, layout.epoch))
+        loops = [
+            StepLoop(lane, scheduler, channel, router, work, layout.epoch) for lane, channel in enumerate(channels)
+        ]
 
         server = new_server()
         service = SchedulerService(description, scheduler, router, work, loops)
@@ -58,8 +55,8 @@ async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSig
 
 async def _meet(
     executors: list[ExecutorClient], settings: SchedulerSettings, cleanup: contextlib.AsyncExitStack
-) -> tuple[KvPoolLayout, scheduler_pb2.DescribeResponse]:
-    """Learns what the executors serve, makes the pool and has them attach it."""
+) -> tuple[KvPoolLayout, scheduler_pb2.DescribeResponse, list[StepChannel]]:
+    """Learns what the executors serve, makes the pool, has them attach it, and opens a channel for steps to each."""
     timeout = settings.startup_timeout
     descriptions = list(await asyncio.gather(*(executor.describe(timeout) for executor in executors)))
     # An epoch names the pool: a late message of an older one is refused.
@@ -73,7 +70,12 @@ async def _meet(
         else:
             _make_pool(settings, layout, request, cleanup, handover)
         await asyncio.gather(*(executor.attach(request, timeout) for executor in executors))
-    return layout, _describe(settings, layout, descriptions)
+    channels: list[StepChannel] = []
+    for executor in executors:
+        channel = await executor.open_steps(settings.step_transport, timeout)
+        cleanup.push_async_callback(channel.close)
+        channels.append(channel)
+    return layout, _describe(settings, layout, descriptions), channels
 
 
 def _make_pool(
@@ -92,13 +94,7 @@ def _make_pool(
         request.path = str(path)
         return
     pool = cleanup.enter_context(KvPool.create_memfd(layout))
-    folder = handover.enter_context(tempfile.TemporaryDirectory(prefix="quire-"))
-    offer = KvPoolHandover(Path(folder) / "kv-pool.sock", pool)
-    handover.callback(offer.close)
-    loop = asyncio.get_running_loop()
-    loop.add_reader(offer.fileno(), offer.serve_one)
-    handover.callback(loop.remove_reader, offer.fileno())
-    request.handover_socket = str(offer.address)
+    request.handover_socket = str(handover.enter_context(offered("kv-pool", [pool.fd])))
 
 
 def _make_scheduler(

@@ -36,15 +36,19 @@ class Work:
     """Wakes the step loops when there may be something to plan."""
 
     def __init__(self) -> None:
-        self._arrived = asyncio.Event()
+        self._waiters: list[asyncio.Future[None]] = []
 
     def notify(self) -> None:
         """Something was submitted or ended: every loop that waits looks again."""
-        arrived, self._arrived = self._arrived, asyncio.Event()
-        arrived.set()
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():  # its loop may have been cancelled
+                waiter.set_result(None)
 
     async def wait(self) -> None:
-        await self._arrived.wait()
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
 
 
 class StepLoop:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias
 
 import yaml
 from pydantic import ByteSize, Field, ValidationError
@@ -91,12 +91,18 @@ class CacheOptions(_Settings):
     enable_prefix_caching: bool = Field(True, description="Reuse KV blocks of equal prefixes.")
 
 
+StepTransport: TypeAlias = Literal["auto", "ring", "grpc"]
+
+
 class SchedulingOptions(_Settings):
-    """What a step may hold."""
+    """What a step may hold, and how it travels."""
 
     max_num_seqs: int = Field(256, ge=1, description="Sequences that run at the same time.")
     max_num_batched_tokens: int = Field(
         512, ge=1, description="Token budget of a step; longer prompts are computed in chunks."
+    )
+    step_transport: StepTransport = Field(
+        "auto", description="How steps reach an executor; auto: through shared memory on this host, else over gRPC."
     )
 
 

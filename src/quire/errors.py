@@ -8,6 +8,7 @@
     ├── RequestAbortedError           CANCELLED            499  code request_aborted
     ├── DeadlineError                 DEADLINE_EXCEEDED    504  code deadline_exceeded
     ├── ServiceUnavailableError       UNAVAILABLE          503  code service_unavailable
+    ├── RingError                     INTERNAL             never served: between scheduler and executor
     └── StartupError                  FAILED_PRECONDITION  never served: the process refuses to start
         ├── CheckpointError                                the model's files
         └── KvPoolError                                    the KV pool does not fit or is damaged
@@ -90,6 +91,12 @@ class ServiceUnavailableError(QuireError):
     grpc_code = "UNAVAILABLE"
     http_status = 503
     code = "service_unavailable"
+
+
+class RingError(QuireError):
+    """The shared memory for steps is damaged, or one side does not keep to its protocol."""
+
+    code = "ring_invalid"
 
 
 class StartupError(QuireError):

@@ -12,8 +12,8 @@ group, for each layer,
     key scales    float32 [kv_heads, block_size], if the group has scales (int8)
     value scales  the same
 
-Scales come last, so that keys and values start where rows of whole cache lines do. Two homes: a memfd that is
-handed over a Unix socket (nothing to guess, nothing to leak), or a file, which can be inspected from outside.
+Scales come last, so that keys and values start where rows of whole cache lines do. Two homes: a memfd whose
+descriptor is handed over (`handover.py`), or a file, which can be inspected from outside.
 Not `multiprocessing.shared_memory`: its resource tracker unlinks what other processes still use.
 
 Torch-free, since the scheduler imports it.
@@ -26,7 +26,6 @@ import errno
 import fcntl
 import mmap
 import os
-import socket
 import struct
 import zlib
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from quire import handover
 from quire.errors import KvPoolError
 
 LAYOUT_VERSION: Final = 2
@@ -201,17 +201,12 @@ class KvPool:
 
     @classmethod
     def attach_handover(cls, address: Path, timeout_s: float = 10.0) -> KvPool:
-        """Fetches the descriptor from a `KvPoolHandover` and maps it."""
+        """Maps the pool whose descriptor is offered at a socket. Raises KvPoolError if there is none."""
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                connection.settimeout(timeout_s)
-                connection.connect(str(address))
-                _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+            (descriptor,) = handover.fetch(address, 1, timeout_s)
         except OSError as error:
             raise KvPoolError(f"no KV pool is handed over at {address}: {error}") from error
-        if not descriptors:
-            raise KvPoolError(f"no KV pool is handed over at {address}: the connection was closed")
-        return cls(descriptors[0])
+        return cls(descriptor)
 
     def segment(self, rank: int) -> memoryview:
         """The writable bytes of a rank's blocks: num_blocks × block_bytes."""
@@ -241,38 +236,6 @@ class KvPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class KvPoolHandover:
-    """Gives the pool's descriptor to whoever connects to a Unix socket (mode 0600).
-
-    Register `fileno()` with an event loop and call `serve_one()` when it is readable.
-    """
-
-    def __init__(self, address: Path, pool: KvPool) -> None:
-        self.address = address
-        self._pool = pool
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(address))
-        address.chmod(0o600)
-        self._listener.listen()
-        self._listener.setblocking(False)
-
-    def fileno(self) -> int:
-        return self._listener.fileno()
-
-    def serve_one(self) -> None:
-        """Answers one waiting connection, if there is one."""
-        try:
-            connection, _ = self._listener.accept()
-        except BlockingIOError:
-            return
-        with connection, contextlib.suppress(OSError):  # a peer that left already
-            socket.send_fds(connection, [b"\0"], [self._pool.fd])
-
-    def close(self) -> None:
-        self._listener.close()
-        self.address.unlink(missing_ok=True)
 
 
 def boot_id() -> bytes:

@@ -27,11 +27,12 @@ SMALL = ["--port", "0", "--grpc-port", "0", "--kv-cache-memory", "64MiB"]
 
 
 @pytest.fixture
-def nothing_left(monkeypatch):
+def nothing_left(monkeypatch, tmp_path_factory):
     """No process, socket folder or shared memory may be left that was not there before.
 
     Temporary folders get a home of their own, so that other servers on this machine do not matter.
     """
+    tmp_path_factory.getbasetemp()  # pytest's own folder is made when it is first asked for, and is not meant
     with tempfile.TemporaryDirectory(prefix="q-") as home:
         monkeypatch.setenv("TMPDIR", home)
         monkeypatch.setattr(tempfile, "tempdir", None)
@@ -89,10 +90,19 @@ def test_death_of_the_supervisor_during_the_start_ends_everything(nothing_left, 
     assert serve.wait(30) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("title", ["executor 0", "scheduler", "gateway 0"])
-def test_death_of_any_process_ends_everything(nothing_left, title):
+@pytest.mark.parametrize(
+    ("title", "transport"),
+    [
+        ("executor 0", "ring"),
+        ("executor 0", "grpc"),
+        ("scheduler", "ring"),
+        ("scheduler", "grpc"),
+        ("gateway 0", "ring"),
+    ],
+)
+def test_death_of_any_process_ends_everything(nothing_left, title, transport):
     """Restarting what died is not there yet; until then a server that cannot serve says so and ends."""
-    serve, processes = _start_serve()
+    serve, processes = _start_serve("--step-transport", transport)
     nothing_left += processes
     victim = next(process for process in processes if " ".join(process.cmdline()).strip() == f"quire: {title}")
     victim.kill()

@@ -14,13 +14,16 @@ from pathlib import Path
 
 import pytest
 from support.checkpoints import make_checkpoint
+from support.processes import open_descriptors, shared_memory
+from support.servers import wait_for
 
 from quire import rpc
 from quire.config import ExecutorSettings
-from quire.errors import StartupError
+from quire.errors import ServiceUnavailableError, StartupError
 from quire.executor.server import run
 from quire.internal.v1 import executor_pb2, executor_pb2_grpc
 from quire.process import StatusReporter, StopSignal
+from quire.scheduler.executor_client import ExecutorClient
 
 
 def settings(checkpoint: Path, **values: object) -> ExecutorSettings:
@@ -135,3 +138,55 @@ def test_it_never_imports_transformers() -> None:
     """A cold start must not wait for it."""
     code = "import sys, quire.executor.server; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+
+
+SCHEDULER = """
+import asyncio, sys
+from quire.internal.v1 import executor_pb2
+from quire.scheduler.executor_client import ExecutorClient
+
+async def main():
+    channel = await ExecutorClient(0, sys.argv[1]).open_steps("ring", 10)
+    print("open", flush=True)
+    await channel.receive()
+
+asyncio.run(main())
+"""
+
+
+def test_a_killed_scheduler_leaves_nothing_in_the_executor(serving: Process, tmp_path: Path) -> None:
+    serving.status()
+    address = f"unix:{tmp_path}/executor-0.sock"
+    with rpc.open_sync_channel(address) as channel:
+        # The first call makes gRPC open what it keeps.
+        stub = executor_pb2_grpc.ExecutorServiceStub(channel)
+        stub.Describe(executor_pb2.DescribeExecutorRequest(), timeout=10)
+        before = open_descriptors(serving.popen.pid)
+        for _ in range(2):
+            scheduler = subprocess.Popen(
+                [sys.executable, "-P", "-c", SCHEDULER, address], stdout=subprocess.PIPE, text=True
+            )
+            assert scheduler.stdout is not None
+            assert scheduler.stdout.readline() == "open\n"
+            assert shared_memory(serving.popen.pid) == {"quire-step-rings"}
+            scheduler.kill()
+            scheduler.communicate()
+            wait_for(lambda: open_descriptors(serving.popen.pid) == before)
+            assert not shared_memory(serving.popen.pid)
+
+
+async def test_a_killed_executor_is_noticed_at_once_and_leaves_nothing(serving: Process, tmp_path: Path) -> None:
+    serving.status()
+    client = ExecutorClient(0, f"unix:{tmp_path}/executor-0.sock")
+    await client.describe(10)
+    before = open_descriptors()
+    channel = await client.open_steps("ring", 10)
+    assert shared_memory() == {"quire-step-rings"}
+    serving.popen.kill()
+    with pytest.raises(ServiceUnavailableError, match="executor 0"):
+        await asyncio.wait_for(channel.receive(), 10)
+    await channel.close()
+    # The connection may be gone too.
+    assert open_descriptors() <= before
+    assert not shared_memory()
+    await client.close()

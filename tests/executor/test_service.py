@@ -1,28 +1,33 @@
-"""ExecutorService over gRPC on a Unix socket."""
+"""ExecutorService on a Unix socket; steps both over gRPC and through rings, by the scheduler's own channels."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from support.checkpoints import make_checkpoint
+from support.processes import open_descriptors
 from support.step_driver import EPOCH, StepDriver, StepPlanner, load, pool_layout, prompt_of
 
 from quire import rpc
 from quire.columns import pack_u32, unpack_u32
-from quire.errors import DuplicateRequestError, KvPoolError, QuireError, ServiceUnavailableError
+from quire.config import StepTransport
+from quire.errors import DuplicateRequestError, KvPoolError, QuireError, RingError, ServiceUnavailableError
 from quire.executor.model import Model
 from quire.executor.model_runner import ModelRunner
 from quire.executor.service import ExecutorService
+from quire.handover import offered
 from quire.internal.v1 import executor_pb2, executor_pb2_grpc
-from quire.kv_pool import KvPool, KvPoolHandover
+from quire.kv_pool import KvPool
+from quire.scheduler.executor_client import ExecutorClient, StepChannel
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +40,11 @@ class Served:
     """A client of a served model, and the pool that it hands over."""
 
     stub: executor_pb2_grpc.ExecutorServiceAsyncStub
+    client: ExecutorClient
     runner: ModelRunner
     model: Model
     folder: Path
+    transport: StepTransport
 
     def create_pool(self, epoch: int = EPOCH) -> executor_pb2.AttachKvPoolRequest:
         path = self.folder / f"pool-{epoch}"
@@ -47,12 +54,22 @@ class Served:
     async def attach(self, epoch: int = EPOCH) -> None:
         await self.stub.AttachKvPool(self.create_pool(epoch))
 
-    async def send(self, call: Any, plan: executor_pb2.StepPlan) -> None:
-        await call.write(executor_pb2.StepRequest(plan=plan))
+    @contextlib.asynccontextmanager
+    async def steps(self) -> AsyncIterator[StepChannel]:
+        channel = await self.client.open_steps(self.transport, 10)
+        try:
+            yield channel
+        finally:
+            await channel.close()
+
+    async def wait_detached(self) -> None:
+        async with asyncio.timeout(10):
+            while self.runner._cache is not None:
+                await asyncio.sleep(0.01)
 
 
-@pytest.fixture
-async def served(model: Model, tmp_path: Path) -> AsyncIterator[Served]:
+@pytest.fixture(params=["ring", "grpc"])
+async def served(model: Model, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Served]:
     runner = ModelRunner(model)
     service = ExecutorService(runner)
     server = rpc.new_server()
@@ -61,15 +78,16 @@ async def served(model: Model, tmp_path: Path) -> AsyncIterator[Served]:
     rpc.bind(server, address)
     await server.start()
     async with rpc.open_channel(address) as channel:
-        yield Served(executor_pb2_grpc.ExecutorServiceStub(channel), runner, model, tmp_path)
+        client = ExecutorClient(0, address)
+        stub = executor_pb2_grpc.ExecutorServiceStub(channel)
+        yield Served(stub, client, runner, model, tmp_path, request.param)
+        await client.close()
     await service.close()
     await server.stop(1)
 
 
-async def read(call: Any) -> executor_pb2.StepResult:
-    result = await asyncio.wait_for(call.read(), 20)
-    assert result is not grpc.aio.EOF
-    return result
+async def read(channel: StepChannel) -> executor_pb2.StepResult:
+    return await asyncio.wait_for(channel.receive(), 20)
 
 
 @contextlib.contextmanager
@@ -99,27 +117,19 @@ async def test_steps_over_a_pool_handed_over_by_descriptor(served: Served) -> No
     expected_driver = StepDriver(served.model, served.folder)
     expected = expected_driver.generate(expected_driver.add(prompt_of(50)), 8)
 
-    socket = served.folder / "pool.sock"
     with KvPool.create_memfd(pool_layout(served.model)) as pool:
-        handover = KvPoolHandover(socket, pool)
-        asyncio.get_running_loop().add_reader(handover.fileno(), handover.serve_one)
-        try:
+        with offered("pool", [pool.fd]) as address:
             await served.stub.AttachKvPool(
                 executor_pb2.AttachKvPoolRequest(
-                    epoch=EPOCH, num_blocks=256, block_size=16, handover_socket=str(socket)
+                    epoch=EPOCH, num_blocks=256, block_size=16, handover_socket=str(address)
                 )
             )
-        finally:
-            asyncio.get_running_loop().remove_reader(handover.fileno())
-            handover.close()
         planner = StepPlanner()
         slot = planner.add(prompt_of(50))
-        call = served.stub.RunSteps()
-        for count in (30, 20, *[1] * 7):
-            await served.send(call, planner.plan({slot: count}))
-        results = [await read(call) for _ in range(9)]
-        await call.done_writing()
-        assert await call.read() is grpc.aio.EOF
+        async with served.steps() as channel:
+            for count in (30, 20, *[1] * 7):
+                await channel.send(planner.plan({slot: count}))
+            results = [await read(channel) for _ in range(9)]
         assert [result.step for result in results] == list(range(1, 10))
         assert [token for result in results for token in unpack_u32(result.token_ids)] == expected
         # The executor wrote into the very memory that this process made.
@@ -134,9 +144,9 @@ async def test_two_executors_on_one_pool_read_each_others_blocks(served: Served,
     await served.stub.AttachKvPool(request)
     planner = StepPlanner()
     slot = planner.add(prompt_of(40))
-    call = served.stub.RunSteps()
-    await served.send(call, planner.plan({slot: 40}))
-    await read(call)
+    async with served.steps() as channel:
+        await channel.send(planner.plan({slot: 40}))
+        await read(channel)
 
     other = ModelRunner(model)
     other.attach(request)
@@ -149,53 +159,75 @@ async def test_two_executors_on_one_pool_read_each_others_blocks(served: Served,
     while len(theirs.sequences[hit].output) < 4:
         theirs.accept(other.execute(theirs.plan({hit: 1})))
     assert theirs.sequences[hit].output == expected
-    call.cancel()
 
 
 async def test_a_second_stream_is_refused(served: Served) -> None:
     await served.attach()
     planner = StepPlanner()
     planner.add(prompt_of(5))
-    first = served.stub.RunSteps()
-    await served.send(first, planner.plan({0: 5}))
-    await read(first)
-    with raises(DuplicateRequestError, "another RunSteps stream is open"):
-        await served.stub.RunSteps().read()
-    await served.send(first, planner.plan({0: 1}))
-    assert (await read(first)).step == 2
-    await first.done_writing()
-    assert await first.read() is grpc.aio.EOF
+    async with served.steps() as first:
+        await first.send(planner.plan({0: 5}))
+        await read(first)
+        with raises(DuplicateRequestError, "another stream of steps is open"):
+            async with served.steps() as second:
+                await read(second)
+        await first.send(planner.plan({0: 1}))
+        assert (await read(first)).step == 2
 
 
-async def test_a_cancelled_stream_lets_go_of_the_pool(served: Served) -> None:
+async def test_a_stream_that_ends_lets_go_of_the_pool(served: Served) -> None:
     """Its scheduler is gone; the next one attaches a pool of its own, and the old one's memory is free."""
+    for _ in range(2):
+        await served.attach()
+        planner = StepPlanner()
+        planner.add(prompt_of(5))
+        async with served.steps() as channel:
+            await channel.send(planner.plan({0: 5}))
+            assert len(unpack_u32((await read(channel)).token_ids)) == 1
+        await served.wait_detached()
+
+
+async def test_a_stream_leaves_no_descriptor_and_no_thread(served: Served) -> None:
+    """The first one leaves gRPC's connection and its threads; the second one nothing more."""
+    counts = []
+    for _ in range(2):
+        await served.attach()
+        planner = StepPlanner()
+        planner.add(prompt_of(5))
+        async with served.steps() as channel:
+            await channel.send(planner.plan({0: 5}))
+            await read(channel)
+        await served.wait_detached()
+        counts.append((open_descriptors(), threading.active_count()))
+    assert counts[0] == counts[1]
+
+
+async def test_rings_that_cannot_be_had_leave_the_pool_attached(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as those of a scheduler in another container, which then sends its steps over gRPC."""
+
+    def attach(address: Path) -> None:
+        raise RingError(f"no rings are handed over at {address}")
+
+    monkeypatch.setattr("quire.executor.step_stream.StepRings.attach", attach)
+    served.transport = "auto"
     await served.attach()
     planner = StepPlanner()
     planner.add(prompt_of(5))
-    first = served.stub.RunSteps()
-    await served.send(first, planner.plan({0: 5}))
-    planner.accept(await read(first))
-    first.cancel()
-    async with asyncio.timeout(10):
-        while served.runner._cache is not None:
-            await asyncio.sleep(0.01)
-    await served.attach()
-    second = served.stub.RunSteps()
-    planner = StepPlanner()
-    planner.add(prompt_of(5))
-    await served.send(second, planner.plan({0: 5}))
-    assert len(unpack_u32((await read(second)).token_ids)) == 1
-    second.cancel()
+    async with served.steps() as channel:
+        await channel.send(planner.plan({0: 5}))
+        assert (await read(channel)).step == 1
 
 
 async def test_a_plan_of_another_epoch_ends_the_stream(served: Served) -> None:
     await served.attach()
     planner = StepPlanner(epoch=EPOCH + 1)
     planner.add(prompt_of(5))
-    call = served.stub.RunSteps()
-    await served.send(call, planner.plan({0: 5}))
-    with raises(KvPoolError, "epoch 8, the attached KV pool of epoch 7"):
-        await call.read()
+    async with served.steps() as channel:
+        await channel.send(planner.plan({0: 5}))
+        with raises(KvPoolError, "epoch 8, the attached KV pool of epoch 7"):
+            await read(channel)
 
 
 async def test_a_failing_step_ends_the_stream_with_its_message_and_traceback(
@@ -204,43 +236,46 @@ async def test_a_failing_step_ends_the_stream_with_its_message_and_traceback(
     """A token outside the vocabulary: validation's business, so here it is a defect. The next plan is not run."""
     await served.attach()
     planner = StepPlanner()
+    planner.add([1, 2, 3])
     planner.add([1, 2, 999])
     planner.add([1, 2, 3])
-    call = served.stub.RunSteps()
-    await served.send(call, planner.plan({0: 3}))
-    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        await served.send(call, planner.plan({1: 3}))
-    with raises(QuireError, "step 1 failed: IndexError"):
-        await call.read()
-    (record,) = [record for record in caplog.records if record.name == "quire.executor.service" and record.exc_info]
-    assert record.getMessage() == "step 1 failed"
+    async with served.steps() as channel:
+        for slot in range(3):
+            with contextlib.suppress(QuireError):
+                await channel.send(planner.plan({slot: 3}))
+        assert (await read(channel)).step == 1
+        for _ in range(2):
+            with raises(QuireError, "step 2 failed: IndexError"):
+                await read(channel)
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert record.getMessage() == "step 2 failed"
+    assert record.exc_info is not None
 
     # The executor itself is unharmed: with a new pool it serves on.
     await served.attach(EPOCH + 1)
     planner = StepPlanner(epoch=EPOCH + 1)
     planner.add([1, 2, 3])
-    call = served.stub.RunSteps()
-    await served.send(call, planner.plan({0: 3}))
-    assert len(unpack_u32((await read(call)).token_ids)) == 1
-    call.cancel()
+    async with served.steps() as channel:
+        await channel.send(planner.plan({0: 3}))
+        assert len(unpack_u32((await read(channel)).token_ids)) == 1
 
 
 async def test_a_new_epoch_forgets_sequences_and_ends_the_old_stream(served: Served) -> None:
     await served.attach()
     planner = StepPlanner()
     planner.add(prompt_of(5))
-    old = served.stub.RunSteps()
-    await served.send(old, planner.plan({0: 5}))
-    planner.accept(await read(old))
+    async with served.steps() as old:
+        await old.send(planner.plan({0: 5}))
+        planner.accept(await read(old))
 
-    await served.attach(EPOCH + 1)
-    with raises(ServiceUnavailableError, "another KV pool"):
-        await old.read()
-    planner.epoch = EPOCH + 1
-    new = served.stub.RunSteps()
-    await served.send(new, planner.plan({0: 1}))
-    with raises(QuireError, "slot 0, which holds no sequence"):
-        await new.read()
+        await served.attach(EPOCH + 1)
+        with raises(ServiceUnavailableError, "another KV pool"):
+            await read(old)
+        planner.epoch = EPOCH + 1
+        async with served.steps() as new:
+            await new.send(planner.plan({0: 1}))
+            with raises(QuireError, "slot 0, which holds no sequence"):
+                await read(new)
 
 
 @pytest.mark.parametrize(
@@ -261,28 +296,37 @@ async def test_pools_that_cannot_be_attached(served: Served, changes: dict[str, 
     # Nothing is attached now: plans are refused rather than run on something else.
     planner = StepPlanner()
     planner.add(prompt_of(5))
-    call = served.stub.RunSteps()
-    await served.send(call, planner.plan({0: 5}))
-    with raises(KvPoolError, "no KV pool is attached"):
-        await call.read()
+    async with served.steps() as channel:
+        await channel.send(planner.plan({0: 5}))
+        with raises(KvPoolError, "no KV pool is attached"):
+            await read(channel)
 
 
 async def test_many_plans_ahead_are_held_back_and_answered_in_order(served: Served) -> None:
     await served.attach()
     planner = StepPlanner()
     slots = [planner.add(prompt_of(3, seed)) for seed in range(40)]
-    call = served.stub.RunSteps()
     plans = [planner.plan({slot: 3}) for slot in slots]
+    async with served.steps() as channel:
 
-    async def send_all() -> None:
-        for plan in plans:
-            await served.send(call, plan)
-        await call.done_writing()
+        async def send_all() -> None:
+            for plan in plans:
+                await channel.send(plan)
 
-    sending = asyncio.create_task(send_all())
-    steps = [result.step async for result in call]
-    await sending
-    assert steps == list(range(1, 41))
+        sending = asyncio.create_task(send_all())
+        assert [(await read(channel)).step for _ in plans] == list(range(1, 41))
+        await sending
+
+
+async def test_a_stream_without_more_plans_ends_well(served: Served) -> None:
+    """The half-close of gRPC, which our own channels do not use."""
+    await served.attach()
+    planner = StepPlanner()
+    planner.add(prompt_of(5))
+    call = served.stub.RunSteps()
+    await call.write(executor_pb2.StepRequest(plan=planner.plan({0: 5})))
+    await call.done_writing()
+    assert [result.step async for result in call] == [1]
 
 
 async def test_a_malformed_column_does_not_crash_the_process(served: Served) -> None:
@@ -291,8 +335,8 @@ async def test_a_malformed_column_does_not_crash_the_process(served: Served) -> 
     planner.add(prompt_of(5))
     plan = planner.plan({0: 5})
     plan.finished_slots = pack_u32([0]) + b"\1"
-    call = served.stub.RunSteps()
-    await served.send(call, plan)
-    with raises(QuireError, "step 1 failed: ValueError"):
-        await call.read()
+    async with served.steps() as channel:
+        await channel.send(plan)
+        with raises(QuireError, "step 1 failed: ValueError"):
+            await read(channel)
     assert (await served.stub.Describe(executor_pb2.DescribeExecutorRequest())).vocab_size == 320

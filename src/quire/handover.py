@@ -1,0 +1,80 @@
+"""Hands descriptors to another process over a Unix socket (SCM_RIGHTS).
+
+Shared memory then needs no name: nothing to guess, and nothing to leak when a process dies. The socket has mode 0600
+and stands only while the descriptors are on offer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+
+class Handover:
+    """Gives its descriptors to whoever connects; they stay open here.
+
+    Register `fileno()` with an event loop and call `serve_one()` when it is readable.
+    """
+
+    def __init__(self, address: Path, descriptors: Sequence[int]) -> None:
+        self.address = address
+        self._descriptors = list(descriptors)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(address))
+        address.chmod(0o600)
+        self._listener.listen()
+        self._listener.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._listener.fileno()
+
+    def serve_one(self) -> None:
+        """Answers one waiting connection, if there is one."""
+        try:
+            connection, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        with connection, contextlib.suppress(OSError):  # a peer that left already
+            socket.send_fds(connection, [b"\0"], self._descriptors)
+
+    def close(self) -> None:
+        self._listener.close()
+        self.address.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def offered(name: str, descriptors: Sequence[int]) -> Iterator[Path]:
+    """Offers descriptors for the length of the block, from the running event loop; yields the socket's path."""
+    loop = asyncio.get_running_loop()
+    with (
+        tempfile.TemporaryDirectory(prefix="quire-") as folder,
+        contextlib.closing(Handover(Path(folder) / f"{name}.sock", descriptors)) as handover,
+    ):
+        loop.add_reader(handover.fileno(), handover.serve_one)
+        try:
+            yield handover.address
+        finally:
+            loop.remove_reader(handover.fileno())
+
+
+def fetch(address: Path, count: int, timeout_s: float = 10.0) -> list[int]:
+    """The `count` descriptors that are offered at `address`, now the caller's to close.
+
+    Raises OSError if nobody offers them there.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout_s)
+        connection.connect(str(address))
+        _, descriptors, flags, _ = socket.recv_fds(connection, 1, count)
+    if len(descriptors) != count or flags & socket.MSG_CTRUNC:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise ConnectionError(f"what is offered there is not {count} descriptors")
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    return descriptors
