@@ -14,16 +14,26 @@ back, so the front is always the block that is cheapest to lose, and cached bloc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CachedPrefix:
-    """The content of a full block, for the prefix cache. Identity (not equality) names a parent."""
+class BlockKey(NamedTuple):
+    """What a full block holds, and the name it is found by."""
 
+    # Chained: over the hash of the block before it, the tokens and the extra key.
     hash: bytes
-    parent: CachedPrefix | None
+    # u32 column.
     tokens: bytes
     extra_key: bytes
+
+
+# Not frozen: that would double the time to make one, and one is made for every full block.
+@dataclass(slots=True, eq=False)
+class CachedPrefix:
+    """A full block's content after its parent's, for the prefix cache. Identity (not equality) names a parent."""
+
+    key: BlockKey
+    parent: CachedPrefix | None
     # The step that computes the block's last token, on the executor of that lane.
     lane: int
     step: int

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from quire.scheduler.block_pool import BlockPool
-from quire.scheduler.prefix_cache import PrefixCache
+from quire.scheduler.prefix_cache import PrefixCache, next_key
 
 
 def _cached(pool: BlockPool, index: PrefixCache, *contents: bytes) -> list:
     """One unreferenced cached block for each content, in that order."""
     blocks = [pool.take() for _ in contents]
     for block, tokens in zip(blocks, contents, strict=True):
-        index.insert(block, None, tokens, b"", lane=0, step=1)
+        index.insert(block, None, next_key(None, tokens, b""), lane=0, step=1)
     for block in blocks:
         pool.release(block)
     return blocks

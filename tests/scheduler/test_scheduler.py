@@ -14,7 +14,8 @@ PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
 
 
 def _rows(plan):
-    return [(row.sequence.request.request_id, row.sequence.index, row.num_new_tokens) for row in plan.rows]
+    rows = zip(plan.sequences, plan.query_lengths, strict=True)
+    return [(sequence.request.request_id, sequence.index, num_new_tokens) for sequence, num_new_tokens in rows]
 
 
 def _finish_and_check(bench: Bench) -> None:
@@ -55,7 +56,7 @@ def test_long_prompts_are_cut_to_the_budget_and_share_steps_with_decodes():
         [("request-0", 0, 1), ("request-1", 0, 3)],
     ]
     assert (plans[0].num_prefill_tokens, plans[0].num_decode_tokens) == (3, 1)
-    assert [row.samples for row in plans[0].rows] == [True, False]
+    assert list(plans[0].samples) == [True, False]
     _finish_and_check(bench)
 
 
@@ -66,7 +67,7 @@ def test_plans_run_ahead_of_results():
     first, second = bench.plan(), bench.plan()
     assert _rows(first) == [("request-0", 0, len(PROMPT))]
     assert _rows(second) == [("request-0", 0, 1)]
-    assert second.rows[0].num_computed_tokens == len(PROMPT)
+    assert second.computed_tokens == [len(PROMPT)]
     _finish_and_check(bench)
 
 
@@ -124,7 +125,7 @@ def test_requests_are_spread_over_executors():
     bench = Bench(num_lanes=2)
     for _ in range(6):
         bench.submit(PROMPT, max_tokens=2)
-    assert [len(bench.plan(lane).rows) for lane in (0, 1)] == [3, 3]
+    assert [len(bench.plan(lane).sequences) for lane in (0, 1)] == [3, 3]
     _finish_and_check(bench)
 
 
@@ -135,8 +136,8 @@ def test_continuations_share_the_prompt_and_copy_on_write(length, copies):
     entry = bench.submit(PROMPT[:length], max_tokens=3, n=4)
     bench.step()
     plan = bench.step()
-    assert sorted(row.sequence.index for row in plan.rows) == [0, 1, 2, 3]
-    copied = [copy for row in plan.rows for copy in row.allocation.copies]
+    assert sorted(sequence.index for sequence in plan.sequences) == [0, 1, 2, 3]
+    copied = [copy for chunk in plan.chunks for copy in chunk.allocation.copies]
     assert len(copied) == copies
     tables = [[block.id for block in sequence.blocks] for sequence in entry.sequences]
     full = (length - 1) // 4
@@ -151,7 +152,7 @@ def test_continuations_beyond_the_slots_wait():
     entry = bench.submit(PROMPT, max_tokens=3, n=5)
     _finish_and_check(bench)
     assert entry.finished == set(range(5))
-    assert max(len(plan.rows) for plan in bench.plans) == 2
+    assert max(len(plan.sequences) for plan in bench.plans) == 2
 
 
 def test_aborting_the_first_continuation_lets_the_others_go_on():
@@ -170,8 +171,8 @@ def test_a_full_pool_preempts_the_latest_arrival_and_its_output_is_unchanged():
     assert bench.scheduler.num_preemptions > 0
     assert all(entry.finished == {0} for entry in entries)
     # The first to arrive never loses its blocks.
-    prefills = [row for plan in bench.plans for row in plan.rows if row.sequence is entries[0].sequences[0]]
-    assert sum(row.num_computed_tokens == 0 for row in prefills) == 1
+    rows = (row for plan in bench.plans for row in zip(plan.sequences, plan.computed_tokens, strict=True))
+    assert list(rows).count((entries[0].sequences[0], 0)) == 1
 
 
 def test_blocks_of_an_aborted_request_wait_for_the_steps_in_flight():
@@ -206,7 +207,7 @@ def test_a_resubmitted_sequence_continues_where_it_was():
     assert plan.to_proto(1).new_sequences[0].output_token_ids != b""
     bench.compute()
     events = bench.scheduler.update_from_output(*bench.lanes[0].computed.popleft())
-    assert [(event.position, event.token_id) for event in events.tokens] == [(2, truth[2])]
+    assert (events.positions, events.token_ids) == ([2], [truth[2]])
 
 
 @pytest.mark.parametrize(
