@@ -14,26 +14,17 @@ back, so the front is always the block that is cheapest to lose, and cached bloc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 
-class BlockKey(NamedTuple):
-    """What a full block holds, and the name it is found by."""
-
-    # Chained: over the hash of the block before it, the tokens and the extra key.
-    hash: bytes
-    # u32 column.
-    tokens: bytes
-    extra_key: bytes
-
-
-# Not frozen: that would double the time to make one, and one is made for every full block.
+# Not frozen: one is made for every full block, and freezing would make that several times as expensive.
 @dataclass(slots=True, eq=False)
 class CachedPrefix:
-    """A full block's content after its parent's, for the prefix cache. Identity (not equality) names a parent."""
+    """The content of a full block, for the prefix cache. Identity (not equality) names a parent."""
 
-    key: BlockKey
+    hash: bytes
     parent: CachedPrefix | None
+    tokens: bytes
+    extra_key: bytes
     # The step that computes the block's last token, on the executor of that lane.
     lane: int
     step: int
@@ -96,7 +87,10 @@ class BlockPool:
         """
         block = self._front.next
         assert block is not None and block is not self._back, "took a block from an empty pool"
-        self.acquire(block)
+        self._unlink(block)
+        block.ref_count = 1
+        self.num_held += 1
+        self.num_cached -= block.prefix is not None
         return block
 
     def acquire(self, block: Block) -> None:

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from quire.scheduler.block_pool import Block, BlockKey, BlockPool, CachedPrefix
-from quire.scheduler.prefix_cache import PrefixCache, next_key
+from quire.scheduler.block_pool import Block, BlockPool, CachedPrefix
+from quire.scheduler.prefix_cache import PrefixCache, chain_hash
 from quire.scheduler.sequence import Sequence
 
 
@@ -77,8 +77,9 @@ class KvCache:
         sequence.last_step = 0
         if not self.prefix_caching:
             return 0
-        for i in range((len(sequence.token_ids) - 1) // self.block_size):
-            block = self.prefixes.find(sequence.known_prefix, self._block_key(sequence, i))
+        contents = self._full_blocks(sequence, 0, (len(sequence.token_ids) - 1) // self.block_size)
+        for hash_, tokens in contents:
+            block = self.prefixes.find(hash_, sequence.known_prefix, tokens, sequence.request.extra_key)
             if block is None or block.prefix is None:
                 break
             written_by = block.prefix.lane
@@ -126,12 +127,14 @@ class KvCache:
         if not self.prefix_caching:
             return
         num_full = min(sequence.num_computed_tokens, len(sequence.token_ids)) // self.block_size
-        for i in range(sequence.num_hashed_blocks, num_full):
-            key = self._block_key(sequence, i)
-            sequence.known_prefix = self.prefixes.insert(
-                sequence.blocks[i], sequence.known_prefix, key, sequence.lane, sequence.last_step
-            )
-            sequence.num_hashed_blocks = i + 1
+        if num_full <= sequence.num_hashed_blocks:
+            return
+        start, key = sequence.num_hashed_blocks, sequence.request.extra_key
+        contents = self._full_blocks(sequence, start, num_full)
+        for block, (hash_, tokens) in zip(sequence.blocks[start:num_full], contents, strict=True):
+            prefix = CachedPrefix(hash_, sequence.known_prefix, tokens, key, sequence.lane, sequence.last_step)
+            sequence.known_prefix = self.prefixes.insert(block, prefix)
+        sequence.num_hashed_blocks = num_full
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Shares the blocks of the parent's planned prompt with a child that has none.
@@ -146,7 +149,7 @@ class KvCache:
         child.num_hashed_blocks = child.num_computed_tokens // self.block_size
         if self.prefix_caching and child.num_hashed_blocks:
             child.known_prefix = self._prefix_at(parent, child.num_hashed_blocks)
-        child.block_keys = parent.block_keys[: child.num_hashed_blocks]
+        child.block_hashes = parent.block_hashes[: child.num_hashed_blocks]
         # Its last block is shared now, so it has to ask before it writes on.
         parent.decode_end = 0
 
@@ -196,13 +199,16 @@ class KvCache:
             return None
         return index
 
-    def _block_key(self, sequence: Sequence, index: int) -> BlockKey:
-        """The key of a sequence's full block, hashed at most once."""
-        keys, size = sequence.block_keys, self.block_size
-        for i in range(len(keys), index + 1):
-            tokens = sequence.token_ids[i * size : (i + 1) * size].tobytes()
-            keys.append(next_key(keys[-1] if keys else None, tokens, sequence.request.extra_key))
-        return keys[index]
+    def _full_blocks(self, sequence: Sequence, start: int, end: int) -> Iterable[tuple[bytes, bytes]]:
+        """Hash and tokens of a sequence's blocks `start` to `end`, which are full; each is hashed at most once."""
+        size, hashes = self.block_size, sequence.block_hashes
+        first = min(start, len(hashes))
+        column = sequence.token_ids[first * size : end * size].tobytes()
+        width = size * sequence.token_ids.itemsize
+        tokens = [column[at : at + width] for at in range(0, len(column), width)]
+        for own in tokens[len(hashes) - first :]:
+            hashes.append(chain_hash(hashes[-1] if hashes else b"", own, sequence.request.extra_key))
+        return zip(hashes[start:end], tokens[start - first :], strict=True)
 
     def _take(self) -> Block:
         block = self.pool.take()

@@ -148,47 +148,35 @@ class _Addresses:
 
 
 class _Columns:
-    """A StepOutputs message in the making."""
+    """A StepOutputs message in the making: sub-messages are in it already, columns wait to be joined."""
 
     def __init__(self) -> None:
         self.step = 0
+        self._message = scheduler_pb2.StepOutputs()
         self._num_tokens = 0
-        # One packed part per step.
-        self._request_keys: list[bytes] = []
-        self._sequence_indices: list[bytes] = []
-        self._attempts: list[bytes] = []
-        self._positions: list[bytes] = []
-        self._token_ids: list[bytes] = []
-        self._logprobs: list[scheduler_pb2.RowLogprobs] = []
-        self._finished: list[scheduler_pb2.SequenceFinished] = []
-        self._started: list[scheduler_pb2.RequestStarted] = []
+        # Per step: whom it is for, packed positions and token ids.
+        self._parts: list[tuple[_Address, bytes, bytes]] = []
 
     def add_tokens(self, address: _Address, events: StepEvents) -> None:
         """Adds those of a step's tokens that are for the address."""
         token_ids = address.pick(events.token_ids)
-        self._request_keys.append(address.request_keys)
-        self._sequence_indices.append(address.sequence_indices)
-        self._attempts.append(address.attempts)
-        self._positions.append(pack_u32(address.pick(events.positions)))
-        self._token_ids.append(pack_u32(token_ids))
+        self._parts.append((address, pack_u32(address.pick(events.positions)), pack_u32(token_ids)))
         if events.logprobs:
             for row, event_row in enumerate(address.pick(range(len(events.token_ids))), start=self._num_tokens):
                 if (logprobs := events.logprobs.get(event_row)) is not None:
-                    self._logprobs.append(scheduler_pb2.RowLogprobs(row=row, logprobs=logprobs))
+                    self._message.logprobs.add(row=row, logprobs=logprobs)
         self._num_tokens += len(token_ids)
 
     def add_started(self, request: Request) -> None:
-        self._started.append(
-            scheduler_pb2.RequestStarted(
-                request_key=request.key.number,
-                attempt=request.attempt,
-                cached_tokens=request.num_cached_tokens or 0,
-            )
+        self._message.started.add(
+            request_key=request.key.number,
+            attempt=request.attempt,
+            cached_tokens=request.num_cached_tokens or 0,
         )
 
     def add_finished(self, sequence: Sequence) -> None:
         request = sequence.request
-        finished = scheduler_pb2.SequenceFinished(
+        finished = self._message.finished.add(
             request_key=request.key.number,
             sequence_index=sequence.index,
             attempt=request.attempt,
@@ -197,17 +185,13 @@ class _Columns:
         newest = sequence.token_ids[-1]
         if sequence.status is SequenceStatus.STOPPED and newest in request.params.stop_token_ids:
             finished.stop_token_id = newest
-        self._finished.append(finished)
 
     def to_proto(self) -> scheduler_pb2.StepOutputs:
-        return scheduler_pb2.StepOutputs(
-            step=self.step,
-            request_keys=b"".join(self._request_keys),
-            sequence_indices=b"".join(self._sequence_indices),
-            attempts=b"".join(self._attempts),
-            positions=b"".join(self._positions),
-            token_ids=b"".join(self._token_ids),
-            logprobs=self._logprobs,
-            finished=self._finished,
-            started=self._started,
-        )
+        message, parts = self._message, self._parts
+        message.step = self.step
+        message.request_keys = b"".join([address.request_keys for address, _, _ in parts])
+        message.sequence_indices = b"".join([address.sequence_indices for address, _, _ in parts])
+        message.attempts = b"".join([address.attempts for address, _, _ in parts])
+        message.positions = b"".join([positions for _, positions, _ in parts])
+        message.token_ids = b"".join([token_ids for _, _, token_ids in parts])
+        return message

@@ -9,17 +9,12 @@ from __future__ import annotations
 
 import hashlib
 
-from quire.scheduler.block_pool import Block, BlockKey, BlockPool, CachedPrefix
+from quire.scheduler.block_pool import Block, BlockPool, CachedPrefix
 
 
 def chain_hash(parent: bytes, tokens: bytes, extra_key: bytes) -> bytes:
     """The 32-byte name of a block; `parent` is empty for a sequence's first block."""
     return hashlib.sha256(parent + tokens + extra_key).digest()
-
-
-def next_key(parent: BlockKey | None, tokens: bytes, extra_key: bytes) -> BlockKey:
-    """The key of the block that holds `tokens` after `parent`."""
-    return BlockKey(chain_hash(parent.hash if parent else b"", tokens, extra_key), tokens, extra_key)
 
 
 class PrefixCache:
@@ -32,38 +27,43 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._blocks)
 
-    def find(self, parent: CachedPrefix | None, key: BlockKey) -> Block | None:
-        """The block with this content after `parent`, whatever its state; None if there is none."""
-        block = self._blocks.get(key.hash)
+    def find(self, hash_: bytes, parent: CachedPrefix | None, tokens: bytes, extra_key: bytes) -> Block | None:
+        """The block that holds `tokens` after `parent`, whatever its state; None if there is none.
+
+        `hash_` is what `chain_hash` makes of these; it is given because callers keep it.
+        """
+        block = self._blocks.get(hash_)
         if block is None or block.prefix is None:
             return None
-        return block if block.prefix.parent is parent and block.prefix.key == key else None
+        known = block.prefix
+        same = known.parent is parent and known.tokens == tokens and known.extra_key == extra_key
+        return block if same else None
 
-    def insert(self, block: Block, parent: CachedPrefix | None, key: BlockKey, lane: int, step: int) -> CachedPrefix:
-        """Makes a full block findable; returns the prefix that ends with it.
+    def insert(self, block: Block, prefix: CachedPrefix) -> CachedPrefix:
+        """Makes a full block findable; returns the prefix that its content is known by.
 
         Of two blocks with the same content the first stays the one that is found. A block whose hash is the same
         although its content or parent differs (its parent was evicted and computed anew) is replaced.
         """
-        twin = self.find(parent, key)
+        twin = self.find(prefix.hash, prefix.parent, prefix.tokens, prefix.extra_key)
         if twin is not None and twin.prefix is not None:
             return twin.prefix
-        stale = self._blocks.get(key.hash)
+        stale = self._blocks.get(prefix.hash)
         if stale is not None:
             self._pool.forget(stale)
         assert block.prefix is None, f"{block} is already cached"
-        block.prefix = CachedPrefix(key, parent, lane, step)
-        self._blocks[key.hash] = block
-        return block.prefix
+        block.prefix = prefix
+        self._blocks[prefix.hash] = block
+        return prefix
 
     def evict(self, block: Block) -> None:
         """Forgets a block that is about to be written."""
         if block.prefix is not None:
-            if self._blocks.get(block.prefix.key.hash) is block:
-                del self._blocks[block.prefix.key.hash]
+            if self._blocks.get(block.prefix.hash) is block:
+                del self._blocks[block.prefix.hash]
             self._pool.forget(block)
 
     def check(self) -> None:
         """Compares index and blocks (O(index)). Raises AssertionError."""
         for hash_, block in self._blocks.items():
-            assert block.prefix is not None and block.prefix.key.hash == hash_, f"{block} is indexed wrongly"
+            assert block.prefix is not None and block.prefix.hash == hash_, f"{block} is indexed wrongly"

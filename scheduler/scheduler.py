@@ -198,18 +198,22 @@ class Scheduler:
         Every running sequence passes here in every step, hence no calls and as few names as possible.
         """
         step, add_sequence, add_computed = plan.step, plan.sequences.append, plan.computed_tokens.append
+        budget = plan.budget
         # A copy: what is done for a sequence that is yielded may preempt later ones.
         for sequence in self._running[plan.lane].copy():
             computed = sequence.num_computed_tokens
-            if computed < sequence.decode_end and plan.budget:
-                plan.budget -= 1
+            if computed < sequence.decode_end and budget:
+                budget -= 1
                 add_sequence(sequence)
                 add_computed(computed)
                 sequence.num_computed_tokens = computed + 1
                 sequence.num_tokens = computed + 2
                 sequence.last_step = step
             else:
+                plan.budget = budget
                 yield sequence
+                budget = plan.budget
+        plan.budget = budget
 
     def _fits(self, sequence: Sequence, num_new_tokens: int) -> bool:
         num_needed = self.kv_cache.num_blocks_needed(sequence, num_new_tokens)

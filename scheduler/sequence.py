@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from quire.scheduler.block_pool import Block, BlockKey, CachedPrefix
+from quire.scheduler.block_pool import Block, CachedPrefix
 from quire.v1 import generate_pb2
 
 
@@ -81,7 +81,7 @@ class Sequence:
     """
 
     __slots__ = (
-        "block_keys",
+        "block_hashes",
         "blocks",
         "decode_end",
         "ending_token_ids",
@@ -132,9 +132,9 @@ class Sequence:
         # The leading blocks that can be found by others, and the prefix that they make.
         self.num_hashed_blocks = 0
         self.known_prefix: CachedPrefix | None = None
-        # Keys of the leading blocks' content, as far as they were needed. They outlive the blocks, so that a sequence
-        # that has to wait or to come back is not hashed again.
-        self.block_keys: list[BlockKey] = []
+        # Chained hashes of the leading blocks' content, as far as they were needed. They outlive the blocks, so that a
+        # sequence that has to wait or to come back is not hashed again.
+        self.block_hashes: list[bytes] = []
         # Where it runs: the executor, the place in its table, the leading blocks it was told of.
         self.lane = 0
         self.slot: int | None = None

@@ -85,7 +85,7 @@ class StepPlan:
     @property
     def sampled(self) -> list[Sequence]:
         """The sequences that get a token, in row order."""
-        if all(chunk.samples for chunk in self.chunks):
+        if all([chunk.samples for chunk in self.chunks]):
             return self.sequences
         return list(compress(self.sequences, self.samples))
 
@@ -99,33 +99,36 @@ class StepPlan:
 
     def to_proto(self, epoch: int) -> executor_pb2.StepPlan:
         """The message: differences only, in columns."""
-        copies = [copy for chunk in self.chunks for copy in chunk.allocation.copies]
-        return executor_pb2.StepPlan(
+        message = executor_pb2.StepPlan(
             epoch=epoch,
             step=self.step,
-            copy_sources=pack_u32([source for source, _ in copies]),
-            copy_destinations=pack_u32([destination for _, destination in copies]),
-            finished_slots=pack_u32(self.finished_slots),
-            new_sequences=[self._introduce(chunk.row) for chunk in self.chunks if chunk.is_new],
             slots=pack_u32(self.slots),
             computed_tokens=pack_u32(self.computed_tokens),
             query_lengths=self.query_lengths.tobytes(),
             samples=bytes(self.samples),
-            block_tables=[self._update_block_tables()],
         )
+        # An empty field costs as much as a full one.
+        if self.finished_slots:
+            message.finished_slots = pack_u32(self.finished_slots)
+        if copies := [copy for chunk in self.chunks for copy in chunk.allocation.copies]:
+            message.copy_sources = pack_u32([source for source, _ in copies])
+            message.copy_destinations = pack_u32([destination for _, destination in copies])
+        for chunk in self.chunks:
+            if chunk.is_new:
+                self._introduce(chunk.row, message.new_sequences.add())
+        self._update_block_tables(message.block_tables.add(cache_group=CACHE_GROUP))
+        return message
 
-    def _introduce(self, row: int) -> executor_pb2.NewSequence:
+    def _introduce(self, row: int, new: executor_pb2.NewSequence) -> None:
         sequence = self.sequences[row]
-        return executor_pb2.NewSequence(
-            slot=self.slots[row],
-            sequence_index=sequence.index,
-            prompt_token_ids=sequence.token_ids[: sequence.num_prompt_tokens].tobytes(),
-            output_token_ids=sequence.token_ids[sequence.num_prompt_tokens :].tobytes(),
-            sampling_params=sequence.request.params,
-            eos_token_ids=pack_u32(sorted(sequence.request.eos_token_ids)),
-        )
+        new.slot = self.slots[row]
+        new.sequence_index = sequence.index
+        new.prompt_token_ids = sequence.token_ids[: sequence.num_prompt_tokens].tobytes()
+        new.output_token_ids = sequence.token_ids[sequence.num_prompt_tokens :].tobytes()
+        new.sampling_params.CopyFrom(sequence.request.params)
+        new.eos_token_ids = pack_u32(sorted(sequence.request.eos_token_ids))
 
-    def _update_block_tables(self) -> executor_pb2.BlockTableUpdate:
+    def _update_block_tables(self, update: executor_pb2.BlockTableUpdate) -> None:
         kept = array("I", self.kept)
         appended = array("I", (0,)) * len(kept)
         block_ids = array("I")
@@ -134,9 +137,6 @@ class StepPlan:
             kept[chunk.row] = change.num_kept
             appended[chunk.row] = len(change.appended)
             block_ids.extend([block.id for block in change.appended])
-        return executor_pb2.BlockTableUpdate(
-            cache_group=CACHE_GROUP,
-            kept=kept.tobytes(),
-            appended=appended.tobytes(),
-            block_ids=block_ids.tobytes(),
-        )
+        update.kept = kept.tobytes()
+        update.appended = appended.tobytes()
+        update.block_ids = block_ids.tobytes()
