@@ -77,8 +77,8 @@ class KvCache:
         sequence.last_step = 0
         if not self.prefix_caching:
             return 0
-        contents = self._full_blocks(sequence, 0, (len(sequence.token_ids) - 1) // self.block_size)
-        for hash_, tokens in contents:
+        for i in range((len(sequence.token_ids) - 1) // self.block_size):
+            hash_, tokens = self._content(sequence, i)
             block = self.prefixes.find(hash_, sequence.known_prefix, tokens, sequence.request.extra_key)
             if block is None or block.prefix is None:
                 break
@@ -127,14 +127,12 @@ class KvCache:
         if not self.prefix_caching:
             return
         num_full = min(sequence.num_computed_tokens, len(sequence.token_ids)) // self.block_size
-        if num_full <= sequence.num_hashed_blocks:
-            return
-        start, key = sequence.num_hashed_blocks, sequence.request.extra_key
-        contents = self._full_blocks(sequence, start, num_full)
-        for block, (hash_, tokens) in zip(sequence.blocks[start:num_full], contents, strict=True):
-            prefix = CachedPrefix(hash_, sequence.known_prefix, tokens, key, sequence.lane, sequence.last_step)
-            sequence.known_prefix = self.prefixes.insert(block, prefix)
-        sequence.num_hashed_blocks = num_full
+        for i in range(sequence.num_hashed_blocks, num_full):
+            hash_, tokens = self._content(sequence, i)
+            key, lane, step = sequence.request.extra_key, sequence.lane, sequence.last_step
+            prefix = CachedPrefix(hash_, sequence.known_prefix, tokens, key, lane, step)
+            sequence.known_prefix = self.prefixes.insert(sequence.blocks[i], prefix)
+            sequence.num_hashed_blocks = i + 1
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Shares the blocks of the parent's planned prompt with a child that has none.
@@ -199,16 +197,13 @@ class KvCache:
             return None
         return index
 
-    def _full_blocks(self, sequence: Sequence, start: int, end: int) -> Iterable[tuple[bytes, bytes]]:
-        """Hash and tokens of a sequence's blocks `start` to `end`, which are full; each is hashed at most once."""
+    def _content(self, sequence: Sequence, index: int) -> tuple[bytes, bytes]:
+        """Hash and tokens of a sequence's block, which is full. Blocks are asked for in order, and hashed once."""
         size, hashes = self.block_size, sequence.block_hashes
-        first = min(start, len(hashes))
-        column = sequence.token_ids[first * size : end * size].tobytes()
-        width = size * sequence.token_ids.itemsize
-        tokens = [column[at : at + width] for at in range(0, len(column), width)]
-        for own in tokens[len(hashes) - first :]:
-            hashes.append(chain_hash(hashes[-1] if hashes else b"", own, sequence.request.extra_key))
-        return zip(hashes[start:end], tokens[start - first :], strict=True)
+        tokens = sequence.token_ids[index * size : (index + 1) * size].tobytes()
+        if index == len(hashes):
+            hashes.append(chain_hash(hashes[-1] if hashes else b"", tokens, sequence.request.extra_key))
+        return hashes[index], tokens
 
     def _take(self) -> Block:
         block = self.pool.take()

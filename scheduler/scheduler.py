@@ -189,7 +189,8 @@ class Scheduler:
         self._finished_slots[plan.lane] = []
         plan.seal()
         for chunk in plan.chunks:
-            self._fork_siblings(plan.sequences[chunk.row])
+            if (sequence := plan.sequences[chunk.row]).request.unforked:
+                self._fork_siblings(sequence)
         return plan
 
     def _after_plain_decodes(self, plan: StepPlan) -> Iterator[Sequence]:
@@ -278,7 +279,7 @@ class Scheduler:
         Those for which there is no slot queue up and find the prompt in the prefix cache later.
         """
         request = parent.request
-        if not request.unforked or parent.num_computed_tokens < parent.num_prompt_tokens:
+        if parent.num_computed_tokens < parent.num_prompt_tokens:
             return
         for sibling in request.unforked:
             if self.num_running < self.limits.max_num_seqs:
