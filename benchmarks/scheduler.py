@@ -4,10 +4,10 @@ Everything between two waits is timed, on the real classes: `schedule()`, the pl
 the result, `update_from_output()`, and the bytes of the message for the gateway. Only the executor is a fake, and its
 time does not count; nor does the transport's. Two steps are in flight, as in production.
 
-All of it is Python on one core, so the limit is not bytes but bytecodes: some 20 to 40 ns each on the machine of
-docs/benchmarks.md. A row needs at least to be visited twice (planned and taken in), to have its token appended and
-compared with its stop tokens, and to be written into some ten columns. Target: linear in the running requests at
-no more than 4 µs each, and flat in the size of the pool.
+All of it is Python on one core, so the limit is not bytes but objects touched, at some 20 to 50 ns each on the
+machine of docs/benchmarks.md. A row has to be visited twice at least, planned and taken in, its token appended and
+compared with its stop tokens, and its numbers written into six columns. Target: linear in the running requests at no
+more than 4 µs each, and flat in the size of the pool.
 
 - Steady decode: every running sequence gets a token in every step; at any time a sixteenth of them begin a block, and
   as many fill one, which is hashed for the prefix cache. Prompt lengths differ, so that these are spread over steps.
@@ -236,7 +236,7 @@ def report(result: dict) -> bool:
 
 
 def profile(num_running: int = 256) -> None:
-    """cProfile's top over steady decode; it slows calls down more than loops."""
+    """Prints the top of cProfile over steady decode; it slows calls down more than loops."""
     profiler = cProfile.Profile()
     rig = Rig(10_000)
     profiler.enable()

@@ -142,9 +142,7 @@ class _Addresses:
         for row, sequence in enumerate(sequences):
             rows.setdefault(sequence.request.key.gateway_id, []).append(row)
         alone = len(rows) == 1
-        self.by_gateway = {
-            gateway_id: _Address(sequences, None if alone else own) for gateway_id, own in rows.items()
-        }
+        self.by_gateway = {gateway_id: _Address(sequences, None if alone else own) for gateway_id, own in rows.items()}
 
 
 class _Columns:

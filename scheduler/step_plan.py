@@ -85,7 +85,7 @@ class StepPlan:
     @property
     def sampled(self) -> list[Sequence]:
         """The sequences that get a token, in row order."""
-        if all([chunk.samples for chunk in self.chunks]):
+        if all(chunk.samples for chunk in self.chunks):
             return self.sequences
         return list(compress(self.sequences, self.samples))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from support.scheduling import Bench
+from support.scheduling import EPOCH, Bench
 
-from quire.errors import ContextLengthError, DuplicateRequestError, InvalidRequestError
+from quire.columns import pack_u32
+from quire.errors import ContextLengthError, DuplicateRequestError, InvalidRequestError, QuireError
+from quire.internal.v1 import executor_pb2
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import TRANSITIONS, Request, RequestKey, Sequence, SequenceStatus
 from quire.v1 import generate_pb2
@@ -173,6 +175,65 @@ def test_a_full_pool_preempts_the_latest_arrival_and_its_output_is_unchanged():
     # The first to arrive never loses its blocks.
     rows = (row for plan in bench.plans for row in zip(plan.sequences, plan.computed_tokens, strict=True))
     assert list(rows).count((entries[0].sequences[0], 0)) == 1
+
+
+def test_a_queue_head_that_does_not_fit_is_hashed_once():
+    bench = Bench(num_blocks=6, block_size=4, max_model_len=24)
+    bench.submit(PROMPT, max_tokens=14)
+    bench.step()
+    waiting = bench.submit(PROMPT[:9] + [8] * 13, max_tokens=2)
+    bench.step()
+    hashes = list(waiting.sequences[0].block_hashes)
+    assert len(hashes) == 3, "two blocks were found, the third was not"
+    bench.step()
+    assert waiting.sequences[0].status is SequenceStatus.WAITING
+    again = waiting.sequences[0].block_hashes
+    assert all(new is old for new, old in zip(again, hashes, strict=True))
+    _finish_and_check(bench)
+
+
+def test_a_preempted_lane_mate_is_not_in_the_plan_that_took_its_blocks():
+    bench = Bench(num_blocks=4, block_size=4, max_model_len=16, prefix_caching=False)
+    first, second = bench.submit(PROMPT[:7], max_tokens=8), bench.submit(PROMPT[:6], max_tokens=8)
+    while bench.scheduler.num_preemptions == 0:
+        plan = bench.step()
+    assert plan.sequences == first.sequences
+    assert second.sequences[0].status is SequenceStatus.PREEMPTED
+    _finish_and_check(bench)
+
+
+def test_a_result_with_too_few_tokens_is_refused():
+    bench = Bench()
+    bench.submit(PROMPT)
+    plan = bench.plan()
+    with pytest.raises(QuireError, match="0 tokens where 1 were due"):
+        bench.scheduler.update_from_output(plan, executor_pb2.StepResult(epoch=EPOCH, step=plan.step))
+
+
+def test_logprobs_stay_with_their_tokens_when_a_sequence_ends():
+    """The first of three was aborted while the step ran: its token and its logprobs are dropped."""
+    bench = Bench()
+    entries = [bench.submit(PROMPT[i:]) for i in range(3)]
+    plan = bench.plan()
+    bench.scheduler.abort(entries[0].request.key)
+    result = executor_pb2.StepResult(epoch=EPOCH, step=plan.step, token_ids=pack_u32([10, 11, 12]))
+    for row in (0, 2):
+        result.logprobs.add(row=row).logprobs.logprob = -row
+    events = bench.scheduler.update_from_output(plan, result)
+    assert events.sequences == [entry.sequences[0] for entry in entries[1:]]
+    assert events.token_ids == [11, 12]
+    assert {row: logprobs.logprob for row, logprobs in events.logprobs.items()} == {1: -2}
+
+
+def test_a_request_starts_once_with_its_first_token():
+    bench = Bench(max_num_batched_tokens=6)
+    entry = bench.submit(PROMPT, n=3)
+    started = []
+    while bench.plan() is not None:
+        bench.compute()
+        started.append(bench.scheduler.update_from_output(*bench.lanes[0].computed.popleft()).started)
+    assert [len(requests) for requests in started[:3]] == [0, 1, 0], "the prompt takes two steps"
+    assert [request for requests in started for request in requests] == [entry.request]
 
 
 def test_blocks_of_an_aborted_request_wait_for_the_steps_in_flight():
