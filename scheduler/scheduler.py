@@ -66,11 +66,13 @@ class Scheduler:
         plan = self._begin_step(lane)
         preempted = self.num_preemptions
 
+        # Running ones first. Most only need the next token in a block they have; these others may need blocks.
         for sequence in self._after_plain_decodes(plan):
             num_new = min(sequence.num_uncomputed_tokens, plan.budget)
             if num_new and self._make_room(sequence, num_new):
                 self._add_chunk(plan, sequence, num_new)
 
+        # Then waiting ones, while tokens, slots and blocks are left.
         while plan.budget and self.num_preemptions == preempted and self._may_admit(lane):
             sequence = self.waiting.pop()
             num_cached = self.kv_cache.adopt_prefix(sequence, lane)

@@ -91,11 +91,11 @@ class StepPlan:
 
     @property
     def num_prefill_tokens(self) -> int:
-        return sum(chunk.num_new_tokens for chunk in self.chunks if chunk.is_prefill)
+        return sum([chunk.num_new_tokens for chunk in self.chunks if chunk.is_prefill])
 
     @property
     def num_decode_tokens(self) -> int:
-        return len(self.sequences) - sum(chunk.is_prefill for chunk in self.chunks)
+        return len(self.sequences) - sum([chunk.is_prefill for chunk in self.chunks])
 
     def to_proto(self, epoch: int) -> executor_pb2.StepPlan:
         """The message: differences only, in columns."""
