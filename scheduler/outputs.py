@@ -124,9 +124,12 @@ class _Address:
         # Rows of the step's columns; None means all.
         self.rows = rows
         own = sequences if rows is None else [sequences[row] for row in rows]
-        self.request_keys = pack_u64([sequence.request.key.number for sequence in own])
-        self.sequence_indices = pack_u32([sequence.index for sequence in own])
-        self.attempts = pack_u32([sequence.request.attempt for sequence in own])
+        # Request keys, sequence indices, attempts.
+        self.columns = (
+            pack_u64([sequence.request.key.number for sequence in own]),
+            pack_u32([sequence.index for sequence in own]),
+            pack_u32([sequence.request.attempt for sequence in own]),
+        )
 
     def pick(self, column: Column[int]) -> Column[int]:
         """The gateway's rows of a column."""
@@ -152,13 +155,13 @@ class _Columns:
         self.step = 0
         self._message = scheduler_pb2.StepOutputs()
         self._num_tokens = 0
-        # Per step: whom it is for, packed positions and token ids.
-        self._parts: list[tuple[_Address, bytes, bytes]] = []
+        # Per step: request keys, sequence indices, attempts, positions and token ids.
+        self._parts: list[tuple[bytes, bytes, bytes, bytes, bytes]] = []
 
     def add_tokens(self, address: _Address, events: StepEvents) -> None:
         """Adds those of a step's tokens that are for the address."""
         token_ids = address.pick(events.token_ids)
-        self._parts.append((address, pack_u32(address.pick(events.positions)), pack_u32(token_ids)))
+        self._parts.append((*address.columns, pack_u32(address.pick(events.positions)), pack_u32(token_ids)))
         if events.logprobs:
             for row, event_row in enumerate(address.pick(range(len(events.token_ids))), start=self._num_tokens):
                 if (logprobs := events.logprobs.get(event_row)) is not None:
@@ -185,11 +188,10 @@ class _Columns:
             finished.stop_token_id = newest
 
     def to_proto(self) -> scheduler_pb2.StepOutputs:
-        message, parts = self._message, self._parts
+        message = self._message
         message.step = self.step
-        message.request_keys = b"".join([address.request_keys for address, _, _ in parts])
-        message.sequence_indices = b"".join([address.sequence_indices for address, _, _ in parts])
-        message.attempts = b"".join([address.attempts for address, _, _ in parts])
-        message.positions = b"".join([positions for _, positions, _ in parts])
-        message.token_ids = b"".join([token_ids for _, _, token_ids in parts])
+        if self._parts:
+            keys, indices, attempts, positions, token_ids = map(b"".join, zip(*self._parts, strict=True))
+            message.request_keys, message.sequence_indices, message.attempts = keys, indices, attempts
+            message.positions, message.token_ids = positions, token_ids
         return message
