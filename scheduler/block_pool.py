@@ -16,7 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+# Not frozen: one is made for every full block, and freezing would make that several times as expensive.
+@dataclass(slots=True, eq=False)
 class CachedPrefix:
     """The content of a full block, for the prefix cache. Identity (not equality) names a parent."""
 
@@ -86,7 +87,10 @@ class BlockPool:
         """
         block = self._front.next
         assert block is not None and block is not self._back, "took a block from an empty pool"
-        self.acquire(block)
+        self._unlink(block)
+        block.ref_count = 1
+        self.num_held += 1
+        self.num_cached -= block.prefix is not None
         return block
 
     def acquire(self, block: Block) -> None:

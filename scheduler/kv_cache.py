@@ -15,11 +15,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from quire.scheduler.block_pool import Block, BlockPool, CachedPrefix
-from quire.scheduler.prefix_cache import PrefixCache
+from quire.scheduler.prefix_cache import PrefixCache, chain_hash
 from quire.scheduler.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Allocation:
     """How a sequence's block table changes in a step."""
 
@@ -74,12 +74,12 @@ class KvCache:
         Blocks that another executor computes count only once it has acknowledged them. `abandon` undoes it.
         """
         sequence.lane = lane
+        sequence.last_step = 0
         if not self.prefix_caching:
             return 0
-        size = self.block_size
-        for start in range(0, len(sequence.token_ids) - size, size):
-            tokens = sequence.token_ids[start : start + size].tobytes()
-            block = self.prefixes.find(sequence.known_prefix, tokens, sequence.request.extra_key)
+        for i in range((len(sequence.token_ids) - 1) // self.block_size):
+            hash_, tokens = self._content(sequence, i)
+            block = self.prefixes.find(hash_, sequence.known_prefix, tokens, sequence.request.extra_key)
             if block is None or block.prefix is None:
                 break
             written_by = block.prefix.lane
@@ -89,7 +89,7 @@ class KvCache:
             sequence.blocks.append(block)
             sequence.known_prefix = block.prefix
         sequence.num_hashed_blocks = len(sequence.blocks)
-        sequence.num_computed_tokens = len(sequence.blocks) * size
+        sequence.num_computed_tokens = len(sequence.blocks) * self.block_size
         return len(sequence.blocks)
 
     def abandon(self, sequence: Sequence) -> None:
@@ -101,43 +101,38 @@ class KvCache:
     def num_blocks_needed(self, sequence: Sequence, num_new_tokens: int) -> int:
         """Blocks that `allocate` would take from the pool."""
         end = sequence.num_computed_tokens + num_new_tokens
-        missing = -(-end // self.block_size) - len(sequence.blocks)
-        return max(missing, 0) + (self._shared_write(sequence) is not None)
+        missing = max(-(-end // self.block_size) - len(sequence.blocks), 0)
+        return missing if self._shared_write(sequence) is None else missing + 1
 
     def allocate(self, sequence: Sequence, num_new_tokens: int) -> Allocation:
         """Makes room for the KV of `num_new_tokens` more tokens; the caller has seen that the pool has the blocks."""
-        num_needed = self.num_blocks_needed(sequence, num_new_tokens)
-        copies = []
+        blocks, num_kept, copies = sequence.blocks, sequence.num_sent_blocks, []
         shared = self._shared_write(sequence)
         if shared is not None:
             copy = self._take()
-            num_needed -= 1
-            old, sequence.blocks[shared] = sequence.blocks[shared], copy
+            old, blocks[shared] = blocks[shared], copy
             if sequence.num_computed_tokens % self.block_size:
                 copies.append((old.id, copy.id))
                 self.num_copies += 1
             self._retire([old], sequence.lane, self.lanes[sequence.lane].planned_step)
-        sequence.blocks += [self._take() for _ in range(num_needed)]
-        num_kept = min(sequence.num_sent_blocks, len(sequence.blocks) if shared is None else shared)
-        sequence.num_sent_blocks = len(sequence.blocks)
-        return Allocation(num_kept, sequence.blocks[num_kept:], copies)
+            num_kept = min(num_kept, shared)
+        end = sequence.num_computed_tokens + num_new_tokens
+        while len(blocks) * self.block_size < end:
+            blocks.append(self._take())
+        sequence.num_sent_blocks = len(blocks)
+        return Allocation(num_kept, blocks[num_kept:], copies)
 
     def hash_full_blocks(self, sequence: Sequence) -> None:
         """Makes the blocks findable that are full of known tokens which are computed or planned."""
         if not self.prefix_caching:
             return
-        size = self.block_size
-        num_full = min(sequence.num_computed_tokens, len(sequence.token_ids)) // size
+        num_full = min(sequence.num_computed_tokens, len(sequence.token_ids)) // self.block_size
         for i in range(sequence.num_hashed_blocks, num_full):
-            sequence.known_prefix = self.prefixes.insert(
-                sequence.blocks[i],
-                sequence.known_prefix,
-                sequence.token_ids[i * size : (i + 1) * size].tobytes(),
-                sequence.request.extra_key,
-                sequence.lane,
-                sequence.last_step,
-            )
-        sequence.num_hashed_blocks = max(sequence.num_hashed_blocks, num_full)
+            hash_, tokens = self._content(sequence, i)
+            key, lane, step = sequence.request.extra_key, sequence.lane, sequence.last_step
+            prefix = CachedPrefix(hash_, sequence.known_prefix, tokens, key, lane, step)
+            sequence.known_prefix = self.prefixes.insert(sequence.blocks[i], prefix)
+            sequence.num_hashed_blocks = i + 1
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Shares the blocks of the parent's planned prompt with a child that has none.
@@ -152,6 +147,9 @@ class KvCache:
         child.num_hashed_blocks = child.num_computed_tokens // self.block_size
         if self.prefix_caching and child.num_hashed_blocks:
             child.known_prefix = self._prefix_at(parent, child.num_hashed_blocks)
+        child.block_hashes = parent.block_hashes[: child.num_hashed_blocks]
+        # Its last block is shared now, so it has to ask before it writes on.
+        parent.decode_end = 0
 
     def release(self, sequence: Sequence) -> None:
         """Lets go of a sequence's blocks once the steps in flight that name them are acknowledged."""
@@ -181,6 +179,11 @@ class KvCache:
         for block_id, count in references.items():
             assert self.pool.blocks[block_id].ref_count == count, f"{self.pool.blocks[block_id]} has {count} users"
         assert len(references) == self.pool.num_held, f"{self.pool.num_held} held, {len(references)} named"
+        for sequence in sequences:
+            if sequence.num_computed_tokens < sequence.decode_end:
+                assert sequence.blocks[-1].is_writable, f"{sequence} would write {sequence.blocks[-1]}"
+                room = len(sequence.blocks) * self.block_size
+                assert sequence.num_computed_tokens < room, f"{sequence} would write past its blocks"
         total = self.pool.num_free + self.pool.num_cached + self.pool.num_held
         assert total == self.pool.num_blocks, f"{total} blocks accounted for of {self.pool.num_blocks}"
         if deep:
@@ -194,9 +197,18 @@ class KvCache:
             return None
         return index
 
+    def _content(self, sequence: Sequence, index: int) -> tuple[bytes, bytes]:
+        """Hash and tokens of a sequence's block, which is full. Blocks are asked for in order, and hashed once."""
+        size, hashes = self.block_size, sequence.block_hashes
+        tokens = sequence.token_ids[index * size : (index + 1) * size].tobytes()
+        if index == len(hashes):
+            hashes.append(chain_hash(hashes[-1] if hashes else b"", tokens, sequence.request.extra_key))
+        return hashes[index], tokens
+
     def _take(self) -> Block:
         block = self.pool.take()
-        self.prefixes.evict(block)
+        if block.prefix is not None:
+            self.prefixes.evict(block)
         return block
 
     def _retire(self, blocks: Iterable[Block], lane_index: int, step: int) -> None:
@@ -223,3 +235,4 @@ class KvCache:
         sequence.blocks = []
         sequence.known_prefix = None
         sequence.num_computed_tokens = sequence.num_hashed_blocks = sequence.num_sent_blocks = 0
+        sequence.decode_end = 0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from array import array
-from collections.abc import Iterator
+from collections.abc import Sequence as Column
 from dataclasses import dataclass, field
 from typing import Final
 
+from quire.columns import pack_u32, pack_u64
 from quire.internal.v1 import scheduler_pb2
 from quire.scheduler.sequence import Request, Sequence, SequenceStatus
 from quire.v1 import generate_pb2
@@ -19,30 +19,20 @@ _FINISH_REASONS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
-    """A sequence has one more token."""
-
-    sequence: Sequence
-    position: int
-    token_id: int
-    logprobs: generate_pb2.TokenLogprobs | None
-
-
 @dataclass(slots=True)
 class StepEvents:
     """What happened to sequences in one step, in order."""
 
     step: int
-    tokens: list[TokenEvent] = field(default_factory=list)
+    # Requests that have their first token.
+    started: list[Request] = field(default_factory=list)
+    # Of the tokens whose requests asked for them, by row of the columns.
+    logprobs: dict[int, generate_pb2.TokenLogprobs] = field(default_factory=dict)
+    # Columns with one row per new token; its position is that in the sequence's output.
+    sequences: list[Sequence] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     finished: list[Sequence] = field(default_factory=list)
-
-    def add_token(self, sequence: Sequence, token_id: int, logprobs: generate_pb2.TokenLogprobs | None) -> None:
-        """The sequence's newest token, which it already counts."""
-        self.tokens.append(TokenEvent(sequence, sequence.num_output_tokens - 1, token_id, logprobs))
-
-    def add_finished(self, sequence: Sequence) -> None:
-        self.finished.append(sequence)
 
 
 class GatewayOutputs:
@@ -86,6 +76,7 @@ class OutputRouter:
 
     def __init__(self) -> None:
         self._gateways: dict[str, GatewayOutputs] = {}
+        self._addresses = _Addresses([])
 
     def open(self, gateway_id: str) -> GatewayOutputs:
         """A new stream for a gateway; an older one of the same gateway ends."""
@@ -112,45 +103,81 @@ class OutputRouter:
 
     def publish(self, events: StepEvents) -> None:
         """Queues a step's events; those of a gateway that is gone are dropped."""
-        for event in events.tokens:
-            outputs = self._gateways.get(event.sequence.request.key.gateway_id)
-            if outputs is not None:
-                outputs.of_step(events.step).add_token(event)
+        # Mostly the same sequences get a token as in the step before. Comparing is cheaper than addressing.
+        if events.sequences != self._addresses.sequences:
+            self._addresses = _Addresses(events.sequences)
+        for gateway_id, address in self._addresses.by_gateway.items():
+            if (outputs := self._gateways.get(gateway_id)) is not None:
+                outputs.of_step(events.step).add_tokens(address, events)
+        for request in events.started:
+            if (outputs := self._gateways.get(request.key.gateway_id)) is not None:
+                outputs.of_step(events.step).add_started(request)
         for sequence in events.finished:
-            outputs = self._gateways.get(sequence.request.key.gateway_id)
-            if outputs is not None:
+            if (outputs := self._gateways.get(sequence.request.key.gateway_id)) is not None:
                 outputs.of_step(events.step).add_finished(sequence)
 
 
+class _Address:
+    """Whom the tokens of one gateway are for: what does not change from one step to the next, packed."""
+
+    def __init__(self, sequences: list[Sequence], rows: list[int] | None) -> None:
+        # Rows of the step's columns; None means all.
+        self.rows = rows
+        own = sequences if rows is None else [sequences[row] for row in rows]
+        # Request keys, sequence indices, attempts.
+        self.columns = (
+            pack_u64([sequence.request.key.number for sequence in own]),
+            pack_u32([sequence.index for sequence in own]),
+            pack_u32([sequence.request.attempt for sequence in own]),
+        )
+
+    def pick(self, column: Column[int]) -> Column[int]:
+        """The gateway's rows of a column."""
+        return column if self.rows is None else [column[row] for row in self.rows]
+
+
+class _Addresses:
+    """The addresses of a step's tokens."""
+
+    def __init__(self, sequences: list[Sequence]) -> None:
+        self.sequences = sequences
+        rows: dict[str, list[int]] = {}
+        for row, sequence in enumerate(sequences):
+            rows.setdefault(sequence.request.key.gateway_id, []).append(row)
+        alone = len(rows) == 1
+        self.by_gateway = {gateway_id: _Address(sequences, None if alone else own) for gateway_id, own in rows.items()}
+
+
 class _Columns:
-    """A StepOutputs message in the making."""
+    """A StepOutputs message in the making: sub-messages are in it already, columns wait to be joined."""
 
     def __init__(self) -> None:
         self.step = 0
-        self._request_keys = array("Q")
-        self._sequence_indices = array("I")
-        self._attempts = array("I")
-        self._positions = array("I")
-        self._token_ids = array("I")
-        self._logprobs: list[scheduler_pb2.RowLogprobs] = []
-        self._finished: list[scheduler_pb2.SequenceFinished] = []
-        self._started: list[scheduler_pb2.RequestStarted] = []
+        self._message = scheduler_pb2.StepOutputs()
+        self._num_tokens = 0
+        # Per step: request keys, sequence indices, attempts, positions and token ids.
+        self._parts: list[tuple[bytes, bytes, bytes, bytes, bytes]] = []
 
-    def add_token(self, event: TokenEvent) -> None:
-        request = event.sequence.request
-        self._started.extend(_report_start(request))
-        if event.logprobs is not None:
-            row = len(self._token_ids)
-            self._logprobs.append(scheduler_pb2.RowLogprobs(row=row, logprobs=event.logprobs))
-        self._request_keys.append(request.key.number)
-        self._sequence_indices.append(event.sequence.index)
-        self._attempts.append(request.attempt)
-        self._positions.append(event.position)
-        self._token_ids.append(event.token_id)
+    def add_tokens(self, address: _Address, events: StepEvents) -> None:
+        """Adds those of a step's tokens that are for the address."""
+        token_ids = address.pick(events.token_ids)
+        self._parts.append((*address.columns, pack_u32(address.pick(events.positions)), pack_u32(token_ids)))
+        if events.logprobs:
+            for row, event_row in enumerate(address.pick(range(len(events.token_ids))), start=self._num_tokens):
+                if (logprobs := events.logprobs.get(event_row)) is not None:
+                    self._message.logprobs.add(row=row, logprobs=logprobs)
+        self._num_tokens += len(token_ids)
+
+    def add_started(self, request: Request) -> None:
+        self._message.started.add(
+            request_key=request.key.number,
+            attempt=request.attempt,
+            cached_tokens=request.num_cached_tokens or 0,
+        )
 
     def add_finished(self, sequence: Sequence) -> None:
         request = sequence.request
-        finished = scheduler_pb2.SequenceFinished(
+        finished = self._message.finished.add(
             request_key=request.key.number,
             sequence_index=sequence.index,
             attempt=request.attempt,
@@ -159,28 +186,12 @@ class _Columns:
         newest = sequence.token_ids[-1]
         if sequence.status is SequenceStatus.STOPPED and newest in request.params.stop_token_ids:
             finished.stop_token_id = newest
-        self._finished.append(finished)
 
     def to_proto(self) -> scheduler_pb2.StepOutputs:
-        return scheduler_pb2.StepOutputs(
-            step=self.step,
-            request_keys=self._request_keys.tobytes(),
-            sequence_indices=self._sequence_indices.tobytes(),
-            attempts=self._attempts.tobytes(),
-            positions=self._positions.tobytes(),
-            token_ids=self._token_ids.tobytes(),
-            logprobs=self._logprobs,
-            finished=self._finished,
-            started=self._started,
-        )
-
-
-def _report_start(request: Request) -> Iterator[scheduler_pb2.RequestStarted]:
-    """Once per request, with its first token."""
-    if not request.start_reported:
-        request.start_reported = True
-        yield scheduler_pb2.RequestStarted(
-            request_key=request.key.number,
-            attempt=request.attempt,
-            cached_tokens=request.num_cached_tokens or 0,
-        )
+        message = self._message
+        message.step = self.step
+        if self._parts:
+            keys, indices, attempts, positions, token_ids = map(b"".join, zip(*self._parts, strict=True))
+            message.request_keys, message.sequence_indices, message.attempts = keys, indices, attempts
+            message.positions, message.token_ids = positions, token_ids
+        return message

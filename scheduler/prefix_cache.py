@@ -14,10 +14,7 @@ from quire.scheduler.block_pool import Block, BlockPool, CachedPrefix
 
 def chain_hash(parent: bytes, tokens: bytes, extra_key: bytes) -> bytes:
     """The 32-byte name of a block; `parent` is empty for a sequence's first block."""
-    digest = hashlib.sha256(parent)
-    digest.update(tokens)
-    digest.update(extra_key)
-    return digest.digest()
+    return hashlib.sha256(parent + tokens + extra_key).digest()
 
 
 class PrefixCache:
@@ -30,34 +27,34 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._blocks)
 
-    def find(self, parent: CachedPrefix | None, tokens: bytes, extra_key: bytes) -> Block | None:
-        """The block that holds `tokens` after `parent`, whatever its state; None if there is none."""
-        block = self._blocks.get(chain_hash(parent.hash if parent else b"", tokens, extra_key))
+    def find(self, hash_: bytes, parent: CachedPrefix | None, tokens: bytes, extra_key: bytes) -> Block | None:
+        """The block that holds `tokens` after `parent`, whatever its state; None if there is none.
+
+        `hash_` is what `chain_hash` makes of these; it is given because callers keep it.
+        """
+        block = self._blocks.get(hash_)
         if block is None or block.prefix is None:
             return None
         known = block.prefix
         same = known.parent is parent and known.tokens == tokens and known.extra_key == extra_key
         return block if same else None
 
-    def insert(
-        self, block: Block, parent: CachedPrefix | None, tokens: bytes, extra_key: bytes, lane: int, step: int
-    ) -> CachedPrefix:
-        """Makes a full block findable; returns the prefix that ends with it.
+    def insert(self, block: Block, prefix: CachedPrefix) -> CachedPrefix:
+        """Makes a full block findable; returns the prefix that its content is known by.
 
         Of two blocks with the same content the first stays the one that is found. A block whose hash is the same
         although its content or parent differs (its parent was evicted and computed anew) is replaced.
         """
-        hash_ = chain_hash(parent.hash if parent else b"", tokens, extra_key)
-        twin = self.find(parent, tokens, extra_key)
+        twin = self.find(prefix.hash, prefix.parent, prefix.tokens, prefix.extra_key)
         if twin is not None and twin.prefix is not None:
             return twin.prefix
-        stale = self._blocks.get(hash_)
+        stale = self._blocks.get(prefix.hash)
         if stale is not None:
             self._pool.forget(stale)
         assert block.prefix is None, f"{block} is already cached"
-        block.prefix = CachedPrefix(hash_, parent, tokens, extra_key, lane, step)
-        self._blocks[hash_] = block
-        return block.prefix
+        block.prefix = prefix
+        self._blocks[prefix.hash] = block
+        return prefix
 
     def evict(self, block: Block) -> None:
         """Forgets a block that is about to be written."""

@@ -10,18 +10,21 @@ Pure logic: no input, no output, no clock. `step_loop.py` drives it.
 from __future__ import annotations
 
 import bisect
+import heapq
+import itertools
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from quire.columns import unpack_u32
-from quire.errors import ContextLengthError, DuplicateRequestError, InvalidRequestError
+from quire.errors import ContextLengthError, DuplicateRequestError, InvalidRequestError, QuireError
 from quire.internal.v1 import executor_pb2
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.outputs import StepEvents
 from quire.scheduler.request_queue import RequestQueue
 from quire.scheduler.sequence import Request, RequestKey, Sequence, SequenceStatus
-from quire.scheduler.step_plan import Row, StepPlan
+from quire.scheduler.step_plan import StepPlan
+from quire.v1 import generate_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +43,13 @@ class Scheduler:
         self.kv_cache = kv_cache
         self.limits = limits
         self.waiting = RequestQueue()
-        # In order of arrival; the last is the least favoured.
-        self.running: list[Sequence] = []
+        self.num_running = 0
         self.requests: dict[RequestKey, Request] = {}
         self.num_preemptions = 0
         # Lanes with a running sequence that waits for blocks: whoever is admitted now would take them away.
         self._starved_lanes: set[int] = set()
-        self._num_running = [0 for _ in kv_cache.lanes]
+        # In order of arrival; the last is the least favoured.
+        self._running: list[list[Sequence]] = [[] for _ in kv_cache.lanes]
         self._free_slots = [list(range(limits.max_num_seqs))[::-1] for _ in kv_cache.lanes]
         # Slots whose executor has not been told yet that their sequence is gone.
         self._finished_slots: list[list[int]] = [[] for _ in kv_cache.lanes]
@@ -61,46 +64,53 @@ class Scheduler:
         the executor fills them in.
         """
         plan = self._begin_step(lane)
-        budget = self.limits.max_num_batched_tokens
         preempted = self.num_preemptions
 
-        for sequence in self._running_on(lane):
-            num_new = min(sequence.num_uncomputed_tokens, budget)
+        # Running ones first. Most only need the next token in a block they have; these others may need blocks.
+        for sequence in self._after_plain_decodes(plan):
+            num_new = min(sequence.num_uncomputed_tokens, plan.budget)
             if num_new and self._make_room(sequence, num_new):
-                budget -= self._add_row(plan, sequence, num_new)
+                self._add_chunk(plan, sequence, num_new)
 
-        while budget and self.num_preemptions == preempted and self._may_admit(lane):
+        # Then waiting ones, while tokens, slots and blocks are left.
+        while plan.budget and self.num_preemptions == preempted and self._may_admit(lane):
             sequence = self.waiting.pop()
             num_cached = self.kv_cache.adopt_prefix(sequence, lane)
-            num_new = min(sequence.num_uncomputed_tokens, budget)
+            num_new = min(sequence.num_uncomputed_tokens, plan.budget)
             if not self._fits(sequence, num_new):
                 self.kv_cache.abandon(sequence)
                 self.waiting.push(sequence)
                 break
             self._admit(sequence, lane, num_cached)
-            budget -= self._add_row(plan, sequence, num_new)
+            self._add_chunk(plan, sequence, num_new)
 
         return self._end_step(plan)
 
     def update_from_output(self, plan: StepPlan, result: executor_pb2.StepResult) -> StepEvents:
-        """Takes in a step's result: sampled tokens, ends, and the blocks that are free now."""
-        events = StepEvents(plan.step)
-        logprobs = {entry.row: entry.logprobs for entry in result.logprobs}
-        sampled = iter(enumerate(unpack_u32(result.token_ids)))
-        for row in plan.rows:
-            sequence = row.sequence
-            sequence.num_steps_in_flight -= 1
-            if not row.samples:
-                continue
-            index, token_id = next(sampled)
+        """Takes in a step's result: sampled tokens, ends, and the blocks that are free now.
+
+        Raises QuireError for a result that does not fit the plan.
+        """
+        sampled, token_ids = plan.sampled, unpack_u32(result.token_ids)
+        if len(sampled) != len(token_ids):
+            raise QuireError(f"step {plan.step} gave {len(token_ids)} tokens where {len(sampled)} were due")
+        events = StepEvents(plan.step, _first_run(plan), _logprobs_of_live(sampled, result))
+        add_sequence, add_position = events.sequences.append, events.positions.append
+        add_token = events.token_ids.append
+        for sequence, token_id in zip(sampled, token_ids, strict=True):
             if sequence.is_finished:  # aborted, or sampled past its stop
                 continue
-            sequence.num_placeholders -= 1
-            sequence.token_ids.append(token_id)
-            events.add_token(sequence, token_id, logprobs.get(index))
-            if (end := sequence.stop_status()) is not None:
-                self._finish(sequence, end)
-                events.add_finished(sequence)
+            known = sequence.token_ids
+            add_sequence(sequence)
+            add_position(len(known) - sequence.num_prompt_tokens)
+            add_token(token_id)
+            known.append(token_id)
+            if token_id in sequence.ending_token_ids:
+                self._finish(sequence, SequenceStatus.STOPPED)
+                events.finished.append(sequence)
+            elif len(known) == sequence.max_num_tokens:
+                self._finish(sequence, SequenceStatus.LENGTH_CAPPED)
+                events.finished.append(sequence)
         self.kv_cache.acknowledge(plan.lane, plan.step)
         return events
 
@@ -144,15 +154,21 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.requests)
 
+    @property
+    def running(self) -> list[Sequence]:
+        """All lanes' running sequences in order of arrival."""
+        return list(heapq.merge(*self._running, key=_arrival))
+
     def check_integrity(self, *, deep: bool = False) -> None:
         """Compares block counts, slots and queues with the sequences. Raises AssertionError."""
         live = [sequence for request in self.requests.values() for sequence in request.sequences]
         self.kv_cache.check_integrity(live, deep=deep)
         running = [sequence for sequence in live if sequence.status is SequenceStatus.RUNNING]
-        assert sorted(running, key=lambda sequence: sequence.order) == self.running, "running is out of step"
+        assert sorted(running, key=_arrival) == self.running, "running is out of step"
+        assert len(running) == self.num_running, f"{len(running)} sequences run, {self.num_running} counted"
         for lane, free in enumerate(self._free_slots):
             used = {sequence.slot for sequence in running if sequence.lane == lane}
-            assert len(used) == self._num_running[lane], f"lane {lane} runs {len(used)} sequences"
+            assert len(used) == len(self._running[lane]), f"lane {lane} runs {len(used)} sequences"
             assert len(used) + len(free) == self.limits.max_num_seqs, f"slots of lane {lane} leaked"
             assert not used & set(free), f"a slot of lane {lane} is used twice"
         queued = sum(sequence in self.waiting for sequence in live)
@@ -164,20 +180,43 @@ class Scheduler:
         self._starved_lanes.discard(lane)
         progress = self.kv_cache.lanes[lane]
         progress.planned_step += 1
-        return StepPlan(progress.planned_step, lane, self._finished_slots[lane])
+        budget = self.limits.max_num_batched_tokens
+        return StepPlan(progress.planned_step, lane, budget, self._finished_slots[lane])
 
     def _end_step(self, plan: StepPlan) -> StepPlan | None:
-        if not plan.rows:
+        if not plan.sequences:
             # Nothing was sent, so nothing can be acknowledged: the number is used again.
             self.kv_cache.lanes[plan.lane].planned_step -= 1
             return None
         self._finished_slots[plan.lane] = []
-        for row in plan.rows:
-            self._fork_siblings(row.sequence)
+        plan.seal()
+        for chunk in plan.chunks:
+            if (sequence := plan.sequences[chunk.row]).request.unforked:
+                self._fork_siblings(sequence)
         return plan
 
-    def _running_on(self, lane: int) -> list[Sequence]:
-        return [sequence for sequence in self.running if sequence.lane == lane]
+    def _after_plain_decodes(self, plan: StepPlan) -> Iterator[Sequence]:
+        """Plans the plain decodes of a lane (see `Sequence.decode_end`) and yields its other sequences, in order.
+
+        Every running sequence passes here in every step, hence no calls and as few names as possible.
+        """
+        step, add_sequence, add_computed = plan.step, plan.sequences.append, plan.computed_tokens.append
+        budget = plan.budget
+        # A copy: what is done for a sequence that is yielded may preempt later ones.
+        for sequence in self._running[plan.lane].copy():
+            computed = sequence.num_computed_tokens
+            if computed < sequence.decode_end and budget:
+                budget -= 1
+                add_sequence(sequence)
+                add_computed(computed)
+                sequence.num_computed_tokens = computed + 1
+                sequence.num_tokens = computed + 2
+                sequence.last_step = step
+            else:
+                plan.budget = budget
+                yield sequence
+                budget = plan.budget
+        plan.budget = budget
 
     def _fits(self, sequence: Sequence, num_new_tokens: int) -> bool:
         num_needed = self.kv_cache.num_blocks_needed(sequence, num_new_tokens)
@@ -202,33 +241,31 @@ class Scheduler:
             self._preempt_least_favoured()
         return False
 
-    def _add_row(self, plan: StepPlan, sequence: Sequence, num_new_tokens: int) -> int:
-        """Plans the next tokens of a sequence; returns their number."""
+    def _add_chunk(self, plan: StepPlan, sequence: Sequence, num_new_tokens: int) -> None:
+        """Plans the next tokens of a sequence, whatever that takes."""
         is_new = sequence.num_sent_blocks == 0
-        is_prefill = sequence.is_prefilling or sequence.num_computed_tokens < sequence.num_prompt_tokens
-        assert sequence.slot is not None, f"{sequence} is planned without a slot"
         allocation = self.kv_cache.allocate(sequence, num_new_tokens)
-        num_computed = sequence.num_computed_tokens
+        chunk = plan.add_chunk(sequence, num_new_tokens, allocation, is_new=is_new)
         sequence.num_computed_tokens += num_new_tokens
-        samples = sequence.num_computed_tokens == sequence.num_tokens
-        sequence.num_placeholders += samples
-        sequence.num_steps_in_flight += 1
         sequence.last_step = plan.step
+        if chunk.samples:
+            sequence.num_tokens += 1
+            room = len(sequence.blocks) * self.kv_cache.block_size
+            # The last token a sequence can have is sampled but never computed.
+            sequence.decode_end = min(room, sequence.max_num_tokens - 1)
         self.kv_cache.hash_full_blocks(sequence)
-        plan.rows.append(
-            Row(sequence, sequence.slot, num_computed, num_new_tokens, samples, is_prefill, is_new, allocation)
-        )
-        return num_new_tokens
 
     # Moves of a sequence
 
     def _may_admit(self, lane: int) -> bool:
         """Whether this lane should take the head of the queue: it is ready and the lane has its fair share free."""
         head = self.waiting.head()
-        if head is None or head.num_steps_in_flight or len(self.running) >= self.limits.max_num_seqs:
+        if head is None or self.num_running >= self.limits.max_num_seqs or self._starved_lanes:
             return False
-        share = -(-(len(self.running) + len(self.waiting)) // len(self.kv_cache.lanes))
-        return not self._starved_lanes and self._num_running[lane] < share
+        if head.last_step > self.kv_cache.lanes[head.lane].acknowledged_step:
+            return False
+        share = -(-(self.num_running + len(self.waiting)) // len(self.kv_cache.lanes))
+        return len(self._running[lane]) < share
 
     def _admit(self, sequence: Sequence, lane: int, num_cached_blocks: int) -> None:
         self._start(sequence, lane)
@@ -244,10 +281,10 @@ class Scheduler:
         Those for which there is no slot queue up and find the prompt in the prefix cache later.
         """
         request = parent.request
-        if not request.unforked or parent.num_computed_tokens < parent.num_prompt_tokens:
+        if parent.num_computed_tokens < parent.num_prompt_tokens:
             return
         for sibling in request.unforked:
-            if len(self.running) < self.limits.max_num_seqs:
+            if self.num_running < self.limits.max_num_seqs:
                 self.kv_cache.fork(parent, sibling)
                 self._start(sibling, parent.lane)
                 # Its shared blocks are written by the parent's step.
@@ -260,22 +297,21 @@ class Scheduler:
         sequence.move_to(SequenceStatus.RUNNING)
         sequence.lane = lane
         sequence.slot = self._free_slots[lane].pop()
-        self._num_running[lane] += 1
-        bisect.insort(self.running, sequence, key=lambda running: running.order)
+        self.num_running += 1
+        bisect.insort(self._running[lane], sequence, key=_arrival)
 
     def _preempt_least_favoured(self) -> None:
         """Takes the blocks of the latest arrival; it is recomputed later and its output is unchanged."""
-        victim = self.running[-1]
+        victim = max((running[-1] for running in self._running if running), key=_arrival)
         self._leave(victim)
         victim.move_to(SequenceStatus.PREEMPTED)
         self.waiting.push(victim)
         self.num_preemptions += 1
 
     def _finish(self, sequence: Sequence, end: SequenceStatus) -> None:
-        """Ends a sequence; what it computed stays findable in the prefix cache."""
+        """Ends a sequence, whatever it was doing."""
         request = sequence.request
         if sequence.status is SequenceStatus.RUNNING:
-            self.kv_cache.hash_full_blocks(sequence)
             self._leave(sequence)
         elif sequence in request.unforked:
             request.unforked.remove(sequence)
@@ -289,13 +325,17 @@ class Scheduler:
             del self.requests[request.key]
 
     def _leave(self, sequence: Sequence) -> None:
-        """Gives back a running sequence's slot and, once the steps in flight are done, its blocks."""
+        """Gives back a running sequence's slot and, once the steps in flight are done, its blocks.
+
+        What they hold stays findable in the prefix cache.
+        """
         assert sequence.slot is not None
-        self.running.remove(sequence)
-        self._num_running[sequence.lane] -= 1
+        self._running[sequence.lane].remove(sequence)
+        self.num_running -= 1
         self._free_slots[sequence.lane].append(sequence.slot)
         self._finished_slots[sequence.lane].append(sequence.slot)
         sequence.slot = None
+        self.kv_cache.hash_full_blocks(sequence)
         self.kv_cache.release(sequence)
 
     def _check(self, request: Request, prompt: array[int], outputs: dict[int, list[int]]) -> None:
@@ -316,3 +356,29 @@ class Scheduler:
         for index, output in outputs.items():
             if len(output) >= request.params.max_tokens or len(prompt) + len(output) >= longest:
                 raise InvalidRequestError(f"sequence {index} is already finished", field="sequences")
+
+
+def _arrival(sequence: Sequence) -> int:
+    return sequence.order
+
+
+def _first_run(plan: StepPlan) -> list[Request]:
+    """Requests that get their first token in this step; each is named once."""
+    started = []
+    for chunk in plan.chunks:
+        sequence = plan.sequences[chunk.row]
+        if chunk.samples and not sequence.request.start_reported and not sequence.is_finished:
+            sequence.request.start_reported = True
+            started.append(sequence.request)
+    return started
+
+
+def _logprobs_of_live(
+    sampled: list[Sequence], result: executor_pb2.StepResult
+) -> dict[int, generate_pb2.TokenLogprobs]:
+    """Logprobs by row among those rows of a result whose sequences go on."""
+    if not result.logprobs:
+        return {}
+    live = [not sequence.is_finished for sequence in sampled]
+    rows = list(itertools.accumulate(live, initial=0))
+    return {rows[entry.row]: entry.logprobs for entry in result.logprobs if live[entry.row]}

@@ -61,6 +61,12 @@ class Request:
     # Prompt tokens that were in the prefix cache when the request first ran; None before that.
     num_cached_tokens: int | None = None
     start_reported: bool = False
+    # Tokens that end a sequence. The sampler cannot choose one before min_tokens, so only the token itself counts.
+    ending_token_ids: frozenset[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        end_of_sequence = frozenset() if self.params.ignore_eos else self.eos_token_ids
+        self.ending_token_ids = end_of_sequence.union(self.params.stop_token_ids)
 
     @property
     def is_finished(self) -> bool:
@@ -75,18 +81,21 @@ class Sequence:
     """
 
     __slots__ = (
+        "block_hashes",
         "blocks",
+        "decode_end",
+        "ending_token_ids",
         "index",
+        "is_finished",
         "known_prefix",
         "lane",
         "last_step",
         "max_num_tokens",
         "num_computed_tokens",
         "num_hashed_blocks",
-        "num_placeholders",
         "num_prompt_tokens",
         "num_sent_blocks",
-        "num_steps_in_flight",
+        "num_tokens",
         "order",
         "request",
         "slot",
@@ -108,27 +117,30 @@ class Sequence:
         # Arrival order; ties between a request's sequences do not exist. The least favoured is the last.
         self.order = order
         self.status = SequenceStatus.WAITING
+        self.is_finished = False
         self.token_ids = array("I", prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.token_ids.extend(output_token_ids)
         self.max_num_tokens = min(self.num_prompt_tokens + request.params.max_tokens, max_model_len)
-        # Tokens that steps in flight will sample.
-        self.num_placeholders = 0
+        self.ending_token_ids = request.ending_token_ids
+        self.num_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
+        # While `num_computed_tokens` is below this, the next step is a plain decode: one token, which is sampled
+        # from, written into a block that the sequence has and that nobody else uses.
+        self.decode_end = 0
         self.blocks: list[Block] = []
-        # The leading blocks whose content is hashed, and the prefix that they make.
+        # The leading blocks that can be found by others, and the prefix that they make.
         self.num_hashed_blocks = 0
         self.known_prefix: CachedPrefix | None = None
+        # Chained hashes of the leading blocks' content, as far as they were needed. They outlive the blocks, so that a
+        # sequence that has to wait or to come back is not hashed again.
+        self.block_hashes: list[bytes] = []
         # Where it runs: the executor, the place in its table, the leading blocks it was told of.
         self.lane = 0
         self.slot: int | None = None
         self.num_sent_blocks = 0
-        self.num_steps_in_flight = 0
+        # The latest step of its lane that names its blocks.
         self.last_step = 0
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.token_ids) + self.num_placeholders
 
     @property
     def num_output_tokens(self) -> int:
@@ -141,28 +153,12 @@ class Sequence:
             return 0
         return self.num_tokens - self.num_computed_tokens
 
-    @property
-    def is_prefilling(self) -> bool:
-        """Whether the next step computes more than the newest token."""
-        return self.num_computed_tokens < self.num_tokens - 1
-
-    @property
-    def is_finished(self) -> bool:
-        return self.status in _ENDS
-
     def move_to(self, status: SequenceStatus) -> None:
         """The only place where a status changes. Raises ValueError for a move that the table does not allow."""
         if status not in TRANSITIONS[self.status]:
             raise ValueError(f"{self} cannot become {status.value}")
         self.status = status
-
-    def stop_status(self) -> SequenceStatus | None:
-        """The end that the newest output token brings, if it brings one."""
-        params, newest = self.request.params, self.token_ids[-1]
-        # The sampler cannot choose a stop token before min_tokens, so only the token itself counts here.
-        if newest in params.stop_token_ids or (not params.ignore_eos and newest in self.request.eos_token_ids):
-            return SequenceStatus.STOPPED
-        return SequenceStatus.LENGTH_CAPPED if len(self.token_ids) >= self.max_num_tokens else None
+        self.is_finished = status in _ENDS
 
     def __repr__(self) -> str:
         return (

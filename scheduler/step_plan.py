@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from array import array
+from dataclasses import dataclass
+from itertools import compress
 
 from quire.columns import pack_u32
 from quire.internal.v1 import executor_pb2
@@ -14,13 +15,11 @@ from quire.scheduler.sequence import Sequence
 CACHE_GROUP = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One sequence's part in a step."""
+@dataclass(slots=True)
+class Chunk:
+    """A row that is more than a plain decode: several tokens, a prompt's, or with another block table."""
 
-    sequence: Sequence
-    slot: int
-    num_computed_tokens: int
+    row: int
     num_new_tokens: int
     samples: bool
     is_prefill: bool
@@ -28,59 +27,116 @@ class Row:
     allocation: Allocation
 
 
-@dataclass(slots=True)
 class StepPlan:
-    """What one executor computes in one step."""
+    """What one executor computes in one step.
 
-    step: int
-    lane: int
-    finished_slots: list[int]
-    rows: list[Row] = field(default_factory=list)
+    Columns with one row per sequence. Most rows are plain decodes: one token, sampled from, in a block that the
+    executor knows. These are in the first columns only; a row that differs has a `Chunk` that says how.
+    """
+
+    __slots__ = ("budget", "chunks", "computed_tokens", "finished_slots", "kept", "lane", "sequences", "slots", "step")
+
+    def __init__(self, step: int, lane: int, budget: int, finished_slots: list[int]) -> None:
+        self.step = step
+        self.lane = lane
+        # Tokens that may still be planned.
+        self.budget = budget
+        self.finished_slots = finished_slots
+        self.sequences: list[Sequence] = []
+        self.computed_tokens: list[int] = []
+        self.chunks: list[Chunk] = []
+        # Made by `seal`.
+        self.slots: list[int] = []
+        self.kept: list[int] = []
+
+    def add_chunk(self, sequence: Sequence, num_new_tokens: int, allocation: Allocation, *, is_new: bool) -> Chunk:
+        """Plans the next tokens of a sequence that does not count them as computed yet."""
+        computed = sequence.num_computed_tokens
+        samples = computed + num_new_tokens == sequence.num_tokens
+        is_prefill = num_new_tokens > 1 or not samples or computed < sequence.num_prompt_tokens
+        chunk = Chunk(len(self.sequences), num_new_tokens, samples, is_prefill, is_new, allocation)
+        self.chunks.append(chunk)
+        self.sequences.append(sequence)
+        self.computed_tokens.append(computed)
+        self.budget -= num_new_tokens
+        return chunk
+
+    def seal(self) -> None:
+        """Notes what later steps change: the plan is complete."""
+        self.slots = [sequence.slot for sequence in self.sequences]  # type: ignore[misc]  # all of them run
+        self.kept = [sequence.num_sent_blocks for sequence in self.sequences]
+
+    @property
+    def query_lengths(self) -> array[int]:
+        """Tokens to compute, by row."""
+        column = array("I", (1,)) * len(self.sequences)
+        for chunk in self.chunks:
+            column[chunk.row] = chunk.num_new_tokens
+        return column
+
+    @property
+    def samples(self) -> bytearray:
+        """1 where a token is sampled, by row."""
+        column = bytearray(b"\1") * len(self.sequences)
+        for chunk in self.chunks:
+            column[chunk.row] = chunk.samples
+        return column
+
+    @property
+    def sampled(self) -> list[Sequence]:
+        """The sequences that get a token, in row order."""
+        if all(chunk.samples for chunk in self.chunks):
+            return self.sequences
+        return list(compress(self.sequences, self.samples))
 
     @property
     def num_prefill_tokens(self) -> int:
-        return sum(row.num_new_tokens for row in self.rows if row.is_prefill)
+        return sum([chunk.num_new_tokens for chunk in self.chunks if chunk.is_prefill])
 
     @property
     def num_decode_tokens(self) -> int:
-        return sum(row.num_new_tokens for row in self.rows if not row.is_prefill)
+        return len(self.sequences) - sum([chunk.is_prefill for chunk in self.chunks])
 
     def to_proto(self, epoch: int) -> executor_pb2.StepPlan:
         """The message: differences only, in columns."""
-        rows = self.rows
-        copies = [copy for row in rows for copy in row.allocation.copies]
-        return executor_pb2.StepPlan(
+        message = executor_pb2.StepPlan(
             epoch=epoch,
             step=self.step,
-            copy_sources=pack_u32(source for source, _ in copies),
-            copy_destinations=pack_u32(destination for _, destination in copies),
-            finished_slots=pack_u32(self.finished_slots),
-            new_sequences=[_introduce(row) for row in rows if row.is_new],
-            slots=pack_u32(row.slot for row in rows),
-            computed_tokens=pack_u32(row.num_computed_tokens for row in rows),
-            query_lengths=pack_u32(row.num_new_tokens for row in rows),
-            samples=bytes(row.samples for row in rows),
-            block_tables=[_update_block_tables(row.allocation for row in rows)],
+            slots=pack_u32(self.slots),
+            computed_tokens=pack_u32(self.computed_tokens),
+            query_lengths=self.query_lengths.tobytes(),
+            samples=bytes(self.samples),
         )
+        # An empty field costs as much as a full one.
+        if self.finished_slots:
+            message.finished_slots = pack_u32(self.finished_slots)
+        if copies := [copy for chunk in self.chunks for copy in chunk.allocation.copies]:
+            message.copy_sources = pack_u32([source for source, _ in copies])
+            message.copy_destinations = pack_u32([destination for _, destination in copies])
+        for chunk in self.chunks:
+            if chunk.is_new:
+                self._introduce(chunk.row, message.new_sequences.add())
+        self._update_block_tables(message.block_tables.add(cache_group=CACHE_GROUP))
+        return message
 
+    def _introduce(self, row: int, new: executor_pb2.NewSequence) -> None:
+        sequence = self.sequences[row]
+        new.slot = self.slots[row]
+        new.sequence_index = sequence.index
+        new.prompt_token_ids = sequence.token_ids[: sequence.num_prompt_tokens].tobytes()
+        new.output_token_ids = sequence.token_ids[sequence.num_prompt_tokens :].tobytes()
+        new.sampling_params.CopyFrom(sequence.request.params)
+        new.eos_token_ids = pack_u32(sorted(sequence.request.eos_token_ids))
 
-def _introduce(row: Row) -> executor_pb2.NewSequence:
-    sequence, request = row.sequence, row.sequence.request
-    return executor_pb2.NewSequence(
-        slot=row.slot,
-        sequence_index=sequence.index,
-        prompt_token_ids=sequence.token_ids[: sequence.num_prompt_tokens].tobytes(),
-        output_token_ids=sequence.token_ids[sequence.num_prompt_tokens :].tobytes(),
-        sampling_params=request.params,
-        eos_token_ids=pack_u32(sorted(request.eos_token_ids)),
-    )
-
-
-def _update_block_tables(allocations: Iterable[Allocation]) -> executor_pb2.BlockTableUpdate:
-    changes = list(allocations)
-    return executor_pb2.BlockTableUpdate(
-        cache_group=CACHE_GROUP,
-        kept=pack_u32(change.num_kept for change in changes),
-        appended=pack_u32(len(change.appended) for change in changes),
-        block_ids=pack_u32(block.id for change in changes for block in change.appended),
-    )
+    def _update_block_tables(self, update: executor_pb2.BlockTableUpdate) -> None:
+        kept = array("I", self.kept)
+        appended = array("I", (0,)) * len(kept)
+        block_ids = array("I")
+        for chunk in self.chunks:
+            change = chunk.allocation
+            kept[chunk.row] = change.num_kept
+            appended[chunk.row] = len(change.appended)
+            block_ids.extend([block.id for block in change.appended])
+        update.kept = kept.tobytes()
+        update.appended = appended.tobytes()
+        update.block_ids = block_ids.tobytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quire.scheduler.block_pool import BlockPool
+from quire.scheduler.block_pool import BlockPool, CachedPrefix
 from quire.scheduler.prefix_cache import PrefixCache
 
 
@@ -12,7 +12,7 @@ def _cached(pool: BlockPool, index: PrefixCache, *contents: bytes) -> list:
     """One unreferenced cached block for each content, in that order."""
     blocks = [pool.take() for _ in contents]
     for block, tokens in zip(blocks, contents, strict=True):
-        index.insert(block, None, tokens, b"", lane=0, step=1)
+        index.insert(block, CachedPrefix(tokens, None, tokens, b"", lane=0, step=1))
     for block in blocks:
         pool.release(block)
     return blocks

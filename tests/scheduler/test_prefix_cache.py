@@ -5,8 +5,22 @@ from __future__ import annotations
 import hashlib
 
 import quire.scheduler.prefix_cache as module
-from quire.scheduler.block_pool import BlockPool
+from quire.scheduler.block_pool import Block, BlockPool, CachedPrefix
 from quire.scheduler.prefix_cache import PrefixCache, chain_hash
+
+
+def _hash(parent: CachedPrefix | None, tokens: bytes, extra_key: bytes) -> bytes:
+    return module.chain_hash(parent.hash if parent else b"", tokens, extra_key)
+
+
+def _insert(
+    index: PrefixCache, block: Block, parent: CachedPrefix | None, tokens: bytes, *, step: int = 1
+) -> CachedPrefix:
+    return index.insert(block, CachedPrefix(_hash(parent, tokens, b""), parent, tokens, b"", 0, step))
+
+
+def _find(index: PrefixCache, parent: CachedPrefix | None, tokens: bytes, extra_key: bytes = b"") -> Block | None:
+    return index.find(_hash(parent, tokens, extra_key), parent, tokens, extra_key)
 
 
 def _make(num_blocks: int = 4) -> tuple[BlockPool, PrefixCache]:
@@ -20,30 +34,30 @@ def test_the_hash_is_sha256_over_parent_tokens_and_key():
 
 def test_find_needs_the_same_parent_tokens_and_key():
     pool, index = _make()
-    root = index.insert(pool.take(), None, b"aaaa", b"", 0, 1)
+    root = _insert(index, pool.take(), None, b"aaaa")
     child = pool.take()
-    index.insert(child, root, b"bbbb", b"", 0, 1)
-    assert index.find(root, b"bbbb", b"") is child
-    assert index.find(None, b"bbbb", b"") is None
-    assert index.find(root, b"bbbc", b"") is None
-    assert index.find(root, b"bbbb", b"tenant") is None
+    _insert(index, child, root, b"bbbb")
+    assert _find(index, root, b"bbbb") is child
+    assert _find(index, None, b"bbbb") is None
+    assert _find(index, root, b"bbbc") is None
+    assert _find(index, root, b"bbbb", b"tenant") is None
 
 
 def test_the_first_of_two_equal_blocks_is_the_one_that_is_found():
     pool, index = _make()
     first, second = pool.take(), pool.take()
-    prefix = index.insert(first, None, b"aaaa", b"", 0, 1)
-    assert index.insert(second, None, b"aaaa", b"", 0, 2) is prefix
+    prefix = _insert(index, first, None, b"aaaa")
+    assert _insert(index, second, None, b"aaaa", step=2) is prefix
     assert second.prefix is None
-    assert index.find(None, b"aaaa", b"") is first
+    assert _find(index, None, b"aaaa") is first
 
 
 def test_an_evicted_block_is_not_found():
     pool, index = _make()
     block = pool.take()
-    index.insert(block, None, b"aaaa", b"", 0, 1)
+    _insert(index, block, None, b"aaaa")
     index.evict(block)
-    assert index.find(None, b"aaaa", b"") is None
+    assert _find(index, None, b"aaaa") is None
     assert len(index) == 0
 
 
@@ -51,15 +65,15 @@ def test_a_child_of_a_recomputed_parent_is_not_found_under_the_new_one():
     """Its KV was computed from the old parent's; only an unbroken chain of verified blocks is trusted."""
     pool, index = _make()
     old = pool.take()
-    root = index.insert(old, None, b"aaaa", b"", 0, 1)
+    root = _insert(index, old, None, b"aaaa")
     child = pool.take()
-    index.insert(child, root, b"bbbb", b"", 0, 1)
+    _insert(index, child, root, b"bbbb")
     index.evict(old)
-    again = index.insert(pool.take(), None, b"aaaa", b"", 0, 2)
-    assert index.find(again, b"bbbb", b"") is None
+    again = _insert(index, pool.take(), None, b"aaaa", step=2)
+    assert _find(index, again, b"bbbb") is None
     newer = pool.take()
-    index.insert(newer, again, b"bbbb", b"", 0, 2)
-    assert index.find(again, b"bbbb", b"") is newer
+    _insert(index, newer, again, b"bbbb", step=2)
+    assert _find(index, again, b"bbbb") is newer
     assert child.prefix is None
     index.check()
 
@@ -69,7 +83,7 @@ def test_a_collision_is_no_hit(monkeypatch):
     monkeypatch.setattr(module, "chain_hash", lambda parent, tokens, key: bytes([sum(tokens) % 2]))
     pool, index = _make()
     block = pool.take()
-    index.insert(block, None, b"\1\1", b"", 0, 1)
-    assert index.find(None, b"\2\2", b"") is None
-    assert index.find(None, b"\1\1", b"other") is None
-    assert index.find(None, b"\1\1", b"") is block
+    _insert(index, block, None, b"\1\1")
+    assert _find(index, None, b"\2\2") is None
+    assert _find(index, None, b"\1\1", b"other") is None
+    assert _find(index, None, b"\1\1") is block

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from support.scheduling import Bench
+from support.scheduling import EPOCH, Bench
 
-from quire.errors import ContextLengthError, DuplicateRequestError, InvalidRequestError
+from quire.columns import pack_u32
+from quire.errors import ContextLengthError, DuplicateRequestError, InvalidRequestError, QuireError
+from quire.internal.v1 import executor_pb2
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import TRANSITIONS, Request, RequestKey, Sequence, SequenceStatus
 from quire.v1 import generate_pb2
@@ -14,7 +16,8 @@ PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
 
 
 def _rows(plan):
-    return [(row.sequence.request.request_id, row.sequence.index, row.num_new_tokens) for row in plan.rows]
+    rows = zip(plan.sequences, plan.query_lengths, strict=True)
+    return [(sequence.request.request_id, sequence.index, num_new_tokens) for sequence, num_new_tokens in rows]
 
 
 def _finish_and_check(bench: Bench) -> None:
@@ -55,7 +58,7 @@ def test_long_prompts_are_cut_to_the_budget_and_share_steps_with_decodes():
         [("request-0", 0, 1), ("request-1", 0, 3)],
     ]
     assert (plans[0].num_prefill_tokens, plans[0].num_decode_tokens) == (3, 1)
-    assert [row.samples for row in plans[0].rows] == [True, False]
+    assert list(plans[0].samples) == [True, False]
     _finish_and_check(bench)
 
 
@@ -66,7 +69,7 @@ def test_plans_run_ahead_of_results():
     first, second = bench.plan(), bench.plan()
     assert _rows(first) == [("request-0", 0, len(PROMPT))]
     assert _rows(second) == [("request-0", 0, 1)]
-    assert second.rows[0].num_computed_tokens == len(PROMPT)
+    assert second.computed_tokens == [len(PROMPT)]
     _finish_and_check(bench)
 
 
@@ -124,7 +127,7 @@ def test_requests_are_spread_over_executors():
     bench = Bench(num_lanes=2)
     for _ in range(6):
         bench.submit(PROMPT, max_tokens=2)
-    assert [len(bench.plan(lane).rows) for lane in (0, 1)] == [3, 3]
+    assert [len(bench.plan(lane).sequences) for lane in (0, 1)] == [3, 3]
     _finish_and_check(bench)
 
 
@@ -135,8 +138,8 @@ def test_continuations_share_the_prompt_and_copy_on_write(length, copies):
     entry = bench.submit(PROMPT[:length], max_tokens=3, n=4)
     bench.step()
     plan = bench.step()
-    assert sorted(row.sequence.index for row in plan.rows) == [0, 1, 2, 3]
-    copied = [copy for row in plan.rows for copy in row.allocation.copies]
+    assert sorted(sequence.index for sequence in plan.sequences) == [0, 1, 2, 3]
+    copied = [copy for chunk in plan.chunks for copy in chunk.allocation.copies]
     assert len(copied) == copies
     tables = [[block.id for block in sequence.blocks] for sequence in entry.sequences]
     full = (length - 1) // 4
@@ -151,7 +154,7 @@ def test_continuations_beyond_the_slots_wait():
     entry = bench.submit(PROMPT, max_tokens=3, n=5)
     _finish_and_check(bench)
     assert entry.finished == set(range(5))
-    assert max(len(plan.rows) for plan in bench.plans) == 2
+    assert max(len(plan.sequences) for plan in bench.plans) == 2
 
 
 def test_aborting_the_first_continuation_lets_the_others_go_on():
@@ -170,8 +173,67 @@ def test_a_full_pool_preempts_the_latest_arrival_and_its_output_is_unchanged():
     assert bench.scheduler.num_preemptions > 0
     assert all(entry.finished == {0} for entry in entries)
     # The first to arrive never loses its blocks.
-    prefills = [row for plan in bench.plans for row in plan.rows if row.sequence is entries[0].sequences[0]]
-    assert sum(row.num_computed_tokens == 0 for row in prefills) == 1
+    rows = (row for plan in bench.plans for row in zip(plan.sequences, plan.computed_tokens, strict=True))
+    assert list(rows).count((entries[0].sequences[0], 0)) == 1
+
+
+def test_a_queue_head_that_does_not_fit_is_hashed_once():
+    bench = Bench(num_blocks=6, block_size=4, max_model_len=24)
+    bench.submit(PROMPT, max_tokens=14)
+    bench.step()
+    waiting = bench.submit(PROMPT[:9] + [8] * 13, max_tokens=2)
+    bench.step()
+    hashes = list(waiting.sequences[0].block_hashes)
+    assert len(hashes) == 3, "two blocks were found, the third was not"
+    bench.step()
+    assert waiting.sequences[0].status is SequenceStatus.WAITING
+    again = waiting.sequences[0].block_hashes
+    assert all(new is old for new, old in zip(again, hashes, strict=True))
+    _finish_and_check(bench)
+
+
+def test_a_preempted_lane_mate_is_not_in_the_plan_that_took_its_blocks():
+    bench = Bench(num_blocks=4, block_size=4, max_model_len=16, prefix_caching=False)
+    first, second = bench.submit(PROMPT[:7], max_tokens=8), bench.submit(PROMPT[:6], max_tokens=8)
+    while bench.scheduler.num_preemptions == 0:
+        plan = bench.step()
+    assert plan.sequences == first.sequences
+    assert second.sequences[0].status is SequenceStatus.PREEMPTED
+    _finish_and_check(bench)
+
+
+def test_a_result_with_too_few_tokens_is_refused():
+    bench = Bench()
+    bench.submit(PROMPT)
+    plan = bench.plan()
+    with pytest.raises(QuireError, match="0 tokens where 1 were due"):
+        bench.scheduler.update_from_output(plan, executor_pb2.StepResult(epoch=EPOCH, step=plan.step))
+
+
+def test_logprobs_stay_with_their_tokens_when_a_sequence_ends():
+    """The first of three was aborted while the step ran: its token and its logprobs are dropped."""
+    bench = Bench()
+    entries = [bench.submit(PROMPT[i:]) for i in range(3)]
+    plan = bench.plan()
+    bench.scheduler.abort(entries[0].request.key)
+    result = executor_pb2.StepResult(epoch=EPOCH, step=plan.step, token_ids=pack_u32([10, 11, 12]))
+    for row in (0, 2):
+        result.logprobs.add(row=row).logprobs.logprob = -row
+    events = bench.scheduler.update_from_output(plan, result)
+    assert events.sequences == [entry.sequences[0] for entry in entries[1:]]
+    assert events.token_ids == [11, 12]
+    assert {row: logprobs.logprob for row, logprobs in events.logprobs.items()} == {1: -2}
+
+
+def test_a_request_starts_once_with_its_first_token():
+    bench = Bench(max_num_batched_tokens=6)
+    entry = bench.submit(PROMPT, n=3)
+    started = []
+    while bench.plan() is not None:
+        bench.compute()
+        started.append(bench.scheduler.update_from_output(*bench.lanes[0].computed.popleft()).started)
+    assert [len(requests) for requests in started[:3]] == [0, 1, 0], "the prompt takes two steps"
+    assert [request for requests in started for request in requests] == [entry.request]
 
 
 def test_blocks_of_an_aborted_request_wait_for_the_steps_in_flight():
@@ -206,7 +268,7 @@ def test_a_resubmitted_sequence_continues_where_it_was():
     assert plan.to_proto(1).new_sequences[0].output_token_ids != b""
     bench.compute()
     events = bench.scheduler.update_from_output(*bench.lanes[0].computed.popleft())
-    assert [(event.position, event.token_id) for event in events.tokens] == [(2, truth[2])]
+    assert (events.positions, events.token_ids) == ([2], [truth[2]])
 
 
 @pytest.mark.parametrize(

@@ -94,10 +94,10 @@ class Bench:
         """Takes in the oldest result."""
         plan, result = self.lanes[lane].computed.popleft()
         events = self.scheduler.update_from_output(plan, result)
-        for event in events.tokens:
-            output = self.submitted[event.sequence.request.key].outputs[event.sequence.index]
-            assert event.position == len(output), "tokens arrive in order"
-            output.append(event.token_id)
+        for sequence, position, token_id in zip(events.sequences, events.positions, events.token_ids, strict=True):
+            output = self.submitted[sequence.request.key].outputs[sequence.index]
+            assert position == len(output), "tokens arrive in order"
+            output.append(token_id)
         for sequence in events.finished:
             self.submitted[sequence.request.key].finished.add(sequence.index)
 
