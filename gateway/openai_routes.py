@@ -42,14 +42,16 @@ def generation_routes(engine: Engine) -> APIRouter:
         """Continues one or several prompts."""
         request = parse_request(CompletionRequest, await read_body(http))
         with request.in_its_words():
-            return await unless_disconnected(http.receive, _complete(engine, request))
+            async with unless_disconnected(http.receive):
+                return await _complete(engine, request)
 
     @router.post("/v1/chat/completions", openapi_extra=request_body_schema(ChatCompletionRequest))
     async def create_chat_completion(http: Request) -> Response:
         """Answers a chat, which the model's own template turns into a prompt."""
         request = parse_request(ChatCompletionRequest, await read_body(http))
         with request.in_its_words():
-            return await unless_disconnected(http.receive, _chat(engine, request))
+            async with unless_disconnected(http.receive):
+                return await _chat(engine, request)
 
     return router
 

@@ -36,7 +36,8 @@ async def tokens_of(stream: RequestStream, count: int) -> list[tuple[int, int]]:
     """(sequence, token) pairs, until there are `count`."""
     tokens: list[tuple[int, int]] = []
     while len(tokens) < count:
-        tokens += [(index, token_id) for index, token_id, _ in (await stream.next_chunk()).tokens]
+        chunk = await stream.next_chunk()
+        tokens += [(index, token_id) for index, part in chunk.sequences.items() for token_id in part.token_ids]
     return tokens
 
 
