@@ -40,15 +40,21 @@ class ByteLevelDetokenizer:
     """For byte-level BPE, where the text is the UTF-8 decode of the tokens' bytes."""
 
     def __init__(self, vocabulary: Vocabulary, skipped: frozenset[int] = frozenset()) -> None:
-        self._bytes_of = vocabulary.bytes_of
+        self._vocabulary = vocabulary
         self._skipped = skipped
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        # Whether the decoder holds the beginning of a character.
+        self._is_inside = False
 
     def push(self, token_id: int) -> str:
         """See Detokenizer."""
         if token_id in self._skipped:
             return ""
-        return self._decoder.decode(self._bytes_of(token_id))
+        if not self._is_inside and (text := self._vocabulary.whole_text_of(token_id)) is not None:
+            return text
+        text = self._decoder.decode(self._vocabulary.bytes_of(token_id))
+        self._is_inside = bool(self._decoder.getstate()[0])
+        return text
 
     def flush(self) -> str:
         """See Detokenizer."""

@@ -26,6 +26,7 @@ class Vocabulary:
         # In characters of the text that a token stands for, or more.
         self.longest_token = max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
         self._bytes: dict[int, bytes] = {}
+        self._whole_texts: dict[int, str | None] = {}
 
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes a token adds to the output; empty for an id that the tokenizer does not know."""
@@ -33,6 +34,14 @@ class Vocabulary:
         if found is None:
             found = self._bytes[token_id] = self._to_bytes(self._tokenizer.id_to_token(token_id))
         return found
+
+    def whole_text_of(self, token_id: int) -> str | None:
+        """A token that begins and ends with a character, as text; None for any other."""
+        try:
+            return self._whole_texts[token_id]
+        except KeyError:
+            text = self._whole_texts[token_id] = _decode_whole(self.bytes_of(token_id))
+            return text
 
     def text_of(self, token_id: int) -> str:
         """A token alone, as text; U+FFFD stands for a part of a character."""
@@ -56,6 +65,13 @@ class Vocabulary:
         others = [byte for byte in range(256) if byte not in printable]
         signs = {chr(byte): byte for byte in printable}
         return signs | {chr(256 + rank): byte for rank, byte in enumerate(others)}
+
+
+def _decode_whole(data: bytes) -> str | None:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _decoder_kinds(tokenizer: Tokenizer) -> list[str]:
