@@ -40,7 +40,7 @@ class Vocabulary:
         try:
             return self._whole_texts[token_id]
         except KeyError:
-            text = self._whole_texts[token_id] = _decode_whole(self.bytes_of(token_id))
+            text = self._whole_texts[token_id] = decode_whole(self.bytes_of(token_id))
             return text
 
     def text_of(self, token_id: int) -> str:
@@ -54,8 +54,9 @@ class Vocabulary:
             # As the decoder does: a token with any sign outside the alphabet (an added token) is plain text.
             values = [self._byte_alphabet.get(sign) for sign in token]
             return token.encode() if None in values else bytes(value for value in values if value is not None)
-        if byte := _BYTE_TOKEN.fullmatch(token):
-            return bytes.fromhex(byte[1])
+        byte = byte_of(token)
+        if byte is not None:
+            return byte
         return token.replace(_METASPACE, " ").encode()
 
     @cached_property
@@ -67,7 +68,14 @@ class Vocabulary:
         return signs | {chr(256 + rank): byte for rank, byte in enumerate(others)}
 
 
-def _decode_whole(data: bytes) -> str | None:
+def byte_of(token: str | None) -> bytes | None:
+    """The byte that a token of SentencePiece's byte fallback (`<0xE2>`) stands for; None for other tokens."""
+    byte = None if token is None else _BYTE_TOKEN.fullmatch(token)
+    return None if byte is None else bytes.fromhex(byte[1])
+
+
+def decode_whole(data: bytes) -> str | None:
+    """UTF-8 as text; None where it does not begin and end with a character, or is no UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError:
