@@ -181,7 +181,7 @@ def gateway(name: str, source: Path, folder: Path) -> Iterator[Gateway]:
         environment = {**os.environ, "PYTHONPATH": str(source)}
         process = stack.enter_context(child(serve, env=environment, pass_fds=[child_status]))
         os.close(child_status)
-        with open(status) as lines:
+        with os.fdopen(status) as lines:
             ready = json.loads(lines.readline())
             yield Gateway(name, process.pid, ready["port"], ready["grpc_port"], scheduler)
 
