@@ -47,6 +47,7 @@ format: setup ## Format the code
 bench: setup ## Benchmarks, a few minutes
 	$(PYTHON) benchmarks/kv_utilization.py
 	$(PYTHON) benchmarks/attention.py
+	$(PYTHON) benchmarks/gateway.py
 
 clean: ## Remove everything that was built or installed
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
