@@ -50,6 +50,7 @@ bench: setup ## Benchmarks, a few minutes
 	$(PYTHON) benchmarks/sampling.py
 	$(PYTHON) benchmarks/step_transport.py
 	$(PYTHON) benchmarks/scheduler.py
+	$(PYTHON) benchmarks/gateway.py
 
 clean: ## Remove everything that was built or installed
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from tokenizers import Tokenizer
 
-from quire.gateway.vocabulary import Vocabulary
+from quire.gateway.vocabulary import Vocabulary, byte_of, decode_whole
 
 # A character has at most four bytes, so what is still incomplete after this many tokens will stay so.
 _MAX_HELD_TOKENS = 8
@@ -40,15 +40,21 @@ class ByteLevelDetokenizer:
     """For byte-level BPE, where the text is the UTF-8 decode of the tokens' bytes."""
 
     def __init__(self, vocabulary: Vocabulary, skipped: frozenset[int] = frozenset()) -> None:
-        self._bytes_of = vocabulary.bytes_of
+        self._vocabulary = vocabulary
         self._skipped = skipped
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        # Whether the decoder holds the beginning of a character.
+        self._is_inside = False
 
     def push(self, token_id: int) -> str:
         """See Detokenizer."""
         if token_id in self._skipped:
             return ""
-        return self._decoder.decode(self._bytes_of(token_id))
+        if not self._is_inside and (text := self._vocabulary.whole_text_of(token_id)) is not None:
+            return text
+        text = self._decoder.decode(self._vocabulary.bytes_of(token_id))
+        self._is_inside = bool(self._decoder.getstate()[0])
+        return text
 
     def flush(self) -> str:
         """See Detokenizer."""
@@ -78,13 +84,23 @@ class WindowDetokenizer:
         self._window.append(token_id)
         text = self._decode(self._window)
         num_held = len(self._window) - self._num_emitted
-        if text.endswith(_REPLACEMENT) and num_held < _MAX_HELD_TOKENS:
+        if text.endswith(_REPLACEMENT) and num_held < _MAX_HELD_TOKENS and not self._ends_whole(num_held):
             return ""
         return self._emit(text)
 
     def flush(self) -> str:
         """See Detokenizer."""
         return self._emit(self._decode(self._window))
+
+    def _ends_whole(self, num_held: int) -> bool:
+        """Whether what is held ends with the bytes of whole characters: a replacement sign is then one of them."""
+        run = b""
+        for token_id in reversed(self._window[-num_held:]):
+            byte = byte_of(self._tokenizer.id_to_token(token_id))
+            if byte is None:
+                break
+            run = byte + run
+        return run != b"" and decode_whole(run) is not None
 
     def _emit(self, text: str) -> str:
         new = text[len(self._emitted_text) :]

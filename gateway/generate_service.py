@@ -13,7 +13,7 @@ import grpc
 from quire.errors import InvalidRequestError, ServiceUnavailableError
 from quire.gateway.engine import Engine
 from quire.gateway.generation import Generation
-from quire.gateway.idempotency import RunRegistry
+from quire.gateway.idempotency import AbortReason, RunRegistry, run_once
 from quire.gateway.validation import ChatPrompt, Prompt
 from quire.internal.v1 import scheduler_pb2
 from quire.outputs import CompletionDelta, GenerationDelta, finish_reason_to_proto
@@ -58,9 +58,13 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
                 valid = await engine.validator.validate(prompt, params, request_id, field=field)
                 return await engine.submit(valid)
 
-            deltas = self._runs.follow(
-                request_id, _content(request), start, lambda: _leaving(context), keep=bool(request.request_id)
-            )
+            def leaving() -> AbortReason:
+                return _leaving(context)
+
+            if request.request_id:
+                deltas = self._runs.follow(request_id, _content(request), start, leaving)
+            else:  # an id that nobody knows is never joined
+                deltas = run_once(start, leaving)
             async with contextlib.aclosing(deltas):
                 async for delta in deltas:
                     yield _response(request_id, delta)
@@ -139,7 +143,7 @@ def _content(request: generate_pb2.GenerateRequest) -> bytes:
     return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
 
 
-def _leaving(context: Context) -> scheduler_pb2.AbortReason.ValueType:
+def _leaving(context: Context) -> AbortReason:
     """Why a call ends before its request does."""
     # The client's own timer fires a little before ours.
     remaining = context.time_remaining()

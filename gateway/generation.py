@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from quire.errors import QuireError
 from quire.gateway.detokenizer import Detokenizer
-from quire.gateway.scheduler_client import RequestStream, SchedulerClient, SequenceEnd, StepChunk
+from quire.gateway.scheduler_client import RequestStream, SchedulerClient, SequenceChunk, SequenceEnd, StepChunk
 from quire.gateway.stop_strings import StopStrings
 from quire.gateway.tokenizer import ModelTokenizer
 from quire.gateway.validation import ValidRequest
 from quire.internal.v1 import scheduler_pb2
-from quire.outputs import CompletionDelta, FinishReason, GenerationDelta, TokenLogprobs, Usage
-
-Token = tuple[int, TokenLogprobs | None]
+from quire.outputs import CompletionDelta, FinishReason, GenerationDelta, Usage
 
 
 class SequenceText:
@@ -28,42 +24,39 @@ class SequenceText:
         self.num_tokens = 0
         self.finished = False
 
-    def advance(self, tokens: Sequence[Token], end: SequenceEnd | None) -> CompletionDelta:
-        """What these tokens add. A stop string ends the continuation whatever the scheduler says of it."""
-        text: list[str] = []
-        taken: list[Token] = []
+    def advance(self, chunk: SequenceChunk) -> CompletionDelta:
+        """What a chunk adds. A stop string ends the continuation whatever the scheduler says of it."""
+        end, token_ids = chunk.end, chunk.token_ids
         # The last token of a sequence that a token stopped ends the text and is no part of it.
-        num_texts = len(tokens) - 1 if end is not None and end.reason == "stop" else len(tokens)
-        stop: str | None = None
-        for position, token in enumerate(tokens):
-            taken.append(token)
-            self.num_tokens += 1
-            if position < num_texts:
-                stop = self._add_text(self._detokenizer.push(token[0]), text)
-            if stop is not None:
-                break
+        num_texts = len(token_ids) - 1 if end is not None and end.reason == "stop" else len(token_ids)
+        text, num_taken, stop = "", 0, None
+        for token_id in token_ids:
+            num_taken += 1
+            if num_taken <= num_texts:
+                emitted, stop = self._watch(self._detokenizer.push(token_id), self.num_tokens + num_taken)
+                text += emitted
+                if stop is not None:
+                    break
+        self.num_tokens += num_taken
         if stop is None and end is not None:
-            stop = self._add_text(self._detokenizer.flush(), text)
-            text.append(self._stops.flush())
+            emitted, stop = self._watch(self._detokenizer.flush(), self.num_tokens)
+            text += emitted + self._stops.flush()
         reason, stop_reason = _finish(end, stop)
         self.finished = reason is not None
         return CompletionDelta(
             index=self._index,
-            text="".join(text),
-            token_ids=[token_id for token_id, _ in taken],
-            logprobs=[logprobs for _, logprobs in taken if logprobs] if self._wants_logprobs else None,
+            text=text,
+            token_ids=token_ids[:num_taken],
+            logprobs=chunk.logprobs[:num_taken] if self._wants_logprobs else None,
             finish_reason=reason,
             stop_reason=stop_reason,
         )
 
-    def _add_text(self, piece: str, text: list[str]) -> str | None:
-        """Appends what may be emitted of a piece; returns the stop string that it completes."""
-        if self.num_tokens <= self._min_tokens:
-            text.append(piece)
-            return None
-        emitted, stop = self._stops.push(piece)
-        text.append(emitted)
-        return stop
+    def _watch(self, piece: str, num_tokens: int) -> tuple[str, str | None]:
+        """What may be emitted of a piece that ends after so many tokens, and the stop string that it completes."""
+        if num_tokens <= self._min_tokens:
+            return piece, None
+        return self._stops.push(piece)
 
 
 def _finish(end: SequenceEnd | None, stop: str | None) -> tuple[FinishReason | None, str | int | None]:
@@ -88,6 +81,7 @@ class Generation:
         self._sequences = [
             SequenceText(index, request, tokenizer.detokenizer(skip_special_tokens=skip)) for index in range(request.n)
         ]
+        self._num_unfinished = request.n
         self._cached_tokens = 0
         self._closed = False
 
@@ -122,27 +116,25 @@ class Generation:
     def _advance(self, chunk: StepChunk) -> GenerationDelta:
         if chunk.cached_tokens is not None:
             self._cached_tokens = chunk.cached_tokens
-        tokens: dict[int, list[Token]] = {index: [] for index in chunk.ended}
-        for index, token_id, logprobs in chunk.tokens:
-            tokens.setdefault(index, []).append((token_id, logprobs))
         deltas = [
-            self._advance_sequence(self._sequences[index], index, new, chunk.ended.get(index))
-            for index, new in tokens.items()
+            self._advance_sequence(index, new)
+            for index, new in chunk.sequences.items()
             # A sequence that a stop string ended may still get tokens of steps in flight.
             if not self._sequences[index].finished
         ]
-        if not all(sequence.finished for sequence in self._sequences):
+        if self._num_unfinished:
             return GenerationDelta(deltas)
         self._closed = True
         self._client.release(self._stream)
         return GenerationDelta(deltas, self._usage())
 
-    def _advance_sequence(
-        self, sequence: SequenceText, index: int, tokens: Sequence[Token], end: SequenceEnd | None
-    ) -> CompletionDelta:
-        delta = sequence.advance(tokens, end)
-        if sequence.finished and end is None:
-            self._client.abort_sequence(self._stream, index, scheduler_pb2.ABORT_REASON_STOP_STRING)
+    def _advance_sequence(self, index: int, chunk: SequenceChunk) -> CompletionDelta:
+        sequence = self._sequences[index]
+        delta = sequence.advance(chunk)
+        if sequence.finished:
+            self._num_unfinished -= 1
+            if chunk.end is None:
+                self._client.abort_sequence(self._stream, index, scheduler_pb2.ABORT_REASON_STOP_STRING)
         return delta
 
     def _usage(self) -> Usage:

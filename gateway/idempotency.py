@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -25,7 +26,6 @@ class _Run:
     """One generation, all it has given so far, and how many calls follow it."""
 
     content: bytes
-    keep: bool
     log: list[GenerationDelta] = field(default_factory=list)
     num_followers: int = 0
     task: asyncio.Task[None] | None = None
@@ -41,6 +41,31 @@ class _Run:
     def notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+async def run_once(
+    start: Callable[[], Awaitable[Generation]], leaving: Callable[[], AbortReason]
+) -> AsyncGenerator[GenerationDelta, None]:
+    """All deltas of a run that nobody can join; whoever leaves early must close the iterator, which aborts it."""
+    with _defects_hidden():
+        generation = await start()
+        try:
+            async for delta in generation:
+                yield delta
+        finally:
+            generation.close(leaving())
+
+
+@contextlib.contextmanager
+def _defects_hidden() -> Iterator[None]:
+    """Logs what is not a QuireError, and raises one that says nothing of it."""
+    try:
+        yield
+    except QuireError:
+        raise
+    except Exception as error:
+        logger.exception("a request failed")
+        raise QuireError("internal error") from error
 
 
 class RunRegistry:
@@ -62,18 +87,15 @@ class RunRegistry:
         content: bytes,
         start: Callable[[], Awaitable[Generation]],
         leaving: Callable[[], AbortReason],
-        *,
-        keep: bool = True,
     ) -> AsyncGenerator[GenerationDelta, None]:
         """All deltas of the run with this id, from its first; `start` begins it if there is none.
 
         `content` is what the id stands for: DuplicateRequestError if the run has another. Whoever leaves must
-        close the iterator; the last to leave a run aborts it, for the reason that `leaving` gives. Without
-        `keep` (nobody knows the id) a finished run is forgotten at once.
+        close the iterator; the last to leave a run aborts it, for the reason that `leaving` gives.
         """
         run = self._find(request_id)
         if run is None:
-            run = self._running[request_id] = _Run(content, keep)
+            run = self._running[request_id] = _Run(content)
             run.task = asyncio.create_task(self._drive(request_id, run, start))
         elif run.content != content:
             message = f"the request id {request_id!r} is in use by a different request"
@@ -109,24 +131,21 @@ class RunRegistry:
 
     async def _drive(self, request_id: str, run: _Run, start: Callable[[], Awaitable[Generation]]) -> None:
         try:
-            generation = await start()
-            try:
-                async for delta in generation:
-                    run.log.append(delta)
-                    run.notify()
-            finally:
-                generation.close(run.abort_reason)
+            with _defects_hidden():
+                generation = await start()
+                try:
+                    async for delta in generation:
+                        run.log.append(delta)
+                        run.notify()
+                finally:
+                    generation.close(run.abort_reason)
         except QuireError as error:
             run.error = error
-        except Exception:
-            logger.exception("a request failed")
-            run.error = QuireError("internal error")
         else:
             run.finished_at = time.monotonic()
-            if run.keep:
-                # Those who follow keep the log that they are reading.
-                run.log = _compacted(run.log)
-                self._finished[request_id] = run
+            # Those who follow keep the log that they are reading.
+            run.log = _compacted(run.log)
+            self._finished[request_id] = run
         finally:
             self._drop(request_id, run)
             run.notify()

@@ -30,6 +30,12 @@ class RestServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.listening = asyncio.Event()
+        self._stopped = asyncio.Event()
+
+    def stop(self) -> None:
+        """Takes no more connections, and ends when those that are open have ended."""
+        self.should_exit = True
+        self._stopped.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -40,6 +46,14 @@ class RestServer(uvicorn.Server):
         """Listens."""
         await super().startup(sockets)
         self.listening.set()
+
+    async def main_loop(self) -> None:
+        """Renews the Date header every second until the stop; uvicorn's own looks ten times a second for one."""
+        while not self._stopped.is_set():
+            await self.on_tick(0)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._stopped.wait()
 
 
 class Listeners:
@@ -100,12 +114,12 @@ class Listeners:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._service.detach()
         if self._rest is not None:
-            self._rest.should_exit = True
+            self._rest.stop()
 
     async def close(self) -> None:
         """Ends what still runs after a second, and frees the ports."""
         if self._rest is not None and self._rest_task is not None:
-            self._rest.should_exit = True
+            self._rest.stop()
             await asyncio.gather(self._rest_task, self._grpc.stop(_CLOSE_S), return_exceptions=True)
         else:
             await self._grpc.stop(None)

@@ -237,14 +237,16 @@ class AnswerWriter:
         self._id = shape.id_prefix + request_id
         self._model = model
         self._created = int(time.time())
-        # With the option on, every chunk but the last carries `usage: null`.
-        self._chunk_usage: UnsetType | None = None if include_usage else UNSET
+        # All events of a stream but the last are the same around their only choice. With the option on, they
+        # carry `usage: null`.
+        before, _, after = self._event([], None if include_usage else UNSET).rpartition(b"[]")
+        self._before_choice, self._after_choice = before + b"[", b"]" + after
 
     def event(self, delta: CompletionDelta, index: int) -> bytes:
         """The SSE event of what is new in choice `index`; empty if there is nothing to tell."""
         if not (delta.text or delta.finish_reason or delta.logprobs):
             return b""
-        return self._event([self._shape.chunk(delta, index)], self._chunk_usage)
+        return b"%b%b%b" % (self._before_choice, encode(self._shape.chunk(delta, index)), self._after_choice)
 
     def usage_event(self, usages: Sequence[Usage]) -> bytes:
         """The SSE event that ends a stream with `include_usage`."""

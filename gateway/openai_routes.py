@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
@@ -42,14 +44,16 @@ def generation_routes(engine: Engine) -> APIRouter:
         """Continues one or several prompts."""
         request = parse_request(CompletionRequest, await read_body(http))
         with request.in_its_words():
-            return await unless_disconnected(http.receive, _complete(engine, request))
+            async with unless_disconnected(http.receive):
+                return await _complete(engine, request)
 
     @router.post("/v1/chat/completions", openapi_extra=request_body_schema(ChatCompletionRequest))
     async def create_chat_completion(http: Request) -> Response:
         """Answers a chat, which the model's own template turns into a prompt."""
         request = parse_request(ChatCompletionRequest, await read_body(http))
         with request.in_its_words():
-            return await unless_disconnected(http.receive, _chat(engine, request))
+            async with unless_disconnected(http.receive):
+                return await _chat(engine, request)
 
     return router
 
@@ -58,20 +62,23 @@ async def _complete(engine: Engine, request: CompletionRequest) -> Response:
     engine.validator.check_model(request.model)
     params = request.sampling_params()
     request_id = uuid.uuid4().hex
+    validate = functools.partial(engine.validator.validate, params=params, default_max_tokens=COMPLETION_MAX_TOKENS)
+    valid = await _gather(
+        [validate(prompt, request_id=f"cmpl-{request_id}-{index}") for index, prompt in enumerate(request.prompt)]
+    )
+    return await _answer(engine, request, valid, CompletionShape(engine.tokenizer.vocabulary), request_id)
+
+
+async def _gather(validations: Sequence[Coroutine[Any, Any, ValidRequest]]) -> list[ValidRequest]:
+    """All results, worked out at the same time. Raises the first QuireError."""
+    if len(validations) == 1:  # needs no task of its own
+        return [await validations[0]]
     try:
         async with asyncio.TaskGroup() as group:
-            validations = [
-                group.create_task(
-                    engine.validator.validate(
-                        prompt, params, f"cmpl-{request_id}-{index}", default_max_tokens=COMPLETION_MAX_TOKENS
-                    )
-                )
-                for index, prompt in enumerate(request.prompt)
-            ]
+            tasks = [group.create_task(validation) for validation in validations]
     except* QuireError as errors:
         raise errors.exceptions[0] from None
-    valid = [validation.result() for validation in validations]
-    return await _answer(engine, request, valid, CompletionShape(engine.tokenizer.vocabulary), request_id)
+    return [task.result() for task in tasks]
 
 
 async def _chat(engine: Engine, request: ChatCompletionRequest) -> Response:

@@ -37,18 +37,38 @@ class SequenceEnd:
 
 
 @dataclass(slots=True)
-class StepChunk:
-    """What one message brought for one request."""
+class SequenceChunk:
+    """What came for one sequence."""
 
-    # (sequence index, token id, its logprobs), in order.
-    tokens: list[tuple[int, int, TokenLogprobs | None]] = field(default_factory=list)
-    ended: dict[int, SequenceEnd] = field(default_factory=dict)
+    token_ids: list[int] = field(default_factory=list)
+    # One per token if the request asked for them, else empty.
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    end: SequenceEnd | None = None
+
+
+@dataclass(slots=True)
+class StepChunk:
+    """What came for one request since its reader last looked: one step's, or more if the reader was busy."""
+
+    # By sequence index.
+    sequences: dict[int, SequenceChunk] = field(default_factory=dict)
     # Prompt tokens found in the prefix cache, when the request first ran.
     cached_tokens: int | None = None
 
+    def of_sequence(self, index: int) -> SequenceChunk:
+        """The part of one sequence, made if it is not there."""
+        chunk = self.sequences.get(index)
+        if chunk is None:
+            chunk = self.sequences[index] = SequenceChunk()
+        return chunk
+
 
 class RequestStream:
-    """What the scheduler gives one request. Its owner must pass it to `SchedulerClient.release`."""
+    """What the scheduler gives one request. Its owner must pass it to `SchedulerClient.release`.
+
+    It has one reader. What comes before the reader looks again is one chunk, which is not bounded by itself: it
+    holds at most the n * max_tokens tokens of a request whose reader is slow.
+    """
 
     def __init__(self, key: int, num_sequences: int) -> None:
         self.key = key
@@ -56,29 +76,49 @@ class RequestStream:
         self.attempt = 0
         # Per sequence: the position of the token that comes next.
         self._next_positions = [0] * num_sequences
-        # Not bounded by itself: it holds at most the n * max_tokens tokens of a request whose reader is slow.
-        self._chunks: asyncio.Queue[StepChunk | QuireError] = asyncio.Queue()
+        self._pending: StepChunk | None = None
+        self._error: QuireError | None = None
+        self._reader: asyncio.Future[None] | None = None
 
     async def next_chunk(self) -> StepChunk:
-        """Waits for the next chunk. Raises the QuireError that ended the stream."""
-        chunk = await self._chunks.get()
-        if isinstance(chunk, QuireError):
-            raise chunk
-        return chunk
+        """Waits for the next chunk. Raises the QuireError that ended the stream, after what came before it."""
+        if self._pending is None and self._error is None:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        chunk, self._pending = self._pending, None
+        if chunk is not None:
+            return chunk
+        assert self._error is not None, "woken for nothing"
+        raise self._error
 
-    def accepts(self, index: int, position: int) -> bool:
-        """Whether a token is new. Raises QuireError if the one before it never came."""
+    def pending(self) -> StepChunk:
+        """The chunk that the reader gets next; it runs once its waker is back in the event loop."""
+        if self._pending is None:
+            self._pending = StepChunk()
+            self._wake()
+        return self._pending
+
+    def add_token(self, index: int, position: int, token_id: int, logprobs: TokenLogprobs | None) -> None:
+        """Adds a token, unless it came before. Raises QuireError if the one before it never came."""
         expected = self._next_positions[index]
+        if position < expected:
+            return
         if position > expected:
             raise QuireError(f"the scheduler skipped tokens {expected} to {position - 1} of sequence {index}")
-        if position < expected:
-            return False
         self._next_positions[index] = expected + 1
-        return True
+        chunk = self.pending().of_sequence(index)
+        chunk.token_ids.append(token_id)
+        if logprobs is not None:
+            chunk.logprobs.append(logprobs)
 
-    def put(self, chunk: StepChunk | QuireError) -> None:
-        """Queues what the reader gets next; after an error nothing follows."""
-        self._chunks.put_nowait(chunk)
+    def fail(self, error: QuireError) -> None:
+        """Ends the stream after what is pending."""
+        self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
 
 class SchedulerClient:
@@ -179,7 +219,7 @@ class SchedulerClient:
     def fail_all(self, error: QuireError, reason: scheduler_pb2.AbortReason.ValueType) -> None:
         """Ends every running request with an error."""
         for stream in list(self._running.values()):
-            stream.put(error)
+            stream.fail(error)
             self.abort(stream, reason)
 
     async def close(self) -> None:
@@ -231,23 +271,19 @@ class SchedulerClient:
         self.fail_all(lost, scheduler_pb2.ABORT_REASON_SHUTDOWN)
 
     def _dispatch(self, message: scheduler_pb2.StepOutputs) -> None:
-        """Hands a step's columns to the requests they belong to, one chunk each."""
-        chunks: dict[int, StepChunk] = {}
+        """Hands a step's columns to the requests they belong to."""
         for started in message.started:
-            if self._current(started.request_key, started.attempt):
-                chunks.setdefault(started.request_key, StepChunk()).cached_tokens = started.cached_tokens
-        self._dispatch_tokens(message, chunks)
+            if stream := self._current(started.request_key, started.attempt):
+                stream.pending().cached_tokens = started.cached_tokens
+        self._dispatch_tokens(message)
         for end in message.finished:
             reason = finish_reason_from_proto(end.reason)
-            if reason is not None and self._current(end.request_key, end.attempt):
+            stream = self._current(end.request_key, end.attempt)
+            if stream is not None and reason is not None:
                 stop_token_id = end.stop_token_id if end.HasField("stop_token_id") else None
-                chunk = chunks.setdefault(end.request_key, StepChunk())
-                chunk.ended[end.sequence_index] = SequenceEnd(reason, stop_token_id)
-        for key, chunk in chunks.items():
-            if (stream := self._running.get(key)) is not None:
-                stream.put(chunk)
+                stream.pending().of_sequence(end.sequence_index).end = SequenceEnd(reason, stop_token_id)
 
-    def _dispatch_tokens(self, message: scheduler_pb2.StepOutputs, chunks: dict[int, StepChunk]) -> None:
+    def _dispatch_tokens(self, message: scheduler_pb2.StepOutputs) -> None:
         logprobs = {entry.row: entry.logprobs for entry in message.logprobs}
         rows = zip(
             unpack_u64(message.request_keys),
@@ -261,16 +297,13 @@ class SchedulerClient:
             stream = self._current(key, attempt)
             if stream is None:
                 continue
-            try:
-                if not stream.accepts(index, position):
-                    continue
-            except QuireError as error:
-                stream.put(error)
-                self.abort(stream, scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
-                continue
             entry = logprobs.get(row)
             position_logprobs = None if entry is None else TokenLogprobs.from_proto(token_id, entry)
-            chunks.setdefault(key, StepChunk()).tokens.append((index, token_id, position_logprobs))
+            try:
+                stream.add_token(index, position, token_id, position_logprobs)
+            except QuireError as error:
+                stream.fail(error)
+                self.abort(stream, scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
 
     def _current(self, key: int, attempt: int) -> RequestStream | None:
         """The running request that an output belongs to, unless it was meant for an older attempt."""

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from fastapi import Request, Response
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from quire.errors import InvalidRequestError, RequestAbortedError
 from quire.rpc import MAX_MESSAGE_BYTES
-
-T = TypeVar("T")
 
 
 class EventStream(Response):
@@ -33,7 +29,8 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request (ASGI)."""
         try:
-            await unless_disconnected(receive, self._send(send))
+            async with unless_disconnected(receive):
+                await self._send(send)
         except (RequestAbortedError, OSError):
             pass  # nobody is left to be told
         finally:
@@ -47,37 +44,45 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Does the work, but cancels it when the client leaves. Raises RequestAbortedError then.
+@contextlib.asynccontextmanager
+async def unless_disconnected(receive: Receive) -> AsyncIterator[None]:
+    """Cancels the block when the client leaves. Raises RequestAbortedError then.
 
     The request's body must have been read.
     """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise RequestAbortedError("the client closed the connection")
-        return working.result()
-    finally:
+    working = asyncio.current_task()
+    assert working is not None, "an ASGI application runs in a task"
+    has_left = False
+
+    async def watch() -> None:
+        nonlocal has_left
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        has_left = True
         working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        # A cancellation of somebody else's goes on, as asyncio.timeout has it.
+        if not has_left or working.uncancel() > 0:
+            raise
+        raise RequestAbortedError("the client closed the connection") from None
+    finally:
+        watching.cancel()
 
 
 async def read_body(request: Request) -> bytes:
-    """The request's body. Raises InvalidRequestError if it is too large."""
+    """The request's body. Raises InvalidRequestError if it is too large, RequestAbortedError if it never ends."""
     body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_MESSAGE_BYTES:
-                raise InvalidRequestError(f"the body is larger than {MAX_MESSAGE_BYTES >> 20} MiB")
-    except ClientDisconnect as error:
-        raise RequestAbortedError("the client closed the connection") from error
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise RequestAbortedError("the client closed the connection")
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > MAX_MESSAGE_BYTES:
+            raise InvalidRequestError(f"the body is larger than {MAX_MESSAGE_BYTES >> 20} MiB")
     return bytes(body)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

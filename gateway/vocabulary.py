@@ -26,6 +26,7 @@ class Vocabulary:
         # In characters of the text that a token stands for, or more.
         self.longest_token = max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
         self._bytes: dict[int, bytes] = {}
+        self._whole_texts: dict[int, str | None] = {}
 
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes a token adds to the output; empty for an id that the tokenizer does not know."""
@@ -33,6 +34,14 @@ class Vocabulary:
         if found is None:
             found = self._bytes[token_id] = self._to_bytes(self._tokenizer.id_to_token(token_id))
         return found
+
+    def whole_text_of(self, token_id: int) -> str | None:
+        """A token that begins and ends with a character, as text; None for any other."""
+        try:
+            return self._whole_texts[token_id]
+        except KeyError:
+            text = self._whole_texts[token_id] = decode_whole(self.bytes_of(token_id))
+            return text
 
     def text_of(self, token_id: int) -> str:
         """A token alone, as text; U+FFFD stands for a part of a character."""
@@ -45,8 +54,9 @@ class Vocabulary:
             # As the decoder does: a token with any sign outside the alphabet (an added token) is plain text.
             values = [self._byte_alphabet.get(sign) for sign in token]
             return token.encode() if None in values else bytes(value for value in values if value is not None)
-        if byte := _BYTE_TOKEN.fullmatch(token):
-            return bytes.fromhex(byte[1])
+        byte = byte_of(token)
+        if byte is not None:
+            return byte
         return token.replace(_METASPACE, " ").encode()
 
     @cached_property
@@ -56,6 +66,20 @@ class Vocabulary:
         others = [byte for byte in range(256) if byte not in printable]
         signs = {chr(byte): byte for byte in printable}
         return signs | {chr(256 + rank): byte for rank, byte in enumerate(others)}
+
+
+def byte_of(token: str | None) -> bytes | None:
+    """The byte that a token of SentencePiece's byte fallback (`<0xE2>`) stands for; None for other tokens."""
+    byte = None if token is None else _BYTE_TOKEN.fullmatch(token)
+    return None if byte is None else bytes.fromhex(byte[1])
+
+
+def decode_whole(data: bytes) -> str | None:
+    """UTF-8 as text; None where it does not begin and end with a character, or is no UTF-8."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _decoder_kinds(tokenizer: Tokenizer) -> list[str]:

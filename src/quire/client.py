@@ -22,6 +22,8 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TypeVar
 
+from msgspec import structs
+
 from quire.errors import DeadlineError, InvalidRequestError, ServiceUnavailableError
 from quire.outputs import (
     CompletionDelta,
@@ -119,7 +121,7 @@ class _Resume:
             return None
         characters = self._take(self._skip_characters, index, len(part.text))
         tokens = self._take(self._skip_tokens, index, len(part.token_ids))
-        part = replace(
+        part = structs.replace(
             part,
             text=part.text[characters:],
             token_ids=part.token_ids[tokens:],

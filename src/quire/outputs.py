@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from msgspec import Struct
+
 from quire.v1 import generate_pb2
 
 # stop: a stop string, a stop token or an end-of-sequence token. length: max_tokens or the end of the context.
@@ -67,9 +69,8 @@ class Usage:
     cached_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class CompletionDelta:
-    """What is new in one continuation."""
+class CompletionDelta(Struct, frozen=True):
+    """What is new in one continuation. (A Struct, because one is made per token: a frozen dataclass takes 4 us.)"""
 
     index: int
     text: str = ""
@@ -95,8 +96,7 @@ def merge_deltas(deltas: Sequence[CompletionDelta]) -> CompletionDelta:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationDelta:
+class GenerationDelta(Struct, frozen=True):
     """What is new in a request."""
 
     deltas: Sequence[CompletionDelta]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from quire.errors import InvalidRequestError
@@ -133,12 +133,15 @@ class SamplingParams:
         `max_tokens` is what is left of the context; a seed is drawn where none is given. Only `logprobs` stays
         None, where none are wanted.
         """
-        filled = self
-        drawn = SamplingParams(max_tokens=max_tokens, seed=secrets.randbits(63))
-        for source in (defaults, LIBRARY_DEFAULTS, drawn):
-            absent = [field.name for field in fields(filled) if getattr(filled, field.name) is None]
-            filled = replace(filled, **{name: getattr(source, name) for name in absent})
-        return replace(filled, top_k=max(filled.top_k or 0, 0), stop=filled.stop_strings)
+        sources = (self, defaults, LIBRARY_DEFAULTS)
+        values = {field.name: _first_given(field.name, sources) for field in _FIELDS}
+        if values["max_tokens"] is None:
+            values["max_tokens"] = max_tokens
+        if values["seed"] is None:
+            values["seed"] = secrets.randbits(63)
+        values["top_k"] = max(values["top_k"], 0)
+        values["stop"] = (values["stop"],) if isinstance(values["stop"], str) else tuple(values["stop"])
+        return SamplingParams(**values)
 
     def to_proto(self) -> generate_pb2.SamplingParams:
         """The message; absent stays absent."""
@@ -163,6 +166,9 @@ class SamplingParams:
         )
 
 
+_FIELDS = fields(SamplingParams)
+
+
 def generation_config_defaults(generation_config: Mapping[str, Any]) -> SamplingParams:
     """The model owner's defaults, from a parsed generation_config.json.
 
@@ -170,6 +176,15 @@ def generation_config_defaults(generation_config: Mapping[str, Any]) -> Sampling
     """
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     return SamplingParams(**{name: generation_config.get(name) for name in names})
+
+
+def _first_given(name: str, sources: Sequence[SamplingParams]) -> Any:
+    """A field of the first that has it."""
+    for source in sources:
+        value = getattr(source, name)
+        if value is not None:
+            return value
+    return None
 
 
 def _as_float32(value: float) -> float:

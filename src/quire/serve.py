@@ -6,14 +6,17 @@ import contextlib
 import signal
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import setproctitle
 from rich.console import Console
 from rich.table import Table
 
 from quire.config import ServeSettings
-from quire.internal.v1 import scheduler_pb2
 from quire.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from quire.internal.v1 import scheduler_pb2
 
 
 def serve(settings: ServeSettings) -> int:

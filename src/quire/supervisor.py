@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import quire.errors
 from quire.config import (
@@ -31,8 +31,9 @@ from quire.config import (
     flags,
 )
 from quire.errors import StartupError
-from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
-from quire.rpc import errors_from_status, open_sync_channel
+
+if TYPE_CHECKING:
+    from quire.internal.v1 import scheduler_pb2
 
 # From SIGTERM to SIGKILL. A gateway drains its requests in this time.
 _STOP_TIMEOUT_S: Final = 10.0
@@ -94,6 +95,10 @@ class Supervisor:
 
     def describe(self) -> scheduler_pb2.DescribeResponse:
         """What is served, and with how much memory."""
+        # Imported now, so that the children were started 0.1 s sooner.
+        from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
+        from quire.rpc import errors_from_status, open_sync_channel
+
         with open_sync_channel(self.scheduler_address) as channel, errors_from_status("the scheduler"):
             stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
             return stub.Describe(scheduler_pb2.DescribeRequest(), timeout=_DESCRIBE_TIMEOUT_S)

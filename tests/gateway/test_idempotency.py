@@ -9,7 +9,7 @@ import pytest
 
 from quire.errors import DuplicateRequestError, InvalidRequestError, QuireError
 from quire.gateway.generation import Generation
-from quire.gateway.idempotency import RunRegistry
+from quire.gateway.idempotency import RunRegistry, run_once
 from quire.internal.v1 import scheduler_pb2
 from quire.outputs import CompletionDelta, GenerationDelta, Usage
 
@@ -58,8 +58,8 @@ class Starter:
         return cast(Generation, self.generations[-1])
 
 
-async def texts(registry: RunRegistry, start: Starter, content: bytes = b"a", **options: Any) -> list[str]:
-    deltas = registry.follow("id", content, start, lambda: CANCELLED, **options)
+async def texts(registry: RunRegistry, start: Starter, content: bytes = b"a") -> list[str]:
+    deltas = registry.follow("id", content, start, lambda: CANCELLED)
     async with contextlib.aclosing(deltas):
         return [part.text async for delta in deltas for part in delta.deltas]
 
@@ -137,10 +137,20 @@ async def test_finished_runs_are_forgotten(forgetful: dict[str, Any]) -> None:
     assert len(start.generations) == 2
 
 
-async def test_runs_that_nobody_can_name_are_not_kept() -> None:
-    registry, start = RunRegistry(), Starter()
-    for _ in range(2):
-        following = asyncio.create_task(texts(registry, start, keep=False))
-        (await running(start)).say("x", Usage(1, 1, 0))
-        await following
-    assert len(start.generations) == 2
+async def test_a_run_that_nobody_can_name_ends_with_its_caller() -> None:
+    start = Starter()
+    deltas = run_once(start, lambda: CANCELLED)
+    first = asyncio.create_task(anext(deltas))
+    generation = await running(start)
+    generation.say("x")
+    assert (await first).deltas[0].text == "x"
+    assert generation.closed == []
+    await deltas.aclose()
+    assert generation.closed == [CANCELLED]
+
+
+async def test_a_defect_of_a_run_that_nobody_can_name_stays_inside() -> None:
+    start = Starter()
+    start.error = RuntimeError("a defect")
+    with pytest.raises(QuireError, match="internal error"):
+        await anext(run_once(start, lambda: CANCELLED))

@@ -36,7 +36,8 @@ async def tokens_of(stream: RequestStream, count: int) -> list[tuple[int, int]]:
     """(sequence, token) pairs, until there are `count`."""
     tokens: list[tuple[int, int]] = []
     while len(tokens) < count:
-        tokens += [(index, token_id) for index, token_id, _ in (await stream.next_chunk()).tokens]
+        chunk = await stream.next_chunk()
+        tokens += [(index, token_id) for index, part in chunk.sequences.items() for token_id in part.token_ids]
     return tokens
 
 
@@ -158,3 +159,28 @@ async def test_a_scheduler_that_never_comes_is_named(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match=r"scheduler at unix:.*nobody.sock is not ready after 0.2 s") as caught:
         await SchedulerClient.connect(f"unix:{tmp_path}/nobody.sock", timeout=0.2)
     assert caught.value.field == "scheduler"
+
+
+async def test_what_came_meanwhile_comes_together(client: SchedulerClient, scheduler: FakeScheduler) -> None:
+    await silent(scheduler)
+    stream = await client.submit(submit_request())
+    for position in range(3):
+        scheduler.send(scheduler.tokens_message(stream.key, position, token_id=70 + position))
+    await asyncio.sleep(0.1)
+    chunk = await stream.next_chunk()
+    assert [part.token_ids for part in chunk.sequences.values()] == [[70, 71, 72]]
+    next_chunk = asyncio.create_task(stream.next_chunk())
+    scheduler.send(scheduler.tokens_message(stream.key, 3, token_id=73))
+    assert [part.token_ids for part in (await next_chunk).sequences.values()] == [[73]]
+
+
+async def test_an_error_comes_after_what_came_before_it(client: SchedulerClient, scheduler: FakeScheduler) -> None:
+    await silent(scheduler)
+    stream = await client.submit(submit_request())
+    scheduler.send(scheduler.tokens_message(stream.key, 0, token_id=70))
+    scheduler.send(scheduler.tokens_message(stream.key, 2))
+    await asyncio.sleep(0.1)
+    assert await tokens_of(stream, 1) == [(0, 70)]
+    for _ in range(2):
+        with pytest.raises(QuireError, match="skipped"):
+            await stream.next_chunk()

@@ -30,6 +30,22 @@ async def test_health_version_and_docs(http: httpx.AsyncClient) -> None:
     assert "messages" in schema["components"]["schemas"][kind]["properties"]
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_a_defect_is_an_error_without_details(
+    http: httpx.AsyncClient, scheduler: FakeScheduler, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quire.gateway.openai_routes.parse_request", None)
+    answer = await http.post(path, json={})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["message"] == "internal error"
+
+
+async def test_generation_is_posted(http: httpx.AsyncClient) -> None:
+    answer = await http.get("/v1/completions")
+    assert answer.status_code == 405
+    assert answer.json()["error"]["code"] == "method_not_allowed"
+
+
 async def test_models(http: httpx.AsyncClient) -> None:
     (model,) = (await http.get("/v1/models")).json()["data"]
     assert model["id"] == MODEL
