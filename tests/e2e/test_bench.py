@@ -49,7 +49,7 @@ def test_every_backend_counts_every_token(server, tmp_path, backend):
 def test_a_shared_prefix_is_found_in_the_cache(server, tmp_path):
     _bench(
         "serve", "--base-url", server.url, "--num-prompts", "4", "--max-concurrency", "1", "--random-prefix-len", "64",
-        "--random-input-len", "8", "--random-output-len", "2", "--ignore-eos", "--save-result",
+        "--random-input-len", "8", "--random-output-len", "2", "--ignore-eos", "--save-result", "--seed", "7",
         "--result-filename", str(tmp_path / "run.json"),
     )  # fmt: skip
     result = json.loads((tmp_path / "run.json").read_text())

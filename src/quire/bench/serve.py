@@ -25,6 +25,7 @@ from quire.bench.timeline import Timeline
 from quire.errors import ServiceUnavailableError
 
 _RETRY_SECONDS = 0.5
+_ANSWER_SECONDS = 10.0
 
 
 def bench_serve(settings: ServeBenchSettings) -> dict[str, Any]:
@@ -86,10 +87,11 @@ async def _wait_ready(backend: BenchBackend, timeout_s: float) -> list[str]:
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            return await backend.list_models()
-        except ServiceUnavailableError:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                return await backend.list_models()
+        except (ServiceUnavailableError, TimeoutError) as error:
             if time.monotonic() > deadline:
-                raise
+                raise ServiceUnavailableError(f"the server does not answer: {error or 'no reply'}") from error
         await asyncio.sleep(_RETRY_SECONDS)
 
 
