@@ -15,7 +15,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types protos native format bench clean
+.PHONY: help run test lint types protos native format bench bench-peers clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,12 @@ format: setup ## Format the code
 bench: setup ## Benchmarks, a few minutes
 	$(PYTHON) benchmarks/kv_utilization.py
 	$(PYTHON) benchmarks/attention.py
+
+# The peers are installed once; QUIRE_PEERS_DIR moves them, and their checkpoints, out of the working tree.
+# The folder benchmarks/ is on the path, and not the root: see above.
+bench-peers: export TORCH_INDEX := $(TORCH_INDEX)
+bench-peers: setup ## The same work by vLLM, llama.cpp, OpenVINO GenAI and us (hours; ARGS='--quick --cases=bf16')
+	@PYTHONPATH=benchmarks $(PYTHON) -m peers $(ARGS)
 
 clean: ## Remove everything that was built or installed
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
