@@ -71,5 +71,5 @@ setup: .venv/installed .venv/protos native
 	@echo 'Installing into .venv, which takes a few minutes the first time …'
 	python3 -m venv .venv
 	.venv/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	.venv/bin/pip install --quiet --editable '.[dev]'
+	.venv/bin/pip install --quiet --editable '.[bench,dev]'
 	@touch $@

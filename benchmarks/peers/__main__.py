@@ -1,4 +1,4 @@
-"""Quire and other engines, in turn in one run: `make bench-peers`, or `python -P -m peers` with benchmarks/ on the path.
+"""Quire and other engines, in turn in one run: `make bench-peers` (benchmarks/ is on the path, and the root is not).
 
 The physics. At batch 1 a decode step reads every weight once (269 MB of SmolLM-135M's shape in bfloat16) and computes
 two operations for each, so memory's read bandwidth is its limit; from about 16 sequences on it is arithmetic; prefill

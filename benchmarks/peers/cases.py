@@ -12,8 +12,8 @@ class OfflineCase:
 
         prefill tokens/s = B * P / T1            decode tokens/s = B * (N - 1) / (TN - T1)
 
-    So decode is the time between the batch's first tokens and its last. No engine needs hooks, and one that mixes prefill
-    with decode in its steps pays for all of it.
+    So decode is the time between the batch's first tokens and its last. No engine needs hooks, and one that mixes
+    prefill with decode in its steps pays for all of it.
     """
 
     name: str

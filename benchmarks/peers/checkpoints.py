@@ -98,6 +98,9 @@ def make_openvino(name: str, weight_format: str, folder: Path, root: Path) -> Pa
     if not (target / "done").exists():
         exporter = Path(venv_python(PEERS["openvino_export"], root)).parent / "optimum-cli"
         command = [str(exporter), "export", "openvino", "-m", str(source), "--task", "text-generation-with-past"]
+        if weight_format == "int4":
+            # Its default of 128 does not divide a hidden size of 576.
+            command += ["--group-size", "64"]
         subprocess.run([*command, "--weight-format", weight_format, str(target)], check=True, timeout=1800)
         (target / "done").touch()
     return target

@@ -43,7 +43,6 @@ PEERS = {
                 "llama-cpp-python==0.3.36",
                 "gguf==0.19.0",
                 "numpy==2.4.6",
-                "safetensors==0.8.0",
             ),
             build_options="-DGGML_NATIVE=ON",
         ),

@@ -65,7 +65,8 @@ def describe_machine() -> dict[str, str]:
     flags = info.get("flags", "").split()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
-        "cpu": f"{info.get('model name', platform.machine())}, family {info.get('cpu family')}, model {info.get('model')}",
+        "cpu": info.get("model name", platform.machine()),
+        "family and model": f"{info.get('cpu family')}, {info.get('model')}",
         "instructions": ", ".join(flag for flag in _SHOWN_FLAGS if flag in flags),
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{memory:.0f} GiB",

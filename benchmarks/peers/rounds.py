@@ -1,10 +1,12 @@
 """The runs: engines in turn, round after round, one engine's processes alive at a time.
 
-A round takes every engine through a case once, and the next round does so again, in reverse order: slow changes of the machine
-(its neighbours, its clock) reach all engines alike. Figures are kept for each round; ratios are taken within a round.
+A round takes every engine through a case once, and the next round does so again, in reverse order: slow changes of
+the machine (its neighbours, its clock) reach all engines alike. Figures are kept for each round; ratios are taken
+within a round.
 """
 
 import random
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,8 @@ from peers.checkpoints import SHAPES
 from peers.engines import ENGINES, THREADS, EngineError, EngineProcess
 from peers.servers import SERVERS, ServerProcess
 
-LOAD_TIMEOUT_S = 400
+# vLLM compiles the model when it first sees it: two minutes on a quiet machine.
+LOAD_TIMEOUT_S = 900
 GENERATE_TIMEOUT_S = 900
 # Between two engines, so that no thread of the last one still spins.
 PAUSE_S = 1.0
@@ -34,7 +37,7 @@ def run_rounds(cases: list[Case], engines: set[str], repeats: int, root: Path, q
                 run = _offline if isinstance(case, OfflineCase) else _served
                 try:
                     yield from (base | record for record in run(case, name, number, root, quick))
-                except EngineError as error:
+                except (EngineError, subprocess.SubprocessError) as error:
                     yield base | {"error": str(error)}
 
 

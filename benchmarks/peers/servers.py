@@ -12,7 +12,7 @@ from pathlib import Path
 from peers.cases import ServedCase
 from peers.engines import ENGINES, THREADS, EngineError, EngineSpec, end_group
 
-START_TIMEOUT_S = 400
+START_TIMEOUT_S = 900
 RUN_TIMEOUT_S = 1200
 
 

@@ -1,7 +1,9 @@
-"""Writes a Hugging Face checkpoint as a GGUF file: write_gguf.py SOURCE TARGET BF16|Q8_0|Q4_0, in llama.cpp's environment.
+"""Writes a Hugging Face checkpoint as GGUF: write_gguf.py SOURCE TARGET BF16|Q8_0|Q4_0, in llama.cpp's environment.
 
-As llama.cpp's own converter does: norms in float32; for Llama, the rows of the query and key projections permuted from halves
-to pairs (the two layouts of rotary embeddings), for Qwen3 not. The vocabulary is left out: prompts are token ids.
+As llama.cpp's own converter does it: norms in float32; for Llama, the rows of the query and key projections permuted
+from halves to pairs (the two layouts of rotary embeddings), for Qwen3 not. The vocabulary is left out: prompts are
+token ids. All matrices get the one format, the embedding that is also the head too; llama.cpp's own tool would give
+that one 6 bits in a Q4_0 file, and it would be slower.
 """
 
 import json

@@ -7,6 +7,7 @@ bfloat16-sized (f16, llama.cpp's default); flash attention is left at "auto".
 
 import llama_cpp
 import numpy as np
+
 from peers.protocol import serve_engine
 
 _CHUNK = 512

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import openvino
 import openvino_genai
+
 from peers.protocol import serve_engine
 
 

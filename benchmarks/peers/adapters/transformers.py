@@ -2,6 +2,7 @@
 
 import torch
 import transformers
+
 from peers.protocol import serve_engine
 
 

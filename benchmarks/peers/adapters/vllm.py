@@ -7,6 +7,7 @@ core for itself and computes on one; its engine is a child process, which only a
 import os
 
 import vllm
+
 from peers.protocol import serve_engine
 
 
