@@ -18,6 +18,8 @@ other engine for each case, batch and figure.
 import argparse
 import json
 import os
+import signal
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -35,6 +37,8 @@ DEFAULT_ROOT = REPOSITORY / ".venv-peers"
 def main() -> None:
     """Install, measure, report."""
     options = _parse()
+    # As an interrupt does: the running engine is ended on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     root = Path(os.environ.get("QUIRE_PEERS_DIR") or DEFAULT_ROOT).resolve()
     root.mkdir(parents=True, exist_ok=True)
     for name in sorted(options.engines & PEERS.keys()):

@@ -1,7 +1,7 @@
 """How the driver talks to an engine: JSON, one line for each request and reply. Standard library only, since every
 adapter runs in its engine's own environment.
 
-    {"op": "load", "model": folder, "threads": 2, "max_batch": 64, "max_len": 192, "format": "bf16"}
+    {"op": "load", "model": folder, "threads": 2, "max_batch": 64, "max_len": 192, "number_format": "bf16"}
         -> {"flags": what was set, "version": …, "seconds": …}
     {"op": "generate", "prompts": [[ids]], "output_len": 64}
         -> {"seconds": …, "tokens": [how many each prompt got]}

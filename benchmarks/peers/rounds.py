@@ -57,7 +57,7 @@ def _offline(case: OfflineCase, name: str, number: int, root: Path, quick: bool)
             threads=THREADS,
             max_batch=max(batches),
             max_len=case.input_len + case.output_len + 16,
-            format=case.number_format,
+            number_format=case.number_format,
         )
 
         def seconds(batch: int, length: int) -> float:

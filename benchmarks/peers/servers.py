@@ -1,11 +1,14 @@
 """Servers under load: each started by its own command, loaded by `quire bench serve`, and ended."""
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,13 +60,14 @@ class ServerProcess:
     def __init__(self, spec: ServerSpec, root: Path, case: ServedCase, log: Path) -> None:
         engine: EngineSpec = ENGINES[spec.engine]
         self.model = engine.model(case.shape, "bf16", root)
-        self.port = free_port()
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
         self._case = case
         self._log_path = log
         self._log = log.open("ab")
         max_len = case.prefix_len + case.input_len + case.output_len + 16
         self._process = subprocess.Popen(
-            spec.command(root, self.model, self.port, max_len),
+            spec.command(root, self.model, port, max_len),
             stdout=self._log,
             stderr=self._log,
             env=engine.variables(),
@@ -71,7 +75,21 @@ class ServerProcess:
         )
 
     def __enter__(self) -> "ServerProcess":
+        try:
+            self._wait_ready(time.monotonic() + START_TIMEOUT_S)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
+
+    def _wait_ready(self, deadline: float) -> None:
+        """Until the server answers. Raises EngineError if it ends first, or does not in time."""
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                return
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise EngineError(f"the server did not start; see {self._log_path}")
+            time.sleep(0.2)
 
     def __exit__(self, *_: object) -> None:
         end_group(self._process)
@@ -86,7 +104,7 @@ class ServerProcess:
         with tempfile.TemporaryDirectory() as folder:
             result = Path(folder) / "result.json"
             options = {
-                "base-url": f"http://127.0.0.1:{self.port}",
+                "base-url": self.url,
                 "model": self.model,
                 "max-concurrency": concurrency,
                 "num-prompts": num_prompts,
@@ -94,7 +112,6 @@ class ServerProcess:
                 "random-prefix-len": case.prefix_len,
                 "random-input-len": case.input_len,
                 "random-output-len": case.output_len,
-                "ready-check-timeout-sec": START_TIMEOUT_S,
                 "result-filename": result,
                 "seed": seed,
             }
@@ -106,7 +123,7 @@ class ServerProcess:
                 stdout=self._log,
                 stderr=self._log,
                 env=dict(os.environ),
-                timeout=START_TIMEOUT_S + RUN_TIMEOUT_S,
+                timeout=RUN_TIMEOUT_S,
             )
             if done.returncode != 0:
                 raise EngineError(f"the load on {self.model} failed; see {self._log_path}")

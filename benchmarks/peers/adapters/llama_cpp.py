@@ -18,7 +18,7 @@ class LlamaCppEngine:
 
     version = llama_cpp.__version__
 
-    def __init__(self, model, threads, max_batch, max_len, format):
+    def __init__(self, model, threads, max_batch, max_len, number_format):
         llama_cpp.llama_backend_init()
         model_params = llama_cpp.llama_model_default_params()
         self._model = llama_cpp.llama_model_load_from_file(model.encode(), model_params)

@@ -21,7 +21,7 @@ class OpenvinoEngine:
 
     version = version("openvino-genai")
 
-    def __init__(self, model, threads, max_batch, max_len, format):
+    def __init__(self, model, threads, max_batch, max_len, number_format):
         capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         hint = "bf16" if "BF16" in capabilities else "f32"
         scheduler = openvino_genai.SchedulerConfig()

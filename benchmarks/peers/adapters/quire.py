@@ -10,10 +10,10 @@ class QuireEngine:
 
     version = quire.__version__
 
-    def __init__(self, model, threads, max_batch, max_len, format):
+    def __init__(self, model, threads, max_batch, max_len, number_format):
         settings = {"dtype": "bfloat16", "threads": threads, "max_model_len": max_len, "max_num_seqs": max_batch}
-        if format != "bf16":
-            settings["quantization"] = format
+        if number_format != "bf16":
+            settings["quantization"] = number_format
         # So much memory that no sequence ever waits for a block, and no more.
         settings["kv_cache_memory"] = "2GiB"
         self.flags = " ".join(f"{name}={value}" for name, value in settings.items())

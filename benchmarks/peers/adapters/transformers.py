@@ -11,9 +11,9 @@ class TransformersEngine:
 
     version = transformers.__version__
 
-    def __init__(self, model, threads, max_batch, max_len, format):
-        if format != "bf16":
-            raise ValueError(f"not compared in {format}")
+    def __init__(self, model, threads, max_batch, max_len, number_format):
+        if number_format != "bf16":
+            raise ValueError(f"not compared in {number_format}")
         torch.set_num_threads(threads)
         self.flags = f"dtype=bfloat16 threads={threads} attn=sdpa"
         self._model = transformers.AutoModelForCausalLM.from_pretrained(

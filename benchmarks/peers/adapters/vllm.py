@@ -16,9 +16,9 @@ class VllmEngine:
 
     version = vllm.__version__
 
-    def __init__(self, model, threads, max_batch, max_len, format):
-        if format != "bf16":
-            raise ValueError(f"not compared in {format}")
+    def __init__(self, model, threads, max_batch, max_len, number_format):
+        if number_format != "bf16":
+            raise ValueError(f"not compared in {number_format}")
         settings = {"dtype": "bfloat16", "max_model_len": max_len, "max_num_seqs": max_batch}
         bound = os.environ["VLLM_CPU_OMP_THREADS_BIND"]
         self.flags = " ".join(f"{name}={value}" for name, value in settings.items()) + f" OMP_THREADS_BIND={bound}"
