@@ -21,18 +21,24 @@ RUN_TIMEOUT_S = 1200
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """A command line; {model}, {port}, {grpc_port} and {max_len} are filled in."""
+    """A Python module and its flags, in which {model}, {port}, {grpc_port} and {max_len} are filled in."""
 
     name: str
     engine: str
+    module: str
     flags: str
 
     def command(self, root: Path, model: Path, port: int, max_len: int) -> list[str]:
         """The words of the command."""
         python = ENGINES[self.engine].python(root)
-        program = [python, "-P", "-m", "quire"] if self.engine == "quire" else [str(Path(python).parent / "vllm")]
         grpc_port = free_port()
-        return [*program, *self.flags.format(model=model, port=port, grpc_port=grpc_port, max_len=max_len).split()]
+        return [
+            python,
+            "-P",
+            "-m",
+            self.module,
+            *self.flags.format(model=model, port=port, grpc_port=grpc_port, max_len=max_len).split(),
+        ]
 
 
 _QUIRE = (
@@ -43,12 +49,15 @@ _QUIRE = (
 SERVERS = {
     spec.name: spec
     for spec in (
-        ServerSpec("quire", "quire", _QUIRE),
-        ServerSpec("quire-no-cache", "quire", _QUIRE + " --no-enable-prefix-caching"),
+        ServerSpec("quire", "quire", "quire", _QUIRE),
+        ServerSpec("quire-no-cache", "quire", "quire", _QUIRE + " --no-enable-prefix-caching"),
         ServerSpec(
             "vllm",
             "vllm",
-            "serve {model} --port {port} --host 127.0.0.1 --dtype bfloat16 --max-model-len {max_len} --max-num-seqs 64",
+            # What `vllm serve` runs; the command itself fails in the CPU wheel, which it looks for as "vllm".
+            "vllm.entrypoints.openai.api_server",
+            "--model {model} --port {port} --host 127.0.0.1 --dtype bfloat16 --max-model-len {max_len}"
+            " --max-num-seqs 64",
         ),
     )
 }
