@@ -15,7 +15,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types protos native format bench clean
+.PHONY: help run test lint types protos native format bench bench-peers clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,12 @@ bench: setup ## Benchmarks, a few minutes
 	$(PYTHON) benchmarks/scheduler.py
 	$(PYTHON) benchmarks/gateway.py
 
+# The peers are installed once; QUIRE_PEERS_DIR moves them, and their checkpoints, out of the working tree.
+# The folder benchmarks/ is on the path, and not the root: see above.
+bench-peers: export TORCH_INDEX := $(TORCH_INDEX)
+bench-peers: setup ## The same work by vLLM, llama.cpp, OpenVINO GenAI and us (hours; ARGS='--quick --cases=bf16')
+	@PYTHONPATH=benchmarks $(PYTHON) -m peers $(ARGS)
+
 clean: ## Remove everything that was built or installed
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	rm -rf src/quire/v1 src/quire/internal kernels/build kernels/*.so
@@ -69,5 +75,5 @@ setup: .venv/installed .venv/protos native
 	@echo 'Installing into .venv, which takes a few minutes the first time …'
 	python3 -m venv .venv
 	.venv/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	.venv/bin/pip install --quiet --editable '.[dev]'
+	.venv/bin/pip install --quiet --editable '.[bench,dev]'
 	@touch $@

@@ -15,6 +15,7 @@ from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from quire.bench.settings import LatencySettings, ServeBenchSettings, ThroughputSettings
 from quire.config import ExecutorSettings, GatewaySettings, SchedulerSettings, ServeSettings, _Settings
 from quire.errors import QuireError
 from quire.process import run_process
@@ -22,6 +23,8 @@ from quire.process import run_process
 app = typer.Typer(
     name="quire", help="Serve large language models.", no_args_is_help=True, pretty_exceptions_enable=False
 )
+bench = typer.Typer(help="Measure a running server, or this machine without one.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
 
 
 def main() -> int:
@@ -61,8 +64,32 @@ def _executor(settings: ExecutorSettings) -> None:
     raise typer.Exit(run_process(f"executor {settings.index}", settings, run))
 
 
+def _bench_serve(settings: ServeBenchSettings) -> None:
+    from quire.bench.serve import bench_serve
+
+    bench_serve(settings)
+
+
+def _bench_throughput(settings: ThroughputSettings) -> None:
+    from quire.bench.offline import bench_throughput
+
+    bench_throughput(settings)
+
+
+def _bench_latency(settings: LatencySettings) -> None:
+    from quire.bench.offline import bench_latency
+
+    bench_latency(settings)
+
+
 def _add_command(
-    name: str, settings_type: type[_Settings], action: Callable[[Any], None], summary: str, *, takes_model: bool = False
+    name: str,
+    settings_type: type[_Settings],
+    action: Callable[[Any], None],
+    summary: str,
+    *,
+    takes_model: bool = False,
+    to: typer.Typer = app,
 ) -> None:
     """A command whose flags are the fields of `settings_type`."""
 
@@ -86,7 +113,7 @@ def _add_command(
         )
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__doc__ = summary
-    app.command(name)(command)
+    to.command(name)(command)
 
 
 def _fields(settings_type: type[_Settings]) -> list[tuple[str, FieldInfo]]:
@@ -138,6 +165,11 @@ _add_command(
 _add_command("gateway", GatewaySettings, _gateway, "Run a gateway alone: gRPC and REST for clients.")
 _add_command("scheduler", SchedulerSettings, _scheduler, "Run a scheduler alone.")
 _add_command("executor", ExecutorSettings, _executor, "Run an executor alone.")
+_add_command(
+    "serve", ServeBenchSettings, _bench_serve, "Put a running server (OpenAI-compatible, or gRPC) under load.", to=bench
+)
+_add_command("throughput", ThroughputSettings, _bench_throughput, "Time many requests given at once.", to=bench)
+_add_command("latency", LatencySettings, _bench_latency, "Time a batch, again and again.", to=bench)
 
 Address = Annotated[str, typer.Option(help="gRPC address of a running server.", envvar="QUIRE_ADDRESS")]
 MaxTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens.")]
