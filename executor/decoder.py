@@ -1,4 +1,4 @@
-"""The forward pass: one function for Llama, Mistral, Qwen2 and Qwen3.
+"""The forward pass in torch, on GPUs and as the reference: one function for Llama, Mistral, Qwen2 and Qwen3.
 
 All tokens of a step lie behind one another, [num_tokens, hidden], whichever sequence they belong to; only
 attention knows sequences, through the block tables. The families differ in what their weights hold (biases,
@@ -17,6 +17,7 @@ from quire.executor.kv_cache import KvCache
 from quire.executor.model_config import ModelConfig
 from quire.executor.rotary import RotaryEmbedding
 from quire.executor.weights import DecoderWeights, LayerWeights
+from quire.kernels import SampledTokens, SamplingBatch
 
 
 class Decoder:
@@ -25,7 +26,22 @@ class Decoder:
     def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:
         self.config = config
         self.weights = weights
-        self.rotary = RotaryEmbedding(config.rotary, config.head_dim, weights.embedding.device)
+        self._rotary = RotaryEmbedding(config.rotary, config.head_dim, weights.embedding.device)
+
+    @property
+    def needs_rotary_lengths(self) -> bool:
+        """Whether a batch must have `rotary_lengths`."""
+        return self._rotary.needs_lengths
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the weights."""
+        return self.weights.num_bytes
+
+    def step(self, batch: InputBatch, cache: KvCache, sampling: SamplingBatch | None) -> SampledTokens | None:
+        """As `forward`, and chooses a token for each logit row; `sampling` is None if there are none."""
+        logits = self.forward(batch, cache)
+        return None if sampling is None else kernels.sample(logits, sampling)
 
     def forward(self, batch: InputBatch, cache: KvCache) -> Tensor:
         """Computes the step's tokens and writes their keys and values into the cache.
@@ -34,7 +50,7 @@ class Decoder:
             float32 [num_logit_rows, vocab]: logits of `batch.logit_rows` alone.
         """
         eps = self.config.rms_norm_eps
-        angles = self.rotary.cos_sin(batch.positions, batch.rotary_lengths)
+        angles = self._rotary.cos_sin(batch.positions, batch.rotary_lengths)
         residual = functional.embedding(batch.token_ids, self.weights.embedding)
         normed = kernels.rms_norm(residual, self.weights.layers[0].input_norm, eps)
         # What the layer before added to the residual stream: its sum and the next norm are one operation.

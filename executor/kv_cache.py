@@ -31,19 +31,16 @@ class KvCache:
 
     @classmethod
     def map(cls, pool: KvPool, rank: int, group: CacheGroupLayout, dtype: torch.dtype) -> Self:
-        """Views of a rank's segment; nothing is copied. `dtype` as in `allocate`."""
+        """Views of a rank's segment; nothing is copied. `dtype` is the elements'."""
         segment = torch.frombuffer(pool.segment(rank), dtype=torch.uint8)
         blocks = segment.view(pool.layout.num_blocks, -1)
-        return cls(blocks, group, pool.layout.block_size, _element_dtype(group, dtype))
+        return cls(blocks, group, pool.layout.block_size, dtype)
 
     @classmethod
     def allocate(
         cls, num_blocks: int, block_size: int, group: CacheGroupLayout, dtype: torch.dtype, device: torch.device
     ) -> Self:
-        """A pool in the device's own memory. Raises KvPoolError if it does not fit.
-
-        `dtype` is the model's: the cache's as well, unless the group's elements have another width.
-        """
+        """A pool in the device's own memory. Raises KvPoolError if it does not fit."""
         block_bytes = block_size * group.bytes_per_token
         try:
             # Zeros, since a masked read of a block that was never written must not meet a NaN.
@@ -54,7 +51,7 @@ class KvCache:
                 "lower --kv-cache-memory",
                 field="kv_cache_memory",
             ) from error
-        return cls(blocks, group, block_size, _element_dtype(group, dtype))
+        return cls(blocks, group, block_size, dtype)
 
     def copy_blocks(self, sources: np.ndarray, destinations: np.ndarray) -> None:
         """Makes block destinations[i] a copy of sources[i]; both int64 [n]."""
@@ -62,12 +59,6 @@ class KvCache:
         kernels.copy_blocks(
             self.blocks, torch.from_numpy(sources).to(device), torch.from_numpy(destinations).to(device)
         )
-
-
-def _element_dtype(group: CacheGroupLayout, model_dtype: torch.dtype) -> torch.dtype:
-    if group.element_bytes == model_dtype.itemsize:
-        return model_dtype
-    return {1: torch.int8, 2: torch.bfloat16, 4: torch.float32}[group.element_bytes]
 
 
 def _layer_views(

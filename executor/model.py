@@ -17,7 +17,10 @@ from quire.errors import CheckpointError, StartupError
 from quire.executor.checkpoint import Checkpoint, locate_checkpoint
 from quire.executor.decoder import Decoder
 from quire.executor.model_config import ModelConfig, load_model_config
-from quire.executor.weights import load_weights
+from quire.executor.native_decoder import NativeDecoder
+from quire.executor.packed_weights import PackedWeights, allocate, pack_checkpoint
+from quire.executor.weight_layout import WeightFormats, WeightLayout
+from quire.executor.weights import Digest, load_weights
 from quire.kv_pool import CacheGroupLayout
 
 logger = logging.getLogger(__name__)
@@ -36,7 +39,7 @@ class Model:
     """A decoder with its weights on its device."""
 
     name: str
-    decoder: Decoder
+    decoder: Decoder | NativeDecoder
     dtype: torch.dtype
     kv_cache_dtype: torch.dtype
     device: torch.device
@@ -66,16 +69,41 @@ def load_model(settings: ExecutorSettings) -> Model:
     max_model_len = _max_model_len(settings.max_model_len, config)
     dtype = _dtype(settings.dtype, config, device)
     kv_cache_dtype = choose_kv_cache_dtype(settings.kv_cache_dtype, dtype, device)
-    digest = hashlib.sha256(_identity(config, dtype, kv_cache_dtype, device).encode())
+    formats = _formats(settings.quantization, dtype, device)
+    digest = hashlib.sha256(_identity(config, dtype, kv_cache_dtype, formats, device).encode())
     checkpoint = Checkpoint(folder)
     try:
-        weights = load_weights(checkpoint, config, dtype, device, digest)
+        decoder = _load_decoder(checkpoint, config, dtype, formats, device, digest)
     except torch.OutOfMemoryError as error:
         raise StartupError(f"the weights do not fit the memory of {device}", field="model") from error
     finally:
         checkpoint.close()
-    decoder = Decoder(config, weights)
     return Model(settings.model, decoder, dtype, kv_cache_dtype, device, max_model_len, digest.digest())
+
+
+def _load_decoder(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    formats: WeightFormats | None,
+    device: torch.device,
+    digest: Digest,
+) -> Decoder | NativeDecoder:
+    if formats is None:
+        return Decoder(config, load_weights(checkpoint, config, dtype, device, digest))
+    layout = WeightLayout(config, formats)
+    weights = PackedWeights(layout, allocate(layout.num_bytes))
+    pack_checkpoint(checkpoint, weights, dtype, digest)
+    return NativeDecoder(weights)
+
+
+def _formats(quantization: str | None, dtype: torch.dtype, device: torch.device) -> WeightFormats | None:
+    """What weights are packed as; None where they are not: torch computes. Raises StartupError."""
+    if kernels.implementation_for(device) == "native":
+        return WeightFormats.choose(dtype, quantization)
+    if quantization is not None:
+        raise StartupError(f"--quantization {quantization} is supported on the CPU only", field="quantization")
+    return None
 
 
 def _device(name: str) -> torch.device:
@@ -120,8 +148,14 @@ def _max_model_len(wanted: int | None, config: ModelConfig) -> int:
     return wanted or config.max_model_len
 
 
-def _identity(config: ModelConfig, dtype: torch.dtype, kv_cache_dtype: torch.dtype, device: torch.device) -> str:
+def _identity(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    kv_cache_dtype: torch.dtype,
+    formats: WeightFormats | None,
+    device: torch.device,
+) -> str:
     """What decides the bits of a token's KV, besides the weights."""
     shape = json.dumps(dataclasses.asdict(config), sort_keys=True, default=str)
     isa = kernels.current_isa() if device.type == "cpu" else torch.cuda.get_device_name(device)
-    return f"{shape}\n{dtype} {kv_cache_dtype} {_KV_FORMAT} {kernels.NUMERICS_VERSION} {device.type} {isa}\n"
+    return f"{shape}\n{dtype} {kv_cache_dtype} {formats} {_KV_FORMAT} {kernels.NUMERICS_VERSION} {device.type} {isa}\n"

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from quire import kernels
 from quire.errors import KvPoolError
 from quire.executor.input_batch import PlanRows, build_input_batch, update_block_tables
 from quire.executor.kv_cache import KvCache, check_layout, check_model
@@ -68,16 +67,15 @@ class ModelRunner:
         return result
 
     def _compute(self, rows: PlanRows, cache: KvCache, result: executor_pb2.StepResult) -> None:
-        model, sequences = self.model, self.sequences
+        sequences, decoder = self.sequences, self.model.decoder
         with torch.inference_mode():
             batch = build_input_batch(
-                rows, sequences, cache.block_size, model.device, rotary_lengths=model.decoder.rotary.needs_lengths
+                rows, sequences, cache.block_size, self.model.device, rotary_lengths=decoder.needs_rotary_lengths
             )
-            logits = model.decoder.forward(batch, cache)
-            if not len(batch.sampled):
-                return
-            sampling = sequences.sampling_batch(batch.sampled)
-            sampled = kernels.sample(logits, sampling)
+            sampling = sequences.sampling_batch(batch.sampled) if len(batch.sampled) else None
+            sampled = decoder.step(batch, cache, sampling)
+        if sampling is None or sampled is None:
+            return
         sequences.append(batch.sampled, sampled.token_ids)
         result.slots = batch.sampled.astype("<u4").tobytes()
         result.token_ids = sampled.token_ids.tobytes()
@@ -112,13 +110,15 @@ class ModelRunner:
                 epoch=request.epoch,
             )
             check_model(pool.layout, fingerprint=self.model.fingerprint, group=self.model.cache_group, rank=self.rank)
-            return KvCache.map(pool, self.rank, self.model.cache_group, self.model.dtype)
+            return KvCache.map(pool, self.rank, self.model.cache_group, self.model.kv_cache_dtype)
 
     def _allocate(self, request: executor_pb2.AttachKvPoolRequest) -> KvCache:
         model = self.model
         if model.device.type == "cpu":
             raise KvPoolError("an executor on the CPU needs a KV pool that processes share")
-        return KvCache.allocate(request.num_blocks, request.block_size, model.cache_group, model.dtype, model.device)
+        return KvCache.allocate(
+            request.num_blocks, request.block_size, model.cache_group, model.kv_cache_dtype, model.device
+        )
 
 
 def _copy_blocks(plan: executor_pb2.StepPlan, cache: KvCache) -> None:

@@ -25,7 +25,7 @@ _GRACE_S = 5.0
 
 async def run(settings: ExecutorSettings, status: StatusReporter, stop: StopSignal) -> None:
     """Serves until `stop`. Raises StartupError if the model or the address cannot be had."""
-    _set_threads(settings.threads)
+    _set_up_kernels(settings)
     model = await unless_stopped(_load(settings), stop)
     if model is None:
         return
@@ -52,10 +52,14 @@ async def _load(settings: ExecutorSettings) -> Model:
         ) from None
 
 
-def _set_threads(wanted: int | None) -> None:
-    threads = wanted or len(os.sched_getaffinity(0))
+def _set_up_kernels(settings: ExecutorSettings) -> None:
+    threads = settings.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     try:
         kernels.set_num_threads(threads)
+        if settings.isa != "auto":
+            kernels.set_isa(settings.isa)
     except kernels.NativeLibraryError as error:
         raise StartupError(f"the native kernels cannot be used: {error}") from error
+    except ValueError as error:
+        raise StartupError(f"--isa {settings.isa}: {error}", field="isa") from error

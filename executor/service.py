@@ -124,7 +124,7 @@ def _describe(runner: ModelRunner) -> executor_pb2.ExecutorDescription:
         ],
         max_model_len=model.max_model_len,
         vocab_size=config.vocab_size,
-        weight_bytes=model.decoder.weights.num_bytes,
+        weight_bytes=model.decoder.num_bytes,
         available_bytes=available_bytes(model.device),
         fingerprint=model.fingerprint,
         length_independent_tokens=config.rotary.length_independent_tokens,

@@ -76,7 +76,7 @@ def load_weights(
     `digest` is fed name, shape, type and a content sample of each tensor. Raises CheckpointError.
     """
     num_layers = config.num_layers
-    with _progress(num_layers + 1) as advance:
+    with progress(num_layers + 1) as advance:
         loader = _Loader(checkpoint, dtype, device, digest)
         hidden, vocab = config.hidden_size, config.vocab_size
         embedding = loader.one("model.embed_tokens.weight", (vocab, hidden))
@@ -144,11 +144,11 @@ class _Loader:
 
     def _copy(self, name: str, destination: Tensor) -> None:
         source = self._checkpoint.tensor(name, tuple(destination.shape))
-        _feed(self._digest, name, source)
+        feed(self._digest, name, source)
         destination.copy_(source)
 
 
-def _feed(digest: Digest, name: str, tensor: Tensor) -> None:
+def feed(digest: Digest, name: str, tensor: Tensor) -> None:
     """Name, shape, type and up to 16 evenly spaced pieces of 4 KiB, the first and last bytes among them.
 
     Hashing all of a large checkpoint would take longer than loading it. Any training step changes (nearly)
@@ -162,7 +162,7 @@ def _feed(digest: Digest, name: str, tensor: Tensor) -> None:
 
 
 @contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
+def progress(total: int) -> Iterator[Callable[[], None]]:
     """A bar on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda: None

@@ -37,6 +37,7 @@ from .native_library import (
     set_num_threads,
 )
 from .norm import fused_add_rms_norm, rms_norm
+from .packed_weight import PACKED_FORMATS, PackedFormat, PackedWeight, pack_weight, packed_bytes
 from .rotary import rotary_embedding
 from .rotary_store import rotate_and_store
 from .sampling import sample
@@ -44,11 +45,14 @@ from .sampling_batch import SAMPLING_ROW, SampledTokens, SamplingBatch
 
 __all__ = [
     "NUMERICS_VERSION",
+    "PACKED_FORMATS",
     "SAMPLING_ROW",
     "AttentionMetadata",
     "Cache",
     "Implementation",
     "NativeLibraryError",
+    "PackedFormat",
+    "PackedWeight",
     "QuantizedCache",
     "SampledTokens",
     "SamplingBatch",
@@ -59,6 +63,8 @@ __all__ = [
     "get_num_threads",
     "implementation_for",
     "linear",
+    "pack_weight",
+    "packed_bytes",
     "paged_attention",
     "rms_norm",
     "rotary_embedding",

@@ -56,7 +56,7 @@ def sample(logits: Tensor, batch: SamplingBatch) -> SampledTokens:
 
 
 def sampling_args(
-    batch: SamplingBatch, logits: int, logits_stride: int, vocab_size: int
+    batch: SamplingBatch, logits: int | None, logits_stride: int, vocab_size: int
 ) -> tuple[SamplingArgs, SampledTokens]:
     """The arguments of a call, and the arrays that it will write.
 
@@ -64,7 +64,7 @@ def sampling_args(
 
     Args:
         batch: the rows.
-        logits: address of float32 [n, vocab_size], whose rows are `logits_stride` elements apart.
+        logits: address of float32 [n, vocab_size], whose rows are `logits_stride` elements apart; None within a step.
         logits_stride: see there.
         vocab_size: see there.
     """

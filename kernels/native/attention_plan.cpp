@@ -11,8 +11,8 @@ namespace {
 // Rows that share one pass over the keys and values: enough to be bound by arithmetic, few enough for the L1 and L2.
 constexpr int kTileRows = 64;
 
-// Multiply-adds below which waking a thread (some 50 us) costs more than it saves.
-constexpr int64_t kParallelWork = 500'000;
+// Multiply-adds below which waking the threads costs more than it saves.
+constexpr int64_t kParallelWork = 200'000;
 
 constexpr int64_t kTasksPerThread = 8;
 

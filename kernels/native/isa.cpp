@@ -14,17 +14,20 @@ namespace avx512 {
 extern const PagedKernels kPagedKernels;
 extern const LinearKernels kLinearKernels[5];
 extern const SamplerKernels kSamplerKernels;
+extern const RowKernels kRowKernels;
 }
 namespace avx2 {
 extern const PagedKernels kPagedKernels;
 extern const LinearKernels kLinearKernels[5];
 extern const SamplerKernels kSamplerKernels;
+extern const RowKernels kRowKernels;
 }
 #endif
 namespace portable {
 extern const PagedKernels kPagedKernels;
 extern const LinearKernels kLinearKernels[5];
 extern const SamplerKernels kSamplerKernels;
+extern const RowKernels kRowKernels;
 }
 
 namespace {
@@ -35,6 +38,7 @@ struct Isa {
     const PagedKernels* paged;
     const LinearKernels* linear;
     const SamplerKernels* sampler;
+    const RowKernels* rows;
 };
 
 #if defined(QUIRE_X86)
@@ -48,12 +52,14 @@ bool has_avx512() {
 const Isa kIsas[] = {
 #if defined(QUIRE_X86)
     {"avx512_vnni", [] { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }, &avx512::kPagedKernels,
-     avx512_vnni::kLinearKernels, &avx512::kSamplerKernels},
-    {"avx512", has_avx512, &avx512::kPagedKernels, avx512::kLinearKernels, &avx512::kSamplerKernels},
+     avx512_vnni::kLinearKernels, &avx512::kSamplerKernels, &avx512::kRowKernels},
+    {"avx512", has_avx512, &avx512::kPagedKernels, avx512::kLinearKernels, &avx512::kSamplerKernels,
+     &avx512::kRowKernels},
     {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, &avx2::kPagedKernels,
-     avx2::kLinearKernels, &avx2::kSamplerKernels},
+     avx2::kLinearKernels, &avx2::kSamplerKernels, &avx2::kRowKernels},
 #endif
-    {"portable", [] { return true; }, &portable::kPagedKernels, portable::kLinearKernels, &portable::kSamplerKernels},
+    {"portable", [] { return true; }, &portable::kPagedKernels, portable::kLinearKernels, &portable::kSamplerKernels,
+     &portable::kRowKernels},
 };
 
 const Isa* best() {
@@ -75,6 +81,8 @@ const PagedKernels& paged_kernels() { return *current().load()->paged; }
 const LinearKernels& linear_kernels(int32_t format) { return current().load()->linear[format]; }
 
 const SamplerKernels& sampler_kernels() { return *current().load()->sampler; }
+
+const RowKernels& row_kernels() { return *current().load()->rows; }
 
 }  // namespace quire
 

@@ -3,6 +3,7 @@
 
 #include "linear_kernels.hpp"
 #include "paged_kernels.hpp"
+#include "row_kernels.hpp"
 #include "sampler_kernels.hpp"
 
 namespace quire {
@@ -14,5 +15,6 @@ const PagedKernels& paged_kernels();
 const LinearKernels& linear_kernels(int32_t format);
 
 const SamplerKernels& sampler_kernels();
+const RowKernels& row_kernels();
 
 }  // namespace quire

@@ -3,3 +3,4 @@
 #include "linear_kernels.inl"
 #include "paged_kernels.inl"
 #include "sampler_kernels.inl"
+#include "row_kernels.inl"

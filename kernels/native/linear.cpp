@@ -3,18 +3,17 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
+#include <vector>
 
 #include "error.hpp"
-#include "isa.hpp"
-#include "work_ranges.hpp"
 
 namespace quire {
 namespace {
 
 // Multiply-adds below which waking the threads costs more than they save.
 constexpr int64_t kParallelWork = 200'000;
-constexpr int64_t kParallelPrepare = 32'768;  // elements
 
 // Rows that stay in the L2 cache while panels pass by.
 constexpr int64_t kRowsBytes = 384 << 10;
@@ -79,29 +78,20 @@ private:
     const int64_t inputs_, panel_bytes_;
 };
 
-bool read_as_they_lie(int32_t format, int64_t inputs) {
-    const LinearKernels& kernels = linear_kernels(format);
-    return kernels.takes_floats && padded_inputs(format, inputs) == inputs;
+}  // namespace
+
+float* row_scratch(int64_t size) {
+    static thread_local std::vector<float> row;
+    if (static_cast<int64_t>(row.size()) < size) row.resize(size);
+    return row.data();
 }
 
 int64_t prepared_stride(int32_t format, int64_t inputs) {
-    // An odd number of cache lines: rows a power of two apart would fight for the same ones.
     return (ceil_div(linear_kernels(format).prepared_bytes(padded_inputs(format, inputs)), 64) | 1) * 64;
 }
 
-}  // namespace
-
-int64_t prepared_bytes(int32_t format, int64_t inputs, int64_t rows) {
-    return read_as_they_lie(format, inputs) ? 0 : rows * prepared_stride(format, inputs);
-}
-
-PreparedRows prepare_rows(int32_t format, const float* x, int64_t x_stride, int64_t rows, int64_t inputs, char* room) {
-    if (read_as_they_lie(format, inputs)) return {reinterpret_cast<const char*>(x), x_stride * 4, rows};
-    const LinearKernels& kernels = linear_kernels(format);
-    const int64_t padded = padded_inputs(format, inputs), stride = prepared_stride(format, inputs);
-    for_each_item(rows, rows * inputs >= kParallelPrepare,
-                  [&](int64_t row) { kernels.prepare(x + row * x_stride, inputs, padded, room + row * stride); });
-    return {room, stride, rows};
+bool reads_plain_rows(int32_t format, int64_t inputs) {
+    return linear_kernels(format).takes_floats && padded_inputs(format, inputs) == inputs;
 }
 
 void linear(const quire_packed_matrix& weight, const PreparedRows& x, float* output, int64_t output_stride,
@@ -119,11 +109,16 @@ int32_t quire_linear(const quire_packed_matrix* weight, const float* x, int64_t 
         return message.fail("outputs must be a multiple of %d with SILU_MUL, not %lld", quire::kPanelOutputs,
                             static_cast<long long>(weight->outputs));
     }
-    const int64_t bytes = quire::prepared_bytes(weight->format, weight->inputs, rows);
-    const std::unique_ptr<char, decltype(&std::free)> room(
-        bytes ? static_cast<char*>(std::aligned_alloc(64, bytes)) : nullptr, std::free);
-    if (bytes && !room) return message.fail("x has %lld rows, for which there is no memory", static_cast<long long>(rows));
-    quire::linear(*weight, quire::prepare_rows(weight->format, x, x_stride, rows, weight->inputs, room.get()), output,
-                  output_stride, epilogue);
+    quire::PreparedRows prepared = {reinterpret_cast<const char*>(x), x_stride * 4, rows};
+    std::unique_ptr<char, decltype(&std::free)> room(nullptr, std::free);
+    if (!quire::reads_plain_rows(weight->format, weight->inputs)) {
+        const int64_t bytes = rows * quire::prepared_stride(weight->format, weight->inputs);
+        room.reset(static_cast<char*>(std::aligned_alloc(64, std::max<int64_t>(64, bytes))));
+        if (!room) return message.fail("x has %lld rows, for which there is no memory", static_cast<long long>(rows));
+        prepared = quire::prepare_rows(weight->format, weight->inputs, rows, room.get(), [&](int64_t row, float* to) {
+            std::memcpy(to, x + row * x_stride, weight->inputs * sizeof(float));
+        });
+    }
+    quire::linear(*weight, prepared, output, output_stride, epilogue);
     return 0;
 }

@@ -31,10 +31,10 @@ struct TileOutput {
 // Products for one format on one instruction set.
 struct LinearKernels {
     int max_rows;
-    // Whether a prepared row is the float32 row itself, with zeros behind it.
+    // Whether a prepared row is the float32 row itself, with zeros up to the padded inputs.
     bool takes_floats;
     int64_t (*prepared_bytes)(int64_t padded_inputs);
-    // Turns a float32 row into what the product reads; zeros up to the padded inputs.
+    // Turns a float32 row into what the product reads; zeros up to the padded inputs. Null where it takes floats.
     void (*prepare)(const float* row, int64_t inputs, int64_t padded_inputs, char* prepared);
     // 1 <= rows <= max_rows. `sums` is room for [rows, 32] floats.
     void (*product)(const PanelTile& tile, int rows, float* sums);

@@ -254,14 +254,7 @@ struct Int4Rows {
     static void run(const PanelTile& tile, float* sums) { multiply<Int4, R>(tile, sums); }
 };
 
-// Rows as they are, and copies of those that end within a line.
-
 int64_t float_bytes(int64_t padded_inputs) { return padded_inputs * 4; }
-
-void copy_row(const float* row, int64_t inputs, int64_t padded_inputs, char* prepared) {
-    memcpy(prepared, row, inputs * 4);
-    memset(prepared + inputs * 4, 0, (padded_inputs - inputs) * 4);
-}
 
 int64_t int8_bytes(int64_t padded_inputs) { return kRowHeader + padded_inputs; }
 
@@ -341,11 +334,11 @@ void finish(const float* sums, int rows, const TileOutput& to) {
 
 extern const LinearKernels kLinearKernels[5];
 const LinearKernels kLinearKernels[5] = {
-    {kTileRows, true, float_bytes, copy_row, product<Float32Rows>, finish},
-    {kTileRows, true, float_bytes, copy_row, product<BFloat16Rows>, finish},
+    {kTileRows, true, float_bytes, nullptr, product<Float32Rows>, finish},
+    {kTileRows, true, float_bytes, nullptr, product<BFloat16Rows>, finish},
     {kTileRows, false, int8_bytes, quantise_row, product<Int8Rows>, finish},
-    {kTileRows, true, float_bytes, copy_row, product<Int8WeightOnlyRows>, finish},
-    {kTileRows, true, float_bytes, copy_row, product<Int4Rows>, finish},
+    {kTileRows, true, float_bytes, nullptr, product<Int8WeightOnlyRows>, finish},
+    {kTileRows, true, float_bytes, nullptr, product<Int4Rows>, finish},
 };
 
 }  // namespace quire::QUIRE_ISA

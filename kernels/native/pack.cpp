@@ -125,9 +125,9 @@ void pack_output(int32_t format, const float* values, int64_t padded, int output
     }
 }
 
-void unpack_output(int32_t format, const char* panel, int64_t padded, int output, float* values) {
+void unpack_output(int32_t format, const char* panel, int64_t inputs, int output, float* values) {
     const char* line = panel + output * 4;
-    for (int64_t i = 0; i < padded; ++i) {
+    for (int64_t i = 0; i < inputs; ++i) {
         const int64_t l = i / inputs_per_line(format);
         const int64_t j = i % inputs_per_line(format);
         if (format == QUIRE_PACKED_FLOAT32) {
@@ -145,7 +145,7 @@ void unpack_output(int32_t format, const char* panel, int64_t padded, int output
             values[i] = widen(bits) * (static_cast<int>(nibbles >> (4 * j) & 15) - 8);
         } else {
             float scale;
-            std::memcpy(&scale, line + padded / 4 * kLineBytes, 4);
+            std::memcpy(&scale, line + padded_inputs(format, inputs) / 4 * kLineBytes, 4);
             values[i] = scale * static_cast<int8_t>(line[l * kLineBytes + j]);
         }
     }
@@ -154,6 +154,13 @@ void unpack_output(int32_t format, const char* panel, int64_t padded, int output
 bool exists(int32_t format) { return format >= QUIRE_PACKED_FLOAT32 && format <= QUIRE_PACKED_INT4; }
 
 }  // namespace
+
+void read_packed_row(const quire_packed_matrix& weight, int64_t output, float* values) {
+    const int64_t bytes = panel_bytes(weight.format, weight.inputs);
+    unpack_output(weight.format, static_cast<const char*>(weight.data) + output / kPanelOutputs * bytes, weight.inputs,
+                  static_cast<int>(output % kPanelOutputs), values);
+}
+
 }  // namespace quire
 
 using namespace quire;
@@ -184,13 +191,7 @@ int32_t quire_pack(int32_t format, int32_t dtype, const uint64_t* rows, int64_t 
 
 int32_t quire_unpack(const quire_packed_matrix* weight, float* values, char* error, size_t error_size) {
     if (!exists(weight->format)) return ErrorBuffer{error, error_size}.fail("format %d does not exist", weight->format);
-    const int64_t padded = padded_inputs(weight->format, weight->inputs);
-    const int64_t bytes = panel_bytes(weight->format, weight->inputs);
-    for_each_item(weight->outputs, true, [&](int64_t row) {
-        std::vector<float> all(padded);
-        const char* const panel = static_cast<const char*>(weight->data) + row / kPanelOutputs * bytes;
-        unpack_output(weight->format, panel, padded, static_cast<int>(row % kPanelOutputs), all.data());
-        std::memcpy(values + row * weight->inputs, all.data(), weight->inputs * sizeof(float));
-    });
+    for_each_item(weight->outputs, true,
+                  [&](int64_t row) { read_packed_row(*weight, row, values + row * weight->inputs); });
     return 0;
 }

@@ -8,7 +8,7 @@ namespace {
 
 typedef double dvec __attribute__((vector_size(kVecLanes * 8)));
 
-constexpr int kBlockVectors = kSamplerBlock / kVecLanes;
+constexpr int kSamplerVectors = kSamplerBlock / kVecLanes;
 constexpr float kMinusInfinity = -__builtin_inff();
 
 // Calls body(block, logits of the block): where they lie, or padded with -inf.
@@ -29,7 +29,7 @@ void find_maxima(const float* logits, int64_t vocab_size, float* maxima) {
     for_each_block(logits, vocab_size, [&](int64_t block, const float* x) {
         vec highest[2] = {broadcast(kMinusInfinity), broadcast(kMinusInfinity)};
 #pragma GCC unroll 32
-        for (int v = 0; v < kBlockVectors; ++v) highest[v % 2] = max(load(x + v * kVecLanes), highest[v % 2]);
+        for (int v = 0; v < kSamplerVectors; ++v) highest[v % 2] = max(load(x + v * kVecLanes), highest[v % 2]);
         maxima[block] = max_lanes(max(highest[0], highest[1]))[0];
     });
 }
@@ -42,7 +42,7 @@ void weigh_blocks(const float* logits, int64_t vocab_size, float highest, float 
     for_each_block(logits, vocab_size, [&](int64_t block, const float* x) {
         vec sum = {}, largest = {};
 #pragma GCC unroll 4
-        for (int v = 0; v < kBlockVectors; ++v) {
+        for (int v = 0; v < kSamplerVectors; ++v) {
             const vec exponent = (load(x + v * kVecLanes) - highest) * inverse_temperature;
             const vec weight = exp(max(exponent, broadcast(kLowest)));
             if constexpr (kStore) store(weights.values + block * kSamplerBlock + v * kVecLanes, weight);
@@ -64,7 +64,7 @@ void sum_above(const Weights& weights, float bound) {
         vec sum = {};
         if (weights.maxima[block] >= bound) {
             const float* const values = weights.values + block * kSamplerBlock;
-            for (int v = 0; v < kBlockVectors; ++v) {
+            for (int v = 0; v < kSamplerVectors; ++v) {
                 const vec weight = load(values + v * kVecLanes);
                 sum = sum + (weight >= bound ? weight : vec{});
             }
@@ -81,7 +81,7 @@ void measure(const Weights& weights, const float* thresholds, Measure* measures)
         const float* const values = weights.values + block * kSamplerBlock;
         // float32 within a block only: sums of many weights must not lose what decides where a boundary lies.
         vec sums[kThresholds] = {};
-        for (int v = 0; v < kBlockVectors; ++v) {
+        for (int v = 0; v < kSamplerVectors; ++v) {
             const vec weight = load(values + v * kVecLanes);
 #pragma GCC unroll 4
             for (int t = 0; t < kThresholds; ++t) {
@@ -125,7 +125,7 @@ int64_t gather(const Weights& weights, float low, float high, float* out, int64_
     for (int64_t block = 0; block < weights.num_blocks && count <= capacity; ++block) {
         if (weights.maxima[block] < low) continue;
         const float* const values = weights.values + block * kSamplerBlock;
-        for (int v = 0; v < kBlockVectors; ++v) count += append(load(values + v * kVecLanes), low, high, out + count);
+        for (int v = 0; v < kSamplerVectors; ++v) count += append(load(values + v * kVecLanes), low, high, out + count);
     }
     return count;
 }

@@ -9,13 +9,13 @@ namespace quire {
 namespace {
 
 // Elements below which waking a thread costs more than it saves.
-constexpr int64_t kParallelElements = 1 << 18;
-constexpr int64_t kElementsPerTask = 1 << 14;
+constexpr int64_t kParallelStores = 1 << 15;
+constexpr int64_t kElementsPerTask = 1 << 12;
 
 // Calls body(first, last) for ranges that make up [0, num_tokens), each token of `elements` elements.
 template <class F>
 void for_tokens(int64_t num_tokens, int64_t elements, const F& body) {
-    if (num_tokens * elements < kParallelElements) {
+    if (num_tokens * elements < kParallelStores) {
         body(0, num_tokens);
         return;
     }

@@ -68,6 +68,9 @@ class PrecisionOptions(_Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type of weights and arithmetic; auto: the checkpoint's."
     )
+    quantization: Literal["int8", "int8_weight_only", "int4"] | None = Field(
+        None, description="Quantise the weights while loading; int8: activations too, int4: in groups of 32."
+    )
     kv_cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto", description="Type of the KV cache; auto: that of --dtype. int8 has a scale for each token and head."
     )
@@ -75,6 +78,9 @@ class PrecisionOptions(_Settings):
         None, ge=1, description="Longest prompt plus output, in tokens; default: the model's context."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one, else cpu.")
+    isa: Literal["auto", "avx512_vnni", "avx512", "avx2", "portable"] = Field(
+        "auto", description="Instruction set of the kernels on the CPU; auto: the best that the machine has."
+    )
     threads: int | None = Field(
         None, ge=1, description="Compute threads of an executor on the CPU; default: the usable cores."
     )
