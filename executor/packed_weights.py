@@ -1,7 +1,7 @@
 """A model's weights for the native kernels: packed matrices and float32 vectors in one piece of memory.
 
-Every tensor is read once from the mapped checkpoint and packed into its place; besides the page cache there is never more
-than one copy of the model.
+Every tensor is read once from the mapped checkpoint and packed into its place; besides the page cache there is never
+more than one copy of the model.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def allocate(num_bytes: int) -> Tensor:
 def pack_checkpoint(checkpoint: Checkpoint, weights: PackedWeights, dtype: torch.dtype, digest: Digest) -> None:
     """Fills the weights' memory, with a progress bar if stderr is a terminal.
 
-    `dtype` is what values are rounded to, unless they are quantised from the checkpoint's own. `digest` is fed name, shape,
-    type and a content sample of each tensor. Raises CheckpointError.
+    `dtype` is what values are rounded to, unless they are quantised from the checkpoint's own. `digest` is fed name,
+    shape, type and a content sample of each tensor. Raises CheckpointError.
     """
     config = weights.layout.config
     packer = _Packer(checkpoint, weights, dtype, digest)

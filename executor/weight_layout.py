@@ -65,9 +65,9 @@ class Section:
 class WeightLayout:
     """The sections of a model by name.
 
-    Matrices: "head" and, for each layer i, "i.qkv", "i.output", "i.gate_up" (gate and up in turns of 16 outputs), "i.down".
-    Vectors, float32: "norm", "i.input_norm", "i.attention_norm", and where the model has them "i.q_norm", "i.k_norm" and
-    "i.<matrix>.bias". "embedding" is there unless the head serves as it.
+    Matrices: "head" and, for each layer i, "i.qkv", "i.output", "i.gate_up" (gate and up in turns of 16 outputs) and
+    "i.down". Vectors, float32: "norm", "i.input_norm", "i.attention_norm", and where the model has them "i.q_norm",
+    "i.k_norm" and "i.<matrix>.bias". "embedding" is there unless the head serves as it.
     """
 
     def __init__(self, config: ModelConfig, formats: WeightFormats) -> None:

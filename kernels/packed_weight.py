@@ -29,8 +29,8 @@ class PackedWeight:
     Attributes:
         data: uint8 [packed_bytes], 64-byte aligned.
         format: how the values are held. float32 and bfloat16 as they are; "int8": a scale per output, and the inputs
-            are made int8 too, a scale per row; "int8_weight_only": inputs stay float32; "int4": a bfloat16 scale per output
-            and 32 inputs, inputs stay float32.
+            are made int8 too, a scale per row; "int8_weight_only": inputs stay float32; "int4": a bfloat16 scale per
+            output and 32 inputs, inputs stay float32.
         out_features: rows of the matrix.
         in_features: columns of the matrix.
         bias: float32 [out_features] or None.
@@ -71,7 +71,8 @@ def pack_weight(
         packed_format: what to hold the values as.
         bias: float32 [sum of out_features] or None.
         interleave: two matrices of one size, gate and up, in turns of 16 outputs, each filled up with zeros to a
-            multiple of 16: what the gated epilogue of the native step wants. Outputs are counted with the filling. Without bias.
+            multiple of 16: what the gated epilogue of the native step wants. Outputs are counted with the filling.
+            Without bias.
         out: uint8 memory to pack into, of `packed_bytes` bytes, 64-byte aligned; new memory otherwise.
 
     Raises:
