@@ -31,8 +31,8 @@ class NativeDecoder:
         self.config = weights.layout.config
         self.weights = weights
         self._rotary = RotaryTable(self.config.rotary, self.config.head_dim)
-        # For each cache, the structures that name its memory; gone when it is.
-        self._bound: weakref.WeakKeyDictionary[KvCache, _BoundDecoder] = weakref.WeakKeyDictionary()
+        #: For each cache, the structures that name its memory; gone when it is.
+        self.caches: weakref.WeakKeyDictionary[KvCache, _BoundDecoder] = weakref.WeakKeyDictionary()
 
     @property
     def needs_rotary_lengths(self) -> bool:
@@ -63,9 +63,9 @@ class NativeDecoder:
     def _run(
         self, batch: InputBatch, cache: KvCache, logits: int | None, sampling: native_sampling.SamplingArgs | None
     ) -> None:
-        bound = self._bound.get(cache)
+        bound = self.caches.get(cache)
         if bound is None:
-            bound = self._bound[cache] = _BoundDecoder(self.weights, cache)
+            bound = self.caches[cache] = _BoundDecoder(self.weights, cache)
         arrays = batch.arrays
         # Named, so that they live until the call is over.
         cos, sin = self._rotary.cos_sin(arrays.positions, arrays.rotary_lengths)

@@ -11,6 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from quire.errors import CheckpointError
 from quire.executor.checkpoint import Checkpoint
 from quire.executor.weight_layout import ALIGNMENT, WeightLayout
 from quire.executor.weights import Digest, feed, progress
@@ -112,9 +113,12 @@ class _Packer:
             matrices = [matrix.to(self._dtype) for matrix in matrices]
         elif any(matrix.dtype not in _PACKABLE for matrix in matrices):
             matrices = [matrix.to(torch.float32) for matrix in matrices]
-        pack_weight(
-            matrices, section.packed_format, interleave=name.endswith("gate_up"), out=self.weights.bytes_of(name)
-        )
+        try:
+            pack_weight(
+                matrices, section.packed_format, interleave=name.endswith("gate_up"), out=self.weights.bytes_of(name)
+            )
+        except ValueError as error:
+            raise CheckpointError(f"{', '.join(part for part, _ in parts)}: {error}", field="model") from error
 
     def bias(self, matrix: str, parts: list[tuple[str, int]]) -> None:
         destination = self._plain(f"{matrix}.bias")

@@ -5,8 +5,19 @@ from torch import Tensor
 
 from .cache import Cache, QuantizedCache, dequantize, elements, quantize
 from .metadata import AttentionMetadata
+from .packed_weight import PackedWeight
 
-__all__ = ["copy_blocks", "gather_context", "paged_attention", "store_kv"]
+__all__ = ["copy_blocks", "gather_context", "linear", "paged_attention", "store_kv"]
+
+
+def linear(x: Tensor, weight: PackedWeight) -> Tensor:
+    """As `linear.linear` with a packed weight, in float64 over the values that it stands for."""
+    inputs = x.double()
+    if weight.format == "int8":
+        scales = x.abs().amax(dim=1, keepdim=True) / 127
+        inputs = torch.round(x / scales.clamp(min=torch.finfo(torch.float32).tiny)).double() * scales
+    product = inputs @ weight.dequantise().double().T
+    return (product if weight.bias is None else product + weight.bias).float()
 
 
 def store_kv(key: Tensor, value: Tensor, key_cache: Cache, value_cache: Cache, slot_mapping: Tensor) -> None:

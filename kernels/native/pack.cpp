@@ -1,4 +1,6 @@
 // Packing: weights as a checkpoint has them, row by row, into panels; quantising on the way.
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -151,6 +153,10 @@ void unpack_output(int32_t format, const char* panel, int64_t inputs, int output
     }
 }
 
+bool all_finite(const std::vector<float>& values) {
+    return std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); });
+}
+
 bool exists(int32_t format) { return format >= QUIRE_PACKED_FLOAT32 && format <= QUIRE_PACKED_INT4; }
 
 }  // namespace
@@ -175,6 +181,8 @@ int32_t quire_pack(int32_t format, int32_t dtype, const uint64_t* rows, int64_t 
     if (!exists(format)) return message.fail("format %d does not exist", format);
     if (dtype != QUIRE_FLOAT32 && dtype != QUIRE_BFLOAT16) return message.fail("dtype %d cannot be packed", dtype);
     const int64_t padded = padded_inputs(format, inputs), bytes = panel_bytes(format, inputs);
+    const bool quantises = format != QUIRE_PACKED_FLOAT32 && format != QUIRE_PACKED_BFLOAT16;
+    std::atomic<int64_t> unfit{-1};  // a row that has no scale
     for_each_item(ceil_div(outputs, kPanelOutputs), true, [&](int64_t panel) {
         char* const to = static_cast<char*>(packed) + panel * bytes;
         std::vector<float> values(padded);
@@ -183,9 +191,11 @@ int32_t quire_pack(int32_t format, int32_t dtype, const uint64_t* rows, int64_t 
             const void* const from = row < outputs ? reinterpret_cast<const void*>(rows[row]) : nullptr;
             if (from) read_row(dtype, from, inputs, values.data());
             else std::fill(values.begin(), values.end(), 0.0f);
+            if (quantises && !all_finite(values)) unfit = row;
             pack_output(format, values.data(), padded, output, to);
         }
     });
+    if (unfit >= 0) return message.fail("weight row %lld holds a value that is not finite", static_cast<long long>(unfit));
     return 0;
 }
 

@@ -13,6 +13,7 @@ from support.step_driver import load
 
 from quire.errors import CheckpointError, StartupError
 from quire.executor.checkpoint import locate_checkpoint
+from quire.executor.native_decoder import NativeDecoder
 
 
 @pytest.fixture
@@ -33,18 +34,42 @@ def test_shards_hold_the_same_model_as_one_file(checkpoint: Path, sharded: Path)
 
 def test_joined_projections_hold_the_checkpoints_rows(checkpoint: Path) -> None:
     tensors = safetensors.torch.load_file(checkpoint / "model.safetensors")
-    layer = load(checkpoint).decoder.weights.layers[0]
+    decoder = load(checkpoint).decoder
+    assert isinstance(decoder, NativeDecoder)
     names = [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkv"]
-    assert torch.equal(layer.qkv, torch.cat([tensors[name] for name in names]))
+    joined = torch.cat([tensors[name] for name in names])
+    assert torch.equal(decoder.weights.matrix("0.qkv").dequantise(), joined)
+
+
+def test_gate_and_up_take_turns(checkpoint: Path) -> None:
+    tensors = safetensors.torch.load_file(checkpoint / "model.safetensors")
+    decoder = load(checkpoint).decoder
+    assert isinstance(decoder, NativeDecoder)
+    turns = decoder.weights.matrix("0.gate_up").dequantise().view(-1, 2, 16, 64)
+    for part, name in enumerate(("gate", "up")):
+        expected = tensors[f"model.layers.0.mlp.{name}_proj.weight"]
+        assert torch.equal(turns[:, part].reshape(-1, 64), expected)
 
 
 def test_weight_bytes_count_tied_weights_once(checkpoint: Path, tmp_path: Path) -> None:
     tied = load(make_checkpoint(tmp_path / "tied", "llama", num_hidden_layers=1, tie_word_embeddings=True))
     untied = load(checkpoint)
     head = 320 * 64 * 4
-    assert untied.decoder.weights.num_bytes == tied.decoder.weights.num_bytes + head
+    assert untied.decoder.num_bytes == tied.decoder.num_bytes + head
     size = (checkpoint / "model.safetensors").stat().st_size
-    assert size - 4096 < untied.decoder.weights.num_bytes < size
+    assert size - 4096 < untied.decoder.num_bytes < size
+
+
+@pytest.mark.parametrize(("quantization", "bits"), [("int8", 8), ("int8_weight_only", 8), ("int4", 4.5)])
+def test_quantised_matrices_take_their_bits(tmp_path: Path, quantization: str, bits: float) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 320}
+    folder = make_checkpoint(tmp_path, "llama", dtype=torch.bfloat16, **sizes)
+    decoder = load(folder, quantization=quantization).decoder
+    assert isinstance(decoder, NativeDecoder)
+    matrix = decoder.weights.matrix("0.down")
+    # int8 has a scale and a sum of four bytes for each output besides.
+    each = 0 if quantization == "int4" else 8
+    assert matrix.data.numel() == 256 * (1024 * bits / 8 + each)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +85,9 @@ def test_weight_bytes_count_tied_weights_once(checkpoint: Path, tmp_path: Path) 
 def test_dtype(tmp_path: Path, saved: torch.dtype, wanted: str, expected: torch.dtype) -> None:
     folder = make_checkpoint(tmp_path, "llama", num_hidden_layers=1, dtype=saved)
     model = load(folder, dtype=wanted)
-    assert model.dtype == model.decoder.weights.embedding.dtype == expected
+    assert isinstance(model.decoder, NativeDecoder)
+    assert model.dtype == expected
+    assert model.decoder.weights.matrix("head").format == str(expected).removeprefix("torch.")
 
 
 def test_float16_is_for_gpus(checkpoint: Path) -> None:
@@ -82,6 +109,8 @@ def test_fingerprints_tell_contents_types_and_configurations_apart(checkpoint: P
     assert load(checkpoint).fingerprint == base
     assert load(checkpoint, dtype="bfloat16").fingerprint != base
     assert load(checkpoint, kv_cache_dtype="int8").fingerprint != base
+    quantised = {load(checkpoint, quantization=name).fingerprint for name in ("int8", "int8_weight_only", "int4")}
+    assert len(quantised | {base}) == 4
     assert load(checkpoint, kv_cache_dtype="float32").fingerprint == base, "what auto chooses"
     other = make_checkpoint(tmp_path / "other", "llama", num_hidden_layers=1, seed=1)
     assert load(other).fingerprint != base

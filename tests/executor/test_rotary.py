@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from quire.executor.model_config import load_model_config
-from quire.executor.rotary import RotaryConfig, RotaryEmbedding, RotaryType
+from quire.executor.rotary import RotaryConfig, RotaryEmbedding, RotaryTable, RotaryType
 
 ORIGINAL = 64
 
@@ -85,3 +86,17 @@ def test_a_tokens_angles_do_not_depend_on_the_batch(tmp_path: Path, name: str) -
 def test_only_dynamic_scaling_depends_on_the_length() -> None:
     assert RotaryConfig(RotaryType.DYNAMIC, 1e4, 2.0, 64).length_independent_tokens == 64
     assert RotaryConfig(RotaryType.YARN, 1e4, 2.0, 64).length_independent_tokens is None
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_the_table_holds_the_same_angles(tmp_path: Path, name: str) -> None:
+    ours, _ = both(tmp_path, SCALINGS[name])
+    table = RotaryTable(load_model_config(tmp_path).rotary, 32)
+    for positions in ([5], [0, 3, 2, 2], [9000, 1], [2047, 2048, 4096], [0]):
+        array = np.array(positions, np.int32)
+        lengths = array + np.int32(1) if table.needs_lengths else None
+        cos, sin = table.cos_sin(array, lengths)
+        wanted = ours.cos_sin(torch.from_numpy(array), None if lengths is None else torch.from_numpy(lengths))
+        assert cos.flags.c_contiguous and sin.flags.c_contiguous
+        np.testing.assert_array_equal(cos, wanted[0].numpy())
+        np.testing.assert_array_equal(sin, wanted[1].numpy())
