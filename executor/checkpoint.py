@@ -91,6 +91,17 @@ class Checkpoint:
             )
         return tensor
 
+    def identity(self) -> str:
+        """Tells these files from others, and from what they were before they were written to; nothing is read."""
+        lines = []
+        for path in sorted({*self._paths.values(), self._listing}):
+            try:
+                status = path.stat()
+            except OSError as error:
+                raise CheckpointError(f"{path} cannot be read: {error.strerror}", field="model") from error
+            lines.append(f"{path.resolve()} {status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns}")
+        return "\n".join(lines)
+
     def close(self) -> None:
         self._files.clear()
 

@@ -18,9 +18,9 @@ from quire.executor.checkpoint import Checkpoint, locate_checkpoint
 from quire.executor.decoder import Decoder
 from quire.executor.model_config import ModelConfig, load_model_config
 from quire.executor.native_decoder import NativeDecoder
-from quire.executor.packed_weights import PackedWeights, allocate, pack_checkpoint
+from quire.executor.packed_weights import obtain
 from quire.executor.weight_layout import WeightFormats, WeightLayout
-from quire.executor.weights import Digest, load_weights
+from quire.executor.weights import load_weights
 from quire.kv_pool import CacheGroupLayout
 
 logger = logging.getLogger(__name__)
@@ -70,31 +70,23 @@ def load_model(settings: ExecutorSettings) -> Model:
     dtype = _dtype(settings.dtype, config, device)
     kv_cache_dtype = choose_kv_cache_dtype(settings.kv_cache_dtype, dtype, device)
     formats = _formats(settings.quantization, dtype, device)
-    digest = hashlib.sha256(_identity(config, dtype, kv_cache_dtype, formats, device).encode())
     checkpoint = Checkpoint(folder)
     try:
-        decoder = _load_decoder(checkpoint, config, dtype, formats, device, digest)
+        if formats is None:
+            weights_digest = hashlib.sha256()
+            weights = load_weights(checkpoint, config, dtype, device, weights_digest)
+            decoder: Decoder | NativeDecoder = Decoder(config, weights)
+            content = weights_digest.digest()
+        else:
+            packed, content = obtain(checkpoint, WeightLayout(config, formats), dtype, settings)
+            decoder = NativeDecoder(packed)
     except torch.OutOfMemoryError as error:
         raise StartupError(f"the weights do not fit the memory of {device}", field="model") from error
     finally:
         checkpoint.close()
-    return Model(settings.model, decoder, dtype, kv_cache_dtype, device, max_model_len, digest.digest())
-
-
-def _load_decoder(
-    checkpoint: Checkpoint,
-    config: ModelConfig,
-    dtype: torch.dtype,
-    formats: WeightFormats | None,
-    device: torch.device,
-    digest: Digest,
-) -> Decoder | NativeDecoder:
-    if formats is None:
-        return Decoder(config, load_weights(checkpoint, config, dtype, device, digest))
-    layout = WeightLayout(config, formats)
-    weights = PackedWeights(layout, allocate(layout.num_bytes))
-    pack_checkpoint(checkpoint, weights, dtype, digest)
-    return NativeDecoder(weights)
+    identity = _identity(config, dtype, kv_cache_dtype, formats, device)
+    fingerprint = hashlib.sha256(identity.encode() + content).digest()
+    return Model(settings.model, decoder, dtype, kv_cache_dtype, device, max_model_len, fingerprint)
 
 
 def _formats(quantization: str | None, dtype: torch.dtype, device: torch.device) -> WeightFormats | None:

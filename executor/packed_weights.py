@@ -6,17 +6,23 @@ more than one copy of the model.
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from quire.config import ExecutorSettings
 from quire.errors import CheckpointError
 from quire.executor.checkpoint import Checkpoint
-from quire.executor.weight_layout import ALIGNMENT, WeightLayout
+from quire.executor.weight_layout import WeightLayout
 from quire.executor.weights import Digest, feed, progress
 from quire.kernels import PackedWeight, pack_weight
+from quire.weight_store import fetch_or_pack
 
+# Changes with the bytes that `pack_weight` makes of a matrix.
+_FORMAT_VERSION: Final = 1
 _PACKABLE: Final = (torch.float32, torch.bfloat16)
 
 
@@ -49,19 +55,38 @@ class PackedWeights:
         return PackedWeight(self.bytes_of(name), section.packed_format, outputs, inputs, self.plain(f"{name}.bias"))
 
 
-def allocate(num_bytes: int) -> Tensor:
-    """Aligned memory of this process, uint8 [num_bytes]."""
-    memory = torch.empty(num_bytes + ALIGNMENT, dtype=torch.uint8)
-    return memory[-memory.data_ptr() % ALIGNMENT :][:num_bytes]
+def obtain(
+    checkpoint: Checkpoint, layout: WeightLayout, dtype: torch.dtype, settings: ExecutorSettings
+) -> tuple[PackedWeights, bytes]:
+    """The weights, and 32 bytes that tell their content: from --weight-store if it has them, else packed now.
+
+    `dtype` as for `pack_checkpoint`. Raises StartupError (CheckpointError for the files).
+    """
+
+    def pack(memory: mmap.mmap) -> bytes:
+        return pack_checkpoint(checkpoint, PackedWeights(layout, _bytes_of(memory)), dtype)
+
+    if settings.weight_store is None:
+        memory = mmap.mmap(-1, layout.num_bytes)
+        return PackedWeights(layout, _bytes_of(memory)), pack(memory)
+    named = f"{checkpoint.identity()}\n{layout.config}\n{layout.formats}\n{dtype}\n{_FORMAT_VERSION}"
+    key = hashlib.sha256(named.encode()).digest()
+    memory, digest = fetch_or_pack(settings.weight_store, key, layout.num_bytes, pack, settings.startup_timeout)
+    return PackedWeights(layout, _bytes_of(memory)), digest
 
 
-def pack_checkpoint(checkpoint: Checkpoint, weights: PackedWeights, dtype: torch.dtype, digest: Digest) -> None:
+def _bytes_of(memory: mmap.mmap) -> Tensor:
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def pack_checkpoint(checkpoint: Checkpoint, weights: PackedWeights, dtype: torch.dtype) -> bytes:
     """Fills the weights' memory, with a progress bar if stderr is a terminal.
 
-    `dtype` is what values are rounded to, unless they are quantised from the checkpoint's own. `digest` is fed name,
-    shape, type and a content sample of each tensor. Raises CheckpointError.
+    `dtype` is what values are rounded to, unless they are quantised from the checkpoint's own. Returns a digest of the
+    tensors' names, shapes, types and samples of their content. Raises CheckpointError.
     """
     config = weights.layout.config
+    digest = hashlib.sha256()
     packer = _Packer(checkpoint, weights, dtype, digest)
     with progress(config.num_layers + 1) as advance:
         head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
@@ -73,6 +98,7 @@ def pack_checkpoint(checkpoint: Checkpoint, weights: PackedWeights, dtype: torch
         for index in range(config.num_layers):
             _pack_layer(packer, index)
             advance()
+    return digest.digest()
 
 
 def _pack_layer(packer: _Packer, index: int) -> None:

@@ -155,6 +155,9 @@ class ListenOptions(_Settings):
 class ExecutorSettings(ModelOptions, PrecisionOptions, ListenOptions, ProcessOptions):
     """`quire executor`."""
 
+    weight_store: Path | None = Field(
+        None, description="Socket of a supervisor that keeps packed weights for all executors of its host."
+    )
     index: int = Field(0, ge=0, description="Number of this executor, for its name.")
 
 

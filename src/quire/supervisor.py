@@ -31,6 +31,7 @@ from quire.config import (
     flags,
 )
 from quire.errors import StartupError
+from quire.weight_store import WeightStore
 
 if TYPE_CHECKING:
     from quire.internal.v1 import scheduler_pb2
@@ -76,6 +77,7 @@ class Supervisor:
         self._settings = settings
         self.children: list[Child] = []
         self._runtime_dir: Path | None = None
+        self._weight_store: WeightStore | None = None
 
     @property
     def scheduler_address(self) -> str:
@@ -89,6 +91,7 @@ class Supervisor:
         process that fails; the caller stops the others.
         """
         self._runtime_dir = Path(tempfile.mkdtemp(prefix="quire-"))
+        self._weight_store = WeightStore(self._runtime_dir / "weights.sock")
         self._spawn_all(gateway)
         self._await_ready(time.monotonic() + self._settings.startup_timeout)
         return self.children[-1].ready or {}
@@ -118,6 +121,9 @@ class Supervisor:
         """Ends all children, the last started first, and removes the sockets. Does nothing the second time."""
         while self.children:
             _end(self.children.pop())
+        if self._weight_store is not None:
+            self._weight_store.close()
+            self._weight_store = None
         if self._runtime_dir is not None:
             shutil.rmtree(self._runtime_dir, ignore_errors=True)
             self._runtime_dir = None
@@ -135,9 +141,11 @@ class Supervisor:
 
     def _spawn_all(self, gateway: ServeSettings | None) -> None:
         addresses = [self._address(f"executor-{i}") for i in range(self._settings.num_executors)]
+        assert self._weight_store is not None
         for i, address in enumerate(addresses):
-            self._spawn(f"executor {i}", "executor", ExecutorSettings, self._settings, listen=address, index=i)
-        own: dict[str, Any] = {"listen": self.scheduler_address, "executors": addresses}
+            own: dict[str, Any] = {"listen": address, "index": i, "weight_store": self._weight_store.address}
+            self._spawn(f"executor {i}", "executor", ExecutorSettings, self._settings, **own)
+        own = {"listen": self.scheduler_address, "executors": addresses}
         self._spawn("scheduler", "scheduler", SchedulerSettings, self._settings, **own)
         if gateway is not None:
             self._spawn("gateway 0", "gateway", GatewaySettings, gateway, scheduler=self.scheduler_address, index=0)

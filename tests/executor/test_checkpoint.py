@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from support.step_driver import load
 from quire.errors import CheckpointError, StartupError
 from quire.executor.checkpoint import locate_checkpoint
 from quire.executor.native_decoder import NativeDecoder
+from quire.weight_store import WeightStore
 
 
 @pytest.fixture
@@ -39,6 +41,31 @@ def test_joined_projections_hold_the_checkpoints_rows(checkpoint: Path) -> None:
     names = [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkv"]
     joined = torch.cat([tensors[name] for name in names])
     assert torch.equal(decoder.weights.matrix("0.qkv").dequantise(), joined)
+
+
+def test_weights_are_packed_once_for_all_executors_of_a_host(checkpoint: Path, tmp_path: Path) -> None:
+    def decoder(**settings: str) -> NativeDecoder:
+        chosen = load(checkpoint, weight_store=str(store.address), **settings).decoder
+        assert isinstance(chosen, NativeDecoder)
+        return chosen
+
+    with closing(WeightStore(tmp_path / "weights.sock")) as store:
+        alone, first = load(checkpoint), load(checkpoint, weight_store=str(store.address))
+        assert alone.fingerprint == first.fingerprint
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("quire.executor.packed_weights.pack_checkpoint", None)
+            again = load(checkpoint, weight_store=str(store.address))
+            assert again.fingerprint == first.fingerprint
+            assert isinstance(again.decoder, NativeDecoder) and isinstance(first.decoder, NativeDecoder)
+            assert torch.equal(again.decoder.weights.memory, first.decoder.weights.memory)
+            # Another precision, or a file that has changed, is packed anew.
+            for settings in ({"dtype": "bfloat16"}, {"quantization": "int8"}):
+                with pytest.raises(TypeError):
+                    decoder(**settings)
+            (checkpoint / "model.safetensors").touch()
+            with pytest.raises(TypeError):
+                decoder()
+        decoder()
 
 
 def test_gate_and_up_take_turns(checkpoint: Path) -> None:

@@ -1,4 +1,4 @@
-"""The native step: odd shapes, every instruction set, quantised weights, and the hard rule that rows are independent."""
+"""The native step: odd shapes, every instruction set, quantised weights, and the hard rule of independent rows."""
 
 from __future__ import annotations
 

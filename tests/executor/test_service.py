@@ -245,7 +245,7 @@ async def test_a_failing_step_ends_the_stream_with_its_message_and_traceback(
                 await channel.send(planner.plan({slot: 3}))
         assert (await read(channel)).step == 1
         for _ in range(2):
-            with raises(QuireError, "step 2 failed: IndexError"):
+            with raises(QuireError, "step 2 failed: ValueError: token_ids.2. is 999"):
                 await read(channel)
     (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert record.getMessage() == "step 2 failed"

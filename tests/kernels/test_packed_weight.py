@@ -38,7 +38,7 @@ def test_values_survive_packing(packed_format: PackedFormat, size: tuple[int, in
         return
     error = held - weight.float()
     if packed_format == "int4":
-        # Scales are searched for, so no group is worse off than with the plain one (whose rounding to bfloat16 is free).
+        # Scales are searched for: no group is worse off than with the plain one (whose rounding to bfloat16 is free).
         groups = torch.nn.functional.pad(weight.float(), (0, -size[1] % 32)).view(size[0], -1, 32)
         step = groups.abs().amax(2, keepdim=True).clamp(min=1e-30) / 7
         plain = ((groups / step).round() * step - groups).square().sum()
