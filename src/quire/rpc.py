@@ -46,8 +46,8 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
     ("grpc.enable_http_proxy", 0),
     # A process that was restarted is found again soon (milliseconds; the defaults are 1 s and 120 s).
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 200),
 ]
 
 # Where several exceptions share a status code, the one a bare status (without details) means.
