@@ -29,6 +29,7 @@ from .cache import Cache, QuantizedCache
 from .linear import linear
 from .metadata import AttentionMetadata
 from .native_library import (
+    ISAS,
     NativeLibraryError,
     available_isas,
     current_isa,
@@ -44,6 +45,7 @@ from .sampling import sample
 from .sampling_batch import SAMPLING_ROW, SampledTokens, SamplingBatch
 
 __all__ = [
+    "ISAS",
     "NUMERICS_VERSION",
     "PACKED_FORMATS",
     "SAMPLING_ROW",

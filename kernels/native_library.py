@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 __all__ = [
+    "ISAS",
     "AttentionArgs",
     "CacheArgs",
     "NativeLibraryError",
@@ -28,9 +29,13 @@ __all__ = [
     "set_num_threads",
 ]
 
-LIBRARY = Path(__file__).resolve().parent / "libquire_kernels.so"
+# The variable is for tests of another build.
+LIBRARY = Path(os.environ.get("QUIRE_KERNELS_LIBRARY") or Path(__file__).resolve().parent / "libquire_kernels.so")
 ABI_VERSION = 2
 _ERROR_BYTES = 256
+
+#: Every instruction set there are kernels for, best first.
+ISAS = ("avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable")
 
 
 class NativeLibraryError(RuntimeError):
@@ -161,7 +166,7 @@ def call(function: str, *arguments: object) -> None:
 
 
 def available_isas() -> tuple[str, ...]:
-    """The instruction sets this build and this machine have, best first: of "avx512", "avx2", "portable"."""
+    """The instruction sets this build and this machine have, best first: of ISAS."""
     names: bytes = library().quire_available_isas()
     return tuple(names.decode().split(","))
 

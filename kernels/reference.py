@@ -5,6 +5,7 @@ from torch import Tensor
 
 from .cache import Cache, QuantizedCache, dequantize, elements, quantize
 from .metadata import AttentionMetadata
+from .native_library import current_isa
 from .packed_weight import PackedWeight
 
 __all__ = ["copy_blocks", "gather_context", "linear", "paged_attention", "store_kv"]
@@ -16,6 +17,8 @@ def linear(x: Tensor, weight: PackedWeight) -> Tensor:
     if weight.format == "int8":
         scales = x.abs().amax(dim=1, keepdim=True) / 127
         inputs = torch.round(x / scales.clamp(min=torch.finfo(torch.float32).tiny)).double() * scales
+    elif weight.format == "bfloat16" and current_isa() == "avx512_bf16":
+        inputs = x.to(torch.bfloat16).double()  # both sides of its dot products are
     product = inputs @ weight.dequantise().double().T
     return (product if weight.bias is None else product + weight.bias).float()
 

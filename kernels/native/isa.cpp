@@ -7,6 +7,9 @@
 namespace quire {
 
 #if defined(QUIRE_X86)
+namespace avx512_bf16 {
+extern const LinearKernels kLinearKernels[5];
+}
 namespace avx512_vnni {
 extern const LinearKernels kLinearKernels[5];
 }
@@ -46,13 +49,25 @@ bool has_avx512() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+
+bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+
+bool has_avx512_bf16() {
+#if defined(QUIRE_EMULATE_AVX512_BF16)
+    return has_avx512_vnni();
+#else
+    return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16");
+#endif
+}
 #endif
 
 // Best first.
 const Isa kIsas[] = {
 #if defined(QUIRE_X86)
-    {"avx512_vnni", [] { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }, &avx512::kPagedKernels,
-     avx512_vnni::kLinearKernels, &avx512::kSamplerKernels, &avx512::kRowKernels},
+    {"avx512_bf16", has_avx512_bf16, &avx512::kPagedKernels, avx512_bf16::kLinearKernels, &avx512::kSamplerKernels,
+     &avx512::kRowKernels},
+    {"avx512_vnni", has_avx512_vnni, &avx512::kPagedKernels, avx512_vnni::kLinearKernels, &avx512::kSamplerKernels,
+     &avx512::kRowKernels},
     {"avx512", has_avx512, &avx512::kPagedKernels, avx512::kLinearKernels, &avx512::kSamplerKernels,
      &avx512::kRowKernels},
     {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, &avx2::kPagedKernels,

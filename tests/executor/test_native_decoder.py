@@ -21,7 +21,6 @@ from quire.executor.native_decoder import NativeDecoder
 from quire.v1 import generate_pb2
 
 VOCAB = 320
-ISAS = ("avx512_vnni", "avx512", "avx2", "portable")
 
 # No size is a multiple of a tile, a panel or a cache line.
 ODD: dict[str, Any] = {
@@ -34,7 +33,7 @@ ODD: dict[str, Any] = {
 }
 
 
-@pytest.fixture(params=ISAS)
+@pytest.fixture(params=kernels.ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     before, name = kernels.current_isa(), str(request.param)
     if name not in kernels.available_isas():

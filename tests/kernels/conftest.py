@@ -118,7 +118,7 @@ def _restored_settings() -> Iterator[None]:
     kernels.set_implementation(None)
 
 
-@pytest.fixture(params=["avx512_vnni", "avx512", "avx2", "portable"])
+@pytest.fixture(params=kernels.ISAS)
 def isa(request: pytest.FixtureRequest) -> str:
     """Every instruction set, forced in turn."""
     name: str = request.param
