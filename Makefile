@@ -46,8 +46,10 @@ format: setup ## Format the code
 
 bench: setup ## Benchmarks, a few minutes
 	$(PYTHON) benchmarks/kv_utilization.py
+	$(PYTHON) benchmarks/linear.py
 	$(PYTHON) benchmarks/attention.py
 	$(PYTHON) benchmarks/sampling.py
+	$(PYTHON) benchmarks/perplexity.py
 	$(PYTHON) benchmarks/step_transport.py
 	$(PYTHON) benchmarks/scheduler.py
 	$(PYTHON) benchmarks/gateway.py

@@ -8,10 +8,13 @@
     sampling_table.py  their sampling parameters
     input_batch.py     a step plan and the sequences it names → arrays and tensors
     kv_cache.py        the KV pool as one key view and one value view per layer
-    decoder.py         the forward pass of all supported families
+    native_decoder.py  the forward pass on a CPU: one native call for a whole step
+    decoder.py         the same with torch's operators: on GPUs, and the reference
     rotary.py          rotary position embedding and its scalings
     model_config.py    config.json → ModelConfig
     checkpoint.py      safetensors files: where they are, reading one tensor
+    weight_layout.py   where each packed weight lies, and in which format
+    packed_weights.py  a checkpoint, packed for native_decoder.py
     weights.py         the tensors of a checkpoint, laid out for decoder.py
     model.py           all of the above for one model: configuration, weights, fingerprint
     memory.py          how much the KV pool may take

@@ -5,8 +5,10 @@
     rotary_store.py     rotate_and_store: norms, rotation and the cache's write in one pass
     cache.py            a layer's keys or values: a tensor, or int8 with scales
     blocks.py           copy_blocks: copy on write
-    norm.py rotary.py activation.py linear.py
-                        the model's other operators (torch for now; native ones take the same names)
+    linear.py packed_weight.py
+                        linear: the product with a matrix, plain or packed once at load, in five formats
+    norm.py rotary.py activation.py
+                        the model's other operators, in torch; on a CPU they are part of the native step
     sampling.py sampling_batch.py philox.py
                         sample: logits → tokens and logprobs, its columns, its random numbers
     backend.py          which implementation runs; numeric identity
@@ -14,8 +16,8 @@
     torch_paged.py      torch, streaming over the block table: GPUs, and any device without a native kernel
     torch_sampling.py   torch: GPUs, and the reference
     native_library.py   finds and declares libquire_kernels.so; threads and instruction sets
-    native_attention.py native_blocks.py native_sampling.py
-                        the calls into it
+    native_attention.py native_blocks.py native_linear.py native_sampling.py native_step.py
+                        the calls into it; the last computes a whole step
     native/             its C++ source, behind a C ABI
 
 This package imports nothing else of Quire's, so that a kernel can be tested and measured alone.

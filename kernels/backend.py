@@ -8,7 +8,7 @@ __all__ = ["NUMERICS_VERSION", "Implementation", "implementation_for", "set_impl
 
 #: Changes whenever a kernel's results change in any bit. Together with `current_isa()` it says whether KV
 #: written by one build may be continued by another with the same tokens.
-NUMERICS_VERSION = 2
+NUMERICS_VERSION = 3
 
 Implementation = Literal["native", "torch"]
 

@@ -11,8 +11,8 @@ helps but where it is what is compared. Engines take turns, so only one has proc
 start is not measured, but it is waited for. Let nothing else run: with two threads on two cores, engines whose threads
 spin at barriers (llama.cpp) lose a factor of ten to any neighbour.
 
-The result goes to benchmarks/results/, its tables to docs/benchmarks.md. The last line is JSON: the ratio to the best
-other engine for each case, batch and figure.
+The result goes to benchmarks/results/, the tables of the cases that were run to docs/benchmarks.md. The last line is
+JSON: the ratio to the best other engine for each case, batch and figure.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from peers.cases import CASES
 from peers.engines import ENGINES
 from peers.install import PEERS, install
 from peers.machine import Limits, describe_machine, measure_limits
-from peers.report import Figures, markdown, ratio_to_best, write_section
+from peers.report import Figures, markdown, ratio_to_best, write_cases
 from peers.rounds import run_rounds
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -58,10 +58,10 @@ def main() -> None:
         records.append(record)
         print({key: value for key, value in record.items() if key not in ("flags", "version")}, flush=True)
         _save(result_file, started, machine, limits, records)
-    section = f"Measured on {started:%Y-%m-%d}.\n\n{markdown(records, limits, machine)}"
-    print(section)
+    written = markdown(records, limits, machine, f"{started:%Y-%m-%d}")
+    print("\n\n".join(written.values()))
     if not options.quick:
-        write_section(REPOSITORY / "docs" / "benchmarks.md", section)
+        write_cases(REPOSITORY / "docs" / "benchmarks.md", written)
     print(f"results: {result_file}")
     print(json.dumps(_ratios(records)))
 

@@ -1,5 +1,6 @@
 """From records to the tables of docs/benchmarks.md and of the terminal."""
 
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -35,6 +36,11 @@ class Figures:
                     figure
                 ]
 
+    def rounds(self, case: str) -> int:
+        """How many there were."""
+        found = (values for key, by_engine in self._values.items() if key[0] == case for values in by_engine.values())
+        return max((len(by_round) for by_round in found), default=0)
+
     def rows(self, case: str, figure: str) -> Iterator[tuple[int, dict[str, dict[int, float]]]]:
         """(batch, engine -> round -> value), by batch."""
         keys = sorted(key for key in self._values if key[0] == case and key[2] == figure)
@@ -59,26 +65,26 @@ def ratio_to_best(figure: str, by_engine: dict[str, dict[int, float]]) -> tuple[
     return (best, statistics.median(ratios)) if ratios else None
 
 
-def markdown(records: list[dict], limits: Limits, machine: dict[str, str]) -> str:
-    """The generated section: machine, one table for each case, flags."""
+def markdown(records: list[dict], limits: Limits, machine: dict[str, str], day: str) -> dict[str, str]:
+    """What is written of each case that was run, by its name: the table, the engines' flags, day and machine."""
     figures = Figures(records)
-    lines = [
-        f"Machine: {'; '.join(f'{name}: {value}' for name, value in machine.items())}.",
-        f"Measured limits: read {limits.read_gb_s:.1f} GB/s; float32 {limits.float32_gops:.0f}, bfloat16 "
-        f"{limits.bfloat16_gops:.0f}, int8 {limits.int8_gops:.0f} Gop/s (0: no such instruction).",
-        "",
-        "Medians over rounds, engines in turn within each; ± is half the distance between the best and the worst "
-        "round. The ratio is ours to the best other engine's, taken within each round; of latencies, theirs to ours.",
-    ]
     names = {record["case"] for record in records}
-    for case in (case for case in CASES if case.name in names):
-        lines += ["", *_table(case, figures, limits)]
-        lines += [
-            "",
-            *(f"- {engine}: `{flags}`" for (name, engine), flags in figures.flags.items() if name == case.name),
-        ]
-        lines += [f"- {engine} failed: {text}" for (name, engine), text in figures.errors.items() if name == case.name]
-    return "\n".join(lines)
+    return {case.name: "\n".join(_case(case, figures, limits, machine, day)) for case in CASES if case.name in names}
+
+
+def _case(
+    case: OfflineCase | ServedCase, figures: Figures, limits: Limits, machine: dict[str, str], day: str
+) -> Iterator[str]:
+    yield from _table(case, figures, limits)
+    yield ""
+    yield from (f"- {engine}: `{flags}`" for (name, engine), flags in figures.flags.items() if name == case.name)
+    yield from (f"- {engine} failed: {text}" for (name, engine), text in figures.errors.items() if name == case.name)
+    described = "; ".join(f"{name}: {value}" for name, value in machine.items())
+    yield (
+        f"- {day}, {figures.rounds(case.name)} rounds. {described}; "
+        f"limits: read {limits.read_gb_s:.1f} GB/s, float32 {limits.float32_gops:.0f}, bfloat16 "
+        f"{limits.bfloat16_gops:.0f}, int8 {limits.int8_gops:.0f} Gop/s (0: no such instruction)"
+    )
 
 
 def _table(case: OfflineCase | ServedCase, figures: Figures, limits: Limits) -> Iterator[str]:
@@ -120,11 +126,11 @@ def _share(case: OfflineCase, figure: str, batch: int, ours: dict[int, float] | 
     return f"{statistics.median(ours.values()) / limit:.2f}"
 
 
-def write_section(path: Path, section: str) -> None:
-    """Puts the section between its markers; they are added to the end of a file that lacks them."""
-    text = path.read_text()
-    if BEGIN not in text:
-        text = f"{text.rstrip()}\n\n## Against other engines (`make bench-peers`)\n\n{BEGIN}\n{END}\n"
-    before, rest = text.split(BEGIN, 1)
-    _, after = rest.split(END, 1)
-    path.write_text(f"{before}{BEGIN}\n{section}\n{END}{after}")
+def write_cases(path: Path, written: dict[str, str]) -> None:
+    """Puts what was written of each case between the file's markers; cases that were not run keep what they had."""
+    before, rest = path.read_text().split(BEGIN, 1)
+    section, after = rest.split(END, 1)
+    known = dict(re.findall(r"^<!-- case (\S+) -->\n(.*?)\n(?=\n<!-- case|\Z)", section.strip() + "\n", re.M | re.S))
+    both = {**known, **written}
+    blocks = [f"<!-- case {case.name} -->\n{both[case.name]}\n" for case in CASES if case.name in both]
+    path.write_text("\n".join([f"{before}{BEGIN}\n", *blocks, f"{END}{after}"]))

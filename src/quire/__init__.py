@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from quire.llm import LLM
     from quire.outputs import CompletionOutput, RequestOutput
     from quire.sampling_params import SamplingParams
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
-
-__version__ = version("quire")
 
 _HOMES = {
     "LLM": "quire.llm",
@@ -24,6 +22,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Imports the public names when they are first used: the processes of a server need few of them."""
+    if name == "__version__":
+        from importlib.metadata import version  # 0.1 s, which no process needs to start
+
+        return version("quire")
     if name not in _HOMES:
         raise AttributeError(f"module 'quire' has no attribute {name!r}")
     from importlib import import_module

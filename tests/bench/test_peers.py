@@ -13,7 +13,7 @@ from peers.cases import CASES
 from peers.checkpoints import SHAPES
 from peers.engines import ENGINES
 from peers.machine import Limits
-from peers.report import BEGIN, END, markdown, ratio_to_best, write_section
+from peers.report import BEGIN, END, markdown, ratio_to_best, write_cases
 from peers.servers import SERVERS
 
 LIMITS = Limits(read_gb_s=10.0, float32_gops=100.0, bfloat16_gops=0.0, int8_gops=400.0)
@@ -58,18 +58,24 @@ def test_limits_add_reading_and_arithmetic():
 def test_the_table_has_every_engine_its_flags_and_its_failures():
     records = [_record("quire", 0, 20.0), _record("llama_cpp", 0, 10.0)]
     records.append({"case": "bf16", "engine": "vllm", "round": 0, "error": "out of memory"})
-    text = markdown(records, LIMITS, {"cpu": "X"})
+    text = markdown(records, LIMITS, {"cpu": "X"}, "2026-01-01")["bf16"]
     (row,) = (line for line in text.splitlines() if line.startswith("| decode | 1 |"))
     assert "2.00 (llama_cpp)" in row
     assert "- llama_cpp: `f (v)`" in text
     assert "- vllm failed: out of memory" in text
 
 
-def test_the_section_replaces_only_what_is_between_its_markers(tmp_path: Path):
+def test_a_run_replaces_its_cases_and_keeps_the_others(tmp_path: Path):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write_section(page, "new")
-    assert page.read_text() == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+    page.write_text(f"before\n{BEGIN}\nNot measured yet.\n{END}\nafter\n")
+    write_cases(page, {"int8": "an old\n\ntable", "tiny": "| tiny |"})
+    write_cases(page, {"bf16": "| bf16 |\n\n- flags", "int8": "| int8 |"})
+    write_cases(page, {"bf16": "| bf16, again |"})
+    assert page.read_text() == (
+        f"before\n{BEGIN}\n\n"
+        "<!-- case bf16 -->\n| bf16, again |\n\n<!-- case int8 -->\n| int8 |\n\n<!-- case tiny -->\n| tiny |\n\n"
+        f"{END}\nafter\n"
+    )
 
 
 def test_every_case_names_engines_that_exist_and_can_do_it():

@@ -17,7 +17,7 @@ from support.checkpoints import make_checkpoint
 from support.processes import open_descriptors, shared_memory
 from support.servers import wait_for
 
-from quire import rpc
+from quire import kernels, rpc
 from quire.config import ExecutorSettings
 from quire.errors import ServiceUnavailableError, StartupError
 from quire.executor.server import run
@@ -104,6 +104,23 @@ def test_a_damaged_checkpoint_fails_the_start_and_names_the_file(checkpoint: Pat
 async def test_an_address_that_cannot_be_bound_fails_the_start(checkpoint: Path) -> None:
     with pytest.raises(StartupError, match="cannot listen on"):
         await run(settings(checkpoint, listen="unix:/not/there/executor.sock"), StatusReporter(None), StopSignal())
+
+
+async def test_the_instruction_set_can_be_forced(checkpoint: Path) -> None:
+    before = kernels.current_isa()
+    stop = StopSignal()
+    stop.set()
+    try:
+        await run(settings(checkpoint, isa="portable"), StatusReporter(None), stop)
+        assert kernels.current_isa() == "portable"
+        kernels.set_isa(before)
+        missing = next((isa for isa in kernels.ISAS if isa not in kernels.available_isas()), None)
+        if missing is not None:
+            with pytest.raises(StartupError, match=f"--isa {missing}: isa must be one of") as caught:
+                await run(settings(checkpoint, isa=missing), StatusReporter(None), stop)
+            assert caught.value.field == "isa"
+    finally:
+        kernels.set_isa(before)
 
 
 async def test_a_stop_while_the_model_loads_ends_it(checkpoint: Path) -> None:
