@@ -31,7 +31,7 @@ class Figures:
                 continue
             version = f" ({record['version']})" if "version" in record else ""
             self.flags[where] = f"{record['flags']}{version}"
-            for figure in (key for key, _ in _OFFLINE + _SERVED if key in record):
+            for figure in (key for key, _ in _OFFLINE + _SERVED if record.get(key) is not None):
                 self._values[record["case"], record["batch"], figure][record["engine"]][record["round"]] = record[
                     figure
                 ]

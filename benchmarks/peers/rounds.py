@@ -74,7 +74,8 @@ def _offline(case: OfflineCase, name: str, number: int, root: Path, quick: bool)
             yield {
                 "batch": batch,
                 "prefill_tokens_s": batch * case.input_len / first,
-                "decode_tokens_s": batch * (output_len - 1) / max(whole - first, 1e-9),
+                # None where a disturbance made the short run the longer one: nothing can be said of decode then.
+                "decode_tokens_s": batch * (output_len - 1) / (whole - first) if whole > first else None,
                 "flags": loaded["flags"],
                 "version": loaded["version"],
             }
