@@ -106,6 +106,15 @@ def test_if_the_packer_dies_the_next_packs(store: WeightStore) -> None:
         assert second.result(TIMEOUT_S)[0][:6] == b"second"
 
 
+def test_an_error_while_packing_is_told_as_it_is(store: WeightStore) -> None:
+    def fails(memory: mmap.mmap) -> bytes:
+        view = memoryview(memory)
+        raise StartupError(f"the first byte is {view[0]}")
+
+    with pytest.raises(StartupError, match="the first byte is 0"):
+        fetch_or_pack(store.address, KEY, SIZE, fails, TIMEOUT_S)
+
+
 def test_only_the_latest_model_is_kept(store: WeightStore) -> None:
     before = open_descriptors(os.getpid())
     mapped = []

@@ -197,8 +197,10 @@ def _pack_and_share(
             if error.errno in (errno.ENOSPC, errno.ENOMEM):
                 raise StartupError(f"the weights of {num_bytes} bytes do not fit in memory", field="model") from error
             raise
-        with mmap.mmap(descriptor, num_bytes) as memory:
-            digest = pack(memory)
+        memory = mmap.mmap(descriptor, num_bytes)
+        digest = pack(memory)
+        # Not with `with`: an error's traceback may hold views of the memory, and closing it then would hide the error.
+        memory.close()
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
         socket.send_fds(connection, [digest], [descriptor])
         return _map(descriptor, num_bytes), digest
