@@ -15,7 +15,7 @@ from quire.executor.model import Model, load_model
 from quire.executor.model_runner import ModelRunner
 from quire.executor.service import ExecutorService
 from quire.internal.v1 import executor_pb2_grpc
-from quire.process import StatusReporter, StopSignal, in_daemon_thread, unless_stopped
+from quire.process import StatusReporter, StopSignal, in_daemon_thread, settle_garbage_collection, unless_stopped
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ async def run(settings: ExecutorSettings, status: StatusReporter, stop: StopSign
     rpc.bind(server, settings.listen)
     await server.start()
     logger.info("serving %s in %s on %s", settings.model, model.dtype_name, model.device)
+    settle_garbage_collection()
     status.ready()
     await stop.wait()
     await service.close()

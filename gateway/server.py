@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 
 from quire.config import GatewaySettings
 from quire.gateway.engine import Engine
 from quire.gateway.listeners import Listeners
-from quire.process import StatusReporter, StopSignal, unless_stopped
+from quire.process import StatusReporter, StopSignal, settle_garbage_collection, unless_stopped
 
 logger = logging.getLogger(__name__)
 
 # How long running requests may go on after a stop, in seconds.
 _DRAIN_S = 5
-# Objects made and not freed between collections of the youngest; Python's default, 700, is one step of 64 streams.
-_GC_THRESHOLD = 20_000
 
 
 async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSignal) -> None:
@@ -32,7 +29,7 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
             return
         try:
             await listeners.serve(engine, _DRAIN_S)
-            _settle_garbage_collection()
+            settle_garbage_collection()
             status.ready(port=listeners.port, grpc_port=listeners.grpc_port)
             logger.info("serving REST on port %d and gRPC on port %d", listeners.port, listeners.grpc_port)
             lost = await unless_stopped(engine.wait_lost(), stop)
@@ -44,16 +41,6 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
             await engine.close()
     finally:
         await listeners.close()
-
-
-def _settle_garbage_collection() -> None:
-    """Takes what the start has made (200,000 objects) out of all later collections, and makes these rarer.
-
-    What a request makes is freed by its reference counts; a full collection would only pause every stream.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_GC_THRESHOLD)
 
 
 async def _start_engine(settings: GatewaySettings) -> Engine:

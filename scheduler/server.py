@@ -12,7 +12,7 @@ from quire.errors import QuireError
 from quire.handover import offered
 from quire.internal.v1 import executor_pb2, scheduler_pb2, scheduler_pb2_grpc
 from quire.kv_pool import KvPool, KvPoolLayout
-from quire.process import StatusReporter, StopSignal, unless_stopped
+from quire.process import StatusReporter, StopSignal, settle_garbage_collection, unless_stopped
 from quire.rpc import bind, new_server
 from quire.scheduler.executor_client import ExecutorClient, StepChannel
 from quire.scheduler.kv_budget import plan_pool
@@ -49,6 +49,7 @@ async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSig
         await server.start()
         cleanup.push_async_callback(server.stop, 1.0)
         cleanup.callback(router.close_all)
+        settle_garbage_collection()
         status.ready()
         await unless_stopped(_run_all(loops), stop)
 
