@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import sys
@@ -44,18 +45,21 @@ def _serve(settings: ServeSettings) -> None:
 
 
 def _gateway(settings: GatewaySettings) -> None:
+    gc.disable()  # until settle_garbage_collection
     from quire.gateway.server import run
 
     raise typer.Exit(run_process(f"gateway {settings.index}", settings, run))
 
 
 def _scheduler(settings: SchedulerSettings) -> None:
+    gc.disable()
     from quire.scheduler.server import run
 
     raise typer.Exit(run_process("scheduler", settings, run))
 
 
 def _executor(settings: ExecutorSettings) -> None:
+    gc.disable()
     # OpenMP's threads spin while they wait, against the scheduler and the gateway of the same machine: with two
     # threads on two cores a small model then runs ten times slower. Read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
