@@ -31,13 +31,13 @@ def _tokens(transport: str) -> tuple[list[list[int]], set[str]]:
 @pytest.fixture(scope="module")
 def over_grpc():
     tokens, memory = _tokens("grpc")
-    assert memory == {"quire-kv-pool"}
+    assert memory == {"quire-weights", "quire-kv-pool"}
     return tokens
 
 
 @pytest.mark.parametrize("transport", ["ring", "auto"])
 def test_the_same_tokens(over_grpc, transport):
     tokens, memory = _tokens(transport)
-    assert memory == {"quire-kv-pool", "quire-step-rings"}
+    assert memory == {"quire-weights", "quire-kv-pool", "quire-step-rings"}
     assert tokens == over_grpc
     assert all(len(answer) == 40 for answer in tokens)
