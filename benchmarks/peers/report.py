@@ -81,7 +81,7 @@ def _case(
     yield from (f"- {engine} failed: {text}" for (name, engine), text in figures.errors.items() if name == case.name)
     described = "; ".join(f"{name}: {value}" for name, value in machine.items())
     yield (
-        f"- {day}, {figures.rounds(case.name)} rounds. {described}; "
+        f"- {day}, rounds: {figures.rounds(case.name)}. {described}; "
         f"limits: read {limits.read_gb_s:.1f} GB/s, float32 {limits.float32_gops:.0f}, bfloat16 "
         f"{limits.bfloat16_gops:.0f}, int8 {limits.int8_gops:.0f} Gop/s (0: no such instruction)"
     )
