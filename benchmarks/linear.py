@@ -7,7 +7,9 @@ the CPU has dot products for it. The limits here are measured by the same progra
 
 What is measured. All linear layers of SmolLM-135M's shape but the head, one after the other, as a step meets them: 106
 million weights, of which no cache holds enough to matter. torch's own product of the same rows in bfloat16 and float32
-runs in turn with ours. Figures are medians.
+runs in turn with ours, with a pause before each sample, since torch's OpenMP threads spin on for a while after their
+work. Figures are medians. Every product is a call from Python here, which costs some 20 us and lets our other threads
+fall asleep: at few rows that shows, and a whole step, which is one call, does better (`make bench-peers`).
 
 The last line is JSON: for each format and M the milliseconds, GB/s of weights, Gop/s and the share of the limit.
 """
@@ -31,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from peers.machine import Limits, measure_limits
 
 LAYERS = 30
+PAUSE_SECONDS = 0.02
 # [out, in] of a layer: queries, keys and values; the attention's output; gate and up; down.
 SHAPES = ((960, 576), (576, 576), (3072, 576), (576, 1536))
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -114,6 +117,7 @@ def rate(name: str, limits: Limits) -> float:
 
 def timed(work: Callable[[], object]) -> float:
     """Seconds."""
+    time.sleep(PAUSE_SECONDS)
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
