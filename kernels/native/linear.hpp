@@ -1,6 +1,8 @@
 // Products with packed weights, for the step and for the C ABI.
 #pragma once
 
+#include <cstring>
+
 #include "isa.hpp"
 #include "linear_kernels.hpp"
 #include "work_ranges.hpp"
@@ -9,6 +11,14 @@ namespace quire {
 
 // Elements below which waking the threads costs more than they save, in operators that pass over rows.
 constexpr int64_t kParallelElements = 32'768;
+
+// A bfloat16's value.
+inline float widen(uint16_t bits) {
+    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    float value;
+    std::memcpy(&value, &wide, sizeof value);
+    return value;
+}
 
 // A thread's room for one float32 row.
 float* row_scratch(int64_t size);

@@ -15,13 +15,6 @@ namespace {
 
 constexpr int kCandidates = 8;
 
-float widen(uint16_t bits) {
-    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, sizeof value);
-    return value;
-}
-
 // To nearest, ties to even; nan stays nan.
 uint16_t narrow(float value) {
     uint32_t bits;

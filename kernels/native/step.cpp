@@ -66,13 +66,6 @@ AttentionPlan& thread_plan() {
     return plan;
 }
 
-float widen(uint16_t bits) {
-    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, sizeof value);
-    return value;
-}
-
 // A token's row of the embedding, or of the packed head that is the same matrix.
 void read_embedding(const quire_decoder& decoder, int32_t token, float* to) {
     const int64_t hidden = decoder.hidden;
