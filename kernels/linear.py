@@ -17,8 +17,8 @@ def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None)
     """Multiply by the transposed weight: x @ weight.T + bias.
 
     With a packed weight, a row's bits do not depend on the other rows: every output sums its inputs in one order,
-    whatever is computed beside it. With a plain one it is torch's product, whose order may depend on how many rows there
-    are.
+    whatever is computed beside it. With a plain one it is torch's product, whose order may depend on how many rows
+    there are.
 
     Args:
         x: [..., in_features], of the weight's dtype, or float32 [rows, in_features] with contiguous rows if it is
