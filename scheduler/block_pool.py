@@ -54,18 +54,18 @@ class Block:
 
 
 class BlockPool:
-    """All blocks of the pool."""
+    """All blocks of the pool. The first `num_usable` are in use; the memory of the others is still being made."""
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, num_usable: int | None = None) -> None:
         self.blocks = [Block(i) for i in range(num_blocks)]
+        self.num_usable = 0
         self.num_cached = 0
         self.num_held = 0
         # Sentinels spare every list operation its empty-list case.
         self._front = Block(-1)
         self._back = Block(-2)
         self._front.next, self._back.prev = self._back, self._front
-        for block in self.blocks:
-            self._insert_before(self._back, block)
+        self.extend(num_blocks if num_usable is None else num_usable)
 
     @property
     def num_blocks(self) -> int:
@@ -74,11 +74,19 @@ class BlockPool:
     @property
     def num_available(self) -> int:
         """Blocks that can be allocated: free and cached ones."""
-        return len(self.blocks) - self.num_held
+        return self.num_usable - self.num_held
 
     @property
     def num_free(self) -> int:
-        return len(self.blocks) - self.num_held - self.num_cached
+        return self.num_usable - self.num_held - self.num_cached
+
+    def extend(self, num_usable: int) -> None:
+        """The blocks below `num_usable` have memory now: those that are new join the free ones."""
+        place = self._front.next
+        assert place is not None
+        for block in self.blocks[self.num_usable : num_usable]:
+            self._insert_before(place, block)
+        self.num_usable = num_usable
 
     def take(self) -> Block:
         """The next block to use, with one reference; its old content must be forgotten by the caller.

@@ -48,9 +48,17 @@ class Lane:
 class KvCache:
     """The block tables of all sequences over one pool."""
 
-    def __init__(self, num_blocks: int, block_size: int, *, num_lanes: int = 1, prefix_caching: bool = True) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        num_usable: int | None = None,
+        num_lanes: int = 1,
+        prefix_caching: bool = True,
+    ) -> None:
         self.block_size = block_size
-        self.pool = BlockPool(num_blocks)
+        self.pool = BlockPool(num_blocks, num_usable)
         self.prefixes = PrefixCache(self.pool)
         self.lanes = [Lane() for _ in range(num_lanes)]
         self.prefix_caching = prefix_caching
@@ -185,7 +193,7 @@ class KvCache:
                 room = len(sequence.blocks) * self.block_size
                 assert sequence.num_computed_tokens < room, f"{sequence} would write past its blocks"
         total = self.pool.num_free + self.pool.num_cached + self.pool.num_held
-        assert total == self.pool.num_blocks, f"{total} blocks accounted for of {self.pool.num_blocks}"
+        assert total == self.pool.num_usable, f"{total} blocks accounted for of {self.pool.num_usable}"
         if deep:
             self.pool.check_list()
             self.prefixes.check()

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections.abc import Coroutine
+from dataclasses import dataclass
 
 from quire.config import SchedulerSettings
 from quire.errors import QuireError
@@ -18,6 +20,7 @@ from quire.scheduler.executor_client import ExecutorClient, StepChannel
 from quire.scheduler.kv_budget import plan_pool
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.outputs import OutputRouter
+from quire.scheduler.pool_growth import grow, num_first_blocks
 from quire.scheduler.scheduler import Scheduler, SchedulerLimits
 from quire.scheduler.service import SchedulerService
 from quire.scheduler.step_loop import StepLoop, Work
@@ -34,16 +37,15 @@ async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSig
         met = await unless_stopped(_meet(executors, settings, cleanup), stop)
         if met is None:
             return
-        layout, description, channels = met
-
-        scheduler = _make_scheduler(settings, layout, description)
+        scheduler = _make_scheduler(settings, met)
         router, work = OutputRouter(), Work()
         loops = [
-            StepLoop(lane, scheduler, channel, router, work, layout.epoch) for lane, channel in enumerate(channels)
+            StepLoop(lane, scheduler, channel, router, work, met.layout.epoch)
+            for lane, channel in enumerate(met.channels)
         ]
 
         server = new_server()
-        service = SchedulerService(description, scheduler, router, work, loops)
+        service = SchedulerService(met.description, scheduler, router, work, loops)
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(service, server)
         bind(server, settings.listen)
         await server.start()
@@ -51,12 +53,27 @@ async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSig
         cleanup.callback(router.close_all)
         settle_garbage_collection()
         status.ready()
-        await unless_stopped(_run_all(loops), stop)
+        activities = [loop.run() for loop in loops]
+        if met.pool is not None:
+            activities.append(grow(met.pool, scheduler.kv_cache.pool, work))
+        await unless_stopped(_run_all(activities), stop)
+
+
+@dataclass(frozen=True, slots=True)
+class _Meeting:
+    """What came of meeting the executors. `pool` is None where it is a device's own memory."""
+
+    layout: KvPoolLayout
+    pool: KvPool | None
+    # Blocks that have memory already.
+    num_usable: int
+    description: scheduler_pb2.DescribeResponse
+    channels: list[StepChannel]
 
 
 async def _meet(
     executors: list[ExecutorClient], settings: SchedulerSettings, cleanup: contextlib.AsyncExitStack
-) -> tuple[KvPoolLayout, scheduler_pb2.DescribeResponse, list[StepChannel]]:
+) -> _Meeting:
     """Learns what the executors serve, makes the pool, has them attach it, and opens a channel for steps to each."""
     timeout = settings.startup_timeout
     descriptions = list(await asyncio.gather(*(executor.describe(timeout) for executor in executors)))
@@ -65,49 +82,38 @@ async def _meet(
     request = executor_pb2.AttachKvPoolRequest(
         epoch=layout.epoch, num_blocks=layout.num_blocks, block_size=layout.block_size
     )
+    pool, num_usable = None, layout.num_blocks
     with contextlib.ExitStack() as handover:
         if descriptions[0].device == executor_pb2.DEVICE_CUDA:
             request.device_memory.SetInParent()
+        elif settings.kv_pool is not None:
+            path = settings.kv_pool.absolute()
+            pool = cleanup.enter_context(KvPool.create_file(path, layout))
+            # Its content means nothing without the scheduler's block tables, which end with this process.
+            cleanup.callback(pool.remove, path)
+            request.path = str(path)
         else:
-            _make_pool(settings, layout, request, cleanup, handover)
+            num_usable = num_first_blocks(layout, descriptions[0].max_model_len)
+            pool = cleanup.enter_context(KvPool.create_memfd(layout, num_usable))
+            request.handover_socket = str(handover.enter_context(offered("kv-pool", [pool.fd])))
         await asyncio.gather(*(executor.attach(request, timeout) for executor in executors))
     channels: list[StepChannel] = []
     for executor in executors:
         channel = await executor.open_steps(settings.step_transport, timeout)
         cleanup.push_async_callback(channel.close)
         channels.append(channel)
-    return layout, _describe(settings, layout, descriptions), channels
+    return _Meeting(layout, pool, num_usable, _describe(settings, layout, descriptions), channels)
 
 
-def _make_pool(
-    settings: SchedulerSettings,
-    layout: KvPoolLayout,
-    request: executor_pb2.AttachKvPoolRequest,
-    cleanup: contextlib.AsyncExitStack,
-    handover: contextlib.ExitStack,
-) -> None:
-    """Creates the pool; `cleanup` unmaps it, and `handover` ends the offer of its descriptor."""
-    if settings.kv_pool is not None:
-        path = settings.kv_pool.absolute()
-        pool = cleanup.enter_context(KvPool.create_file(path, layout))
-        # Its content means nothing without the scheduler's block tables, which end with this process.
-        cleanup.callback(pool.remove, path)
-        request.path = str(path)
-        return
-    pool = cleanup.enter_context(KvPool.create_memfd(layout))
-    request.handover_socket = str(handover.enter_context(offered("kv-pool", [pool.fd])))
-
-
-def _make_scheduler(
-    settings: SchedulerSettings, layout: KvPoolLayout, description: scheduler_pb2.DescribeResponse
-) -> Scheduler:
+def _make_scheduler(settings: SchedulerSettings, met: _Meeting) -> Scheduler:
     kv_cache = KvCache(
-        layout.num_blocks,
-        layout.block_size,
+        met.layout.num_blocks,
+        met.layout.block_size,
+        num_usable=met.num_usable,
         num_lanes=len(settings.executors),
         prefix_caching=settings.enable_prefix_caching,
     )
-    limits = SchedulerLimits(description.max_model_len, settings.max_num_seqs, settings.max_num_batched_tokens)
+    limits = SchedulerLimits(met.description.max_model_len, settings.max_num_seqs, settings.max_num_batched_tokens)
     return Scheduler(kv_cache, limits)
 
 
@@ -131,11 +137,11 @@ def _describe(
     )
 
 
-async def _run_all(loops: list[StepLoop]) -> None:
-    """Runs the step loops; the first that fails ends them all."""
+async def _run_all(activities: list[Coroutine[None, None, None]]) -> None:
+    """Runs the step loops and the pool's growth; the first that fails ends them all."""
     try:
         async with asyncio.TaskGroup() as group:
-            for loop in loops:
-                group.create_task(loop.run())
+            for activity in activities:
+                group.create_task(activity)
     except* QuireError as failures:
         raise failures.exceptions[0] from None

@@ -28,6 +28,7 @@ import mmap
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -98,6 +99,12 @@ class KvPoolLayout:
     def total_bytes(self) -> int:
         return HEADER_BYTES + self.num_ranks * self.segment_bytes
 
+    def extents(self, first_block: int, end_block: int) -> Iterator[tuple[int, int]]:
+        """Offset and size of what those blocks take, in each rank's segment."""
+        for rank in range(self.num_ranks):
+            start = HEADER_BYTES + rank * self.segment_bytes
+            yield start + first_block * self.block_bytes, (end_block - first_block) * self.block_bytes
+
     def pack(self) -> bytes:
         """The header page."""
         fields = _HEADER.pack(
@@ -158,11 +165,16 @@ class KvPool:
             raise
 
     @classmethod
-    def create_memfd(cls, layout: KvPoolLayout) -> KvPool:
-        """A pool in anonymous shared memory of fixed size, with all pages allocated."""
+    def create_memfd(cls, layout: KvPoolLayout, num_blocks: int | None = None) -> KvPool:
+        """A pool in anonymous shared memory of fixed size.
+
+        Pages are allocated for the first `num_blocks` blocks (all, if None); `allocate` adds others.
+        """
         fd = os.memfd_create("quire-kv-pool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            _allocate(fd, layout.total_bytes, "in memory")
+            os.ftruncate(fd, layout.total_bytes)
+            for start, size in layout.extents(0, layout.num_blocks if num_blocks is None else num_blocks):
+                _allocate(fd, start, size, "in memory")
             # A pool that cannot shrink cannot raise SIGBUS in those who map it.
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         except BaseException:
@@ -184,7 +196,7 @@ class KvPool:
         try:
             # Says that the pool is used, for as long as this descriptor is open.
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _allocate(fd, layout.total_bytes, f"at {path}")
+            _allocate(fd, 0, layout.total_bytes, f"at {path}")
         except BaseException:
             os.close(fd)
             path.unlink()
@@ -214,6 +226,11 @@ class KvPool:
             raise KvPoolError(f"the KV pool has {self.layout.num_ranks} ranks, there is no rank {rank}")
         start = HEADER_BYTES + rank * self.layout.segment_bytes
         return memoryview(self._map)[start : start + self.layout.num_blocks * self.layout.block_bytes]
+
+    def allocate(self, first_block: int, end_block: int) -> None:
+        """Allocates the pages of blocks; the kernel clears some GB a second. Raises KvPoolError if there are none."""
+        for start, size in self.layout.extents(first_block, end_block):
+            _allocate(self.fd, start, size, "in memory")
 
     def remove(self, path: Path) -> None:
         """Removes the file of a pool that was made by `create_file`, unless another one has taken its place."""
@@ -258,13 +275,13 @@ def _remove_unused_pool(path: Path) -> None:
         return
 
 
-def _allocate(fd: int, size: int, where: str) -> None:
+def _allocate(fd: int, start: int, size: int, where: str) -> None:
     try:
-        os.posix_fallocate(fd, 0, size)
+        os.posix_fallocate(fd, start, size)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
             raise KvPoolError(
-                f"the KV pool of {size} bytes does not fit {where}: {error.strerror}; lower --kv-cache-memory",
+                f"the KV pool does not fit {where}, {size} bytes more: {error.strerror}; lower --kv-cache-memory",
                 field="kv_cache_memory",
             ) from error
         raise
