@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quire.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
 from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.tokenizer import ModelTokenizer
+from quire.internal.v1 import executor_pb2
 from quire.sampling_params import SamplingParams, is_encodable
 
 # How many offending token ids an error names.
@@ -51,6 +52,7 @@ class ValidRequest:
     # Resolved: every field that generation reads is set.
     params: SamplingParams
     eos_token_ids: tuple[int, ...]
+    constraints: executor_pb2.Constraints = field(default_factory=executor_pb2.Constraints)
 
     @property
     def request_id(self) -> str:
