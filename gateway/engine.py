@@ -84,6 +84,9 @@ class Engine:
             sequences=[scheduler_pb2.SequenceState(index=index) for index in range(request.n)],
             sampling_params=request.params.to_proto(),
             eos_token_ids=pack_u32(request.eos_token_ids),
+            constraints=request.constraints,
+            priority=request.context.priority,
+            cache_salt=request.context.cache_salt.encode(),
         )
         stream = await self._client.submit(message)
         return Generation(request, stream, self._client, self.tokenizer)

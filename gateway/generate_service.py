@@ -11,10 +11,11 @@ from typing import Any
 import grpc
 
 from quire.errors import InvalidRequestError, ServiceUnavailableError
+from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.engine import Engine
 from quire.gateway.generation import Generation
 from quire.gateway.idempotency import AbortReason, RunRegistry, run_once
-from quire.gateway.validation import ChatPrompt, Prompt
+from quire.gateway.validation import Prompt, RequestContext
 from quire.internal.v1 import scheduler_pb2
 from quire.outputs import CompletionDelta, GenerationDelta, finish_reason_to_proto
 from quire.rpc import errors_to_status
@@ -55,7 +56,8 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
             async def start() -> Generation:
                 params = SamplingParams.from_proto(request.sampling_params)
                 prompt, field = _prompt(request)
-                valid = await engine.validator.validate(prompt, params, request_id, field=field)
+                about = RequestContext(request_id, request.priority, request.cache_salt)
+                valid = await engine.validator.validate(prompt, params, about, field=field)
                 return await engine.submit(valid)
 
             def leaving() -> AbortReason:

@@ -13,9 +13,9 @@ from starlette.types import Receive, Scope, Send
 from quire import __version__
 from quire.errors import QuireError, ServiceUnavailableError
 from quire.gateway.engine import Engine
-from quire.gateway.openai_errors import error_response, install_error_handlers
-from quire.gateway.openai_protocol import body_schemas
-from quire.gateway.openai_routes import generation_routes
+from quire.gateway.openai.errors import error_response, install_error_handlers
+from quire.gateway.openai.protocol import body_schemas
+from quire.gateway.openai.routes import BODIES, generation_routes
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class _Application(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         schema = super().openapi()
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(body_schemas())
+        schema.setdefault("components", {}).setdefault("schemas", {}).update(body_schemas(BODIES))
         return schema
 
 

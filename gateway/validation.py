@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from quire.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
+from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.tokenizer import ModelTokenizer
+from quire.internal.v1 import executor_pb2
 from quire.sampling_params import SamplingParams, is_encodable
 
 # How many offending token ids an error names.
 _NAMED_IDS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class ChatPrompt:
-    """Messages (`role`, `content`, perhaps `name`) to be rendered with the model's chat template."""
-
-    messages: Sequence[Mapping[str, str]]
-    # Whether the template opens the assistant's turn.
-    add_generation_prompt: bool = True
 
 
 # A text, token ids, or a chat.
@@ -38,16 +31,32 @@ class ModelLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestContext:
+    """What a request carries besides its prompt and how tokens are chosen."""
+
+    request_id: str
+    # Lower is scheduled first.
+    priority: int = 0
+    # Prompts share KV blocks only under an equal salt.
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ValidRequest:
     """A request that the scheduler will take as it is."""
 
-    request_id: str
+    context: RequestContext
     # None where the client sent token ids.
     prompt: str | None
     prompt_token_ids: list[int]
     # Resolved: every field that generation reads is set.
     params: SamplingParams
     eos_token_ids: tuple[int, ...]
+    constraints: executor_pb2.Constraints = field(default_factory=executor_pb2.Constraints)
+
+    @property
+    def request_id(self) -> str:
+        return self.context.request_id
 
     # `or` tells the type checker what `resolved` has done.
     @property
@@ -96,7 +105,7 @@ class Validator:
         self,
         prompt: Prompt,
         params: SamplingParams,
-        request_id: str,
+        context: RequestContext,
         *,
         field: str = "prompt",
         default_max_tokens: int | None = None,
@@ -119,7 +128,7 @@ class Validator:
         room = self._check_length(len(token_ids), params.max_tokens, field)
         max_tokens = room if default_max_tokens is None else min(room, default_max_tokens)
         resolved = params.resolved(self._tokenizer.generation_defaults, max_tokens)
-        return ValidRequest(request_id, text, token_ids, resolved, self._tokenizer.eos_token_ids)
+        return ValidRequest(context, text, token_ids, resolved, self._tokenizer.eos_token_ids)
 
     async def _tokenize(self, prompt: str | ChatPrompt, field: str, add_special_tokens: bool) -> tuple[str, list[int]]:
         if isinstance(prompt, str):

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from quire.internal.v1 import executor_pb2
 from quire.scheduler.block_pool import Block, CachedPrefix
 from quire.v1 import generate_pb2
 
@@ -55,6 +56,11 @@ class Request:
     eos_token_ids: frozenset[int]
     # Enters every prefix hash.
     extra_key: bytes = b""
+    constraints: executor_pb2.Constraints = field(default_factory=executor_pb2.Constraints)
+    # Lower is scheduled first.
+    priority: int = 0
+    # If set, nothing is sampled.
+    pooling: generate_pb2.PoolingType.ValueType = generate_pb2.POOLING_TYPE_UNSPECIFIED
     sequences: list[Sequence] = field(default_factory=list)
     # Sequences that will share the first one's prompt blocks once these are planned.
     unforked: list[Sequence] = field(default_factory=list)

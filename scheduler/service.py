@@ -137,6 +137,9 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             attempt=message.attempt,
             params=message.sampling_params,
             eos_token_ids=frozenset(_token_ids(message.eos_token_ids, "eos_token_ids")),
+            constraints=message.constraints,
+            priority=message.priority,
+            pooling=message.pooling,
             extra_key=self._extra_key(message, num_prompt_tokens),
         )
 

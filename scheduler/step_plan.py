@@ -127,6 +127,8 @@ class StepPlan:
         new.output_token_ids = sequence.token_ids[sequence.num_prompt_tokens :].tobytes()
         new.sampling_params.CopyFrom(sequence.request.params)
         new.eos_token_ids = pack_u32(sorted(sequence.request.eos_token_ids))
+        new.constraints.CopyFrom(sequence.request.constraints)
+        new.pooling = sequence.request.pooling
 
     def _update_block_tables(self, update: executor_pb2.BlockTableUpdate) -> None:
         kept = array("I", self.kept)

@@ -20,7 +20,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from msgspec import structs
 
@@ -329,7 +329,7 @@ def _request(prompt: Prompt, params: SamplingParams | None, request_id: str | No
     if messages:
         if len(messages) != len(prompt):
             raise InvalidRequestError("a prompt cannot mix messages and token ids", field="prompt")
-        request.chat.messages.extend(generate_pb2.ChatMessage(**message) for message in messages)
+        request.chat.messages.extend(generate_pb2.ChatMessage(**cast(Any, message)) for message in messages)
     else:
         request.token_ids.ids.extend(entry for entry in prompt if not isinstance(entry, Mapping))
     return request

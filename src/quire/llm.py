@@ -15,8 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from quire.config import LocalSettings
 from quire.errors import InvalidRequestError
+from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.engine import Engine
-from quire.gateway.validation import ChatPrompt, Prompt, ValidRequest
+from quire.gateway.validation import Prompt, RequestContext, ValidRequest
 from quire.outputs import RequestOutput
 from quire.sampling_params import SamplingParams
 from quire.supervisor import Supervisor
@@ -177,7 +178,7 @@ class LLM:
             self._num_requests += 1
             requests.append(
                 await self._background.engine.validator.validate(
-                    prompt, param, request_id, default_max_tokens=_DEFAULT_MAX_TOKENS
+                    prompt, param, RequestContext(request_id), default_max_tokens=_DEFAULT_MAX_TOKENS
                 )
             )
         bar = progress.add_task("Generating", total=len(requests), tokens=0)

@@ -11,17 +11,20 @@ import secrets
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from quire.errors import InvalidRequestError
+from quire.structured_outputs import StructuredOutputs
 from quire.v1 import generate_pb2
 
 MAX_STOP_STRINGS = 16
+MAX_BAD_WORDS = 64
 
 _U32_MAX = 2**32 - 1
 _U64_MAX = 2**64 - 1
 # Nothing in the mathematics ends here, but nothing sensible lies beyond.
 _MAX_REPETITION_PENALTY = 100.0
+_MAX_LENGTH_PENALTY = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +64,25 @@ _RANGES: dict[str, _Range] = {
     "frequency_penalty": _Range(-2, 2),
     "repetition_penalty": _Range(0, _MAX_REPETITION_PENALTY, above_low=True),
     "logprobs": _Range(0, _U32_MAX, integer=True),
+    "best_of": _Range(1, _U32_MAX, integer=True),
+    "length_penalty": _Range(-_MAX_LENGTH_PENALTY, _MAX_LENGTH_PENALTY),
+    "truncate_prompt_tokens": _Range(-1, 2**31 - 1, integer=True),
+    "prompt_logprobs": _Range(0, _U32_MAX, integer=True),
 }
 _BIAS_RANGE = _Range(-100, 100)
 _TOKEN_ID_RANGE = _Range(0, _U32_MAX, integer=True)
-_BOOLEANS = ("ignore_eos", "skip_special_tokens")
+_BOOLEANS = ("ignore_eos", "skip_special_tokens", "use_beam_search", "include_stop_str_in_output")
 # Fields that protobuf holds as they are; the others are containers.
 _SCALARS = (*_RANGES, *_BOOLEANS)
+
+EarlyStopping = bool | Literal["never"]
+
+_EARLY_STOPPING: dict[object, generate_pb2.EarlyStopping.ValueType] = {
+    False: generate_pb2.EARLY_STOPPING_UNSPECIFIED,
+    True: generate_pb2.EARLY_STOPPING_TRUE,
+    "never": generate_pb2.EARLY_STOPPING_NEVER,
+}
+_EARLY_STOPPING_OF: dict[int, Any] = {number: value for value, number in _EARLY_STOPPING.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +100,14 @@ class SamplingParams:
     stop: up to 16 strings that end a continuation and are not part of it. stop_token_ids: likewise.
     ignore_eos: go on after an end-of-sequence token.
     skip_special_tokens: leave special tokens out of the text.
+    best_of: generate so many continuations and give the n with the highest mean logprob.
+    use_beam_search: search with best_of (or n) beams instead of sampling, as transformers does, and give the n
+        best; length_penalty and early_stopping (True, False or "never") are its.
+    bad_words: texts that are not generated. allowed_token_ids: if given, no others are sampled.
+    include_stop_str_in_output: leave what stopped a continuation in its text.
+    truncate_prompt_tokens: keep the last so many tokens of the prompt; -1 for as many as fit.
+    prompt_logprobs: as logprobs, for the tokens of the prompt.
+    structured_outputs: what the whole output must match.
     """
 
     n: int | None = None
@@ -103,6 +127,16 @@ class SamplingParams:
     stop_token_ids: Sequence[int] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    best_of: int | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: EarlyStopping | None = None
+    bad_words: Sequence[str] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    prompt_logprobs: int | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         for name, bounds in _RANGES.items():
@@ -114,13 +148,26 @@ class SamplingParams:
             if value is not None and not isinstance(value, bool):
                 raise InvalidRequestError(f"{name} must be true or false, not {value!r}", field=name)
         _check_logit_bias(self.logit_bias)
-        _check_stop_token_ids(self.stop_token_ids)
-        _check_stop(self.stop)
+        _check_token_ids("stop_token_ids", self.stop_token_ids)
+        _check_token_ids("allowed_token_ids", self.allowed_token_ids)
+        _check_texts("stop", (self.stop,) if isinstance(self.stop, str) else self.stop, MAX_STOP_STRINGS)
+        _check_texts("bad_words", self.bad_words, MAX_BAD_WORDS)
+        self._check_early_stopping()
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise InvalidRequestError("allowed_token_ids must not be empty", field="allowed_token_ids")
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            message = f"best_of must be at least n ({self.n or 1}), not {self.best_of}"
+            raise InvalidRequestError(message, field="best_of")
         if self.min_tokens is not None and self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
                 f"min_tokens must be at most max_tokens ({self.max_tokens}), not {self.min_tokens}",
                 field="min_tokens",
             )
+
+    def _check_early_stopping(self) -> None:
+        if self.early_stopping not in (None, True, False, "never"):
+            message = f'early_stopping must be true, false or "never", not {self.early_stopping!r}'
+            raise InvalidRequestError(message, field="early_stopping")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -130,8 +177,9 @@ class SamplingParams:
     def resolved(self, defaults: SamplingParams, max_tokens: int) -> SamplingParams:
         """Fills what is absent, from `defaults` (the model's) and then from the library's.
 
-        `max_tokens` is what is left of the context; a seed is drawn where none is given. Only `logprobs` stays
-        None, where none are wanted.
+        `max_tokens` is what is left of the context; a seed is drawn where none is given. What a request may do
+        without stays None: logprobs, prompt_logprobs, allowed_token_ids, truncate_prompt_tokens and
+        structured_outputs.
         """
         sources = (self, defaults, LIBRARY_DEFAULTS)
         values = {field.name: _first_given(field.name, sources) for field in _FIELDS}
@@ -139,6 +187,8 @@ class SamplingParams:
             values["max_tokens"] = max_tokens
         if values["seed"] is None:
             values["seed"] = secrets.randbits(63)
+        if values["best_of"] is None:
+            values["best_of"] = values["n"]
         values["top_k"] = max(values["top_k"], 0)
         values["stop"] = (values["stop"],) if isinstance(values["stop"], str) else tuple(values["stop"])
         return SamplingParams(**values)
@@ -146,8 +196,15 @@ class SamplingParams:
     def to_proto(self) -> generate_pb2.SamplingParams:
         """The message; absent stays absent."""
         message = generate_pb2.SamplingParams(
-            logit_bias=self.logit_bias, stop=self.stop_strings, stop_token_ids=self.stop_token_ids
+            logit_bias=self.logit_bias,
+            stop=self.stop_strings,
+            stop_token_ids=self.stop_token_ids,
+            bad_words=self.bad_words,
+            allowed_token_ids=self.allowed_token_ids,
+            structured_outputs=None if self.structured_outputs is None else self.structured_outputs.to_proto(),
         )
+        if self.early_stopping is not None:
+            message.early_stopping = _EARLY_STOPPING[self.early_stopping]
         for name in _SCALARS:
             value = getattr(self, name)
             if value is not None:
@@ -163,6 +220,12 @@ class SamplingParams:
             logit_bias=dict(message.logit_bias) or None,
             stop=tuple(message.stop) or None,
             stop_token_ids=tuple(message.stop_token_ids) or None,
+            bad_words=tuple(message.bad_words) or None,
+            allowed_token_ids=tuple(message.allowed_token_ids) or None,
+            early_stopping=_early_stopping(message) if "early_stopping" in given else None,
+            structured_outputs=(
+                StructuredOutputs.from_proto(message.structured_outputs) if "structured_outputs" in given else None
+            ),
         )
 
 
@@ -214,30 +277,38 @@ def _check_logit_bias(logit_bias: object) -> None:
         raise InvalidRequestError(f"logit_bias: {error.message}", field="logit_bias") from None
 
 
-def _check_stop_token_ids(stop_token_ids: object) -> None:
-    if stop_token_ids is None:
+def _check_token_ids(name: str, token_ids: object) -> None:
+    if token_ids is None:
         return
-    if isinstance(stop_token_ids, str) or not isinstance(stop_token_ids, Sequence):
-        raise InvalidRequestError("stop_token_ids must be a list of token ids", field="stop_token_ids")
+    if isinstance(token_ids, str) or not isinstance(token_ids, Sequence):
+        raise InvalidRequestError(f"{name} must be a list of token ids", field=name)
     try:
-        for token_id in stop_token_ids:
+        for token_id in token_ids:
             _TOKEN_ID_RANGE.check("each token id", token_id)
     except InvalidRequestError as error:
-        raise InvalidRequestError(f"stop_token_ids: {error.message}", field="stop_token_ids") from None
+        raise InvalidRequestError(f"{name}: {error.message}", field=name) from None
 
 
-def _check_stop(stop: object) -> None:
-    strings = (stop,) if isinstance(stop, str) else () if stop is None else stop
-    if not isinstance(strings, Sequence) or isinstance(strings, bytes):
-        raise InvalidRequestError("stop must be a string or a list of strings", field="stop")
-    if len(strings) > MAX_STOP_STRINGS:
-        message = f"stop takes at most {MAX_STOP_STRINGS} strings, not {len(strings)}"
-        raise InvalidRequestError(message, field="stop")
-    for text in strings:
+def _check_texts(name: str, texts: object, most: int) -> None:
+    if texts is None:
+        return
+    if not isinstance(texts, Sequence) or isinstance(texts, (bytes, str)):
+        raise InvalidRequestError(f"{name} must be a string or a list of strings", field=name)
+    if len(texts) > most:
+        raise InvalidRequestError(f"{name} takes at most {most} strings, not {len(texts)}", field=name)
+    for text in texts:
         if not isinstance(text, str) or not text:
-            raise InvalidRequestError("each string of stop must be a string that is not empty", field="stop")
+            raise InvalidRequestError(f"each string of {name} must be a string that is not empty", field=name)
         if not is_encodable(text):
-            raise InvalidRequestError("a string of stop is not valid Unicode", field="stop")
+            raise InvalidRequestError(f"a string of {name} is not valid Unicode", field=name)
+
+
+def _early_stopping(message: generate_pb2.SamplingParams) -> Any:
+    try:
+        return _EARLY_STOPPING_OF[message.early_stopping]
+    except KeyError:
+        text = f"early_stopping has no value {message.early_stopping}"
+        raise InvalidRequestError(text, field="early_stopping") from None
 
 
 def is_encodable(text: str) -> bool:
@@ -265,4 +336,9 @@ LIBRARY_DEFAULTS = SamplingParams(
     stop_token_ids=(),
     ignore_eos=False,
     skip_special_tokens=True,
+    use_beam_search=False,
+    length_penalty=1.0,
+    early_stopping=False,
+    bad_words=(),
+    include_stop_str_in_output=False,
 )

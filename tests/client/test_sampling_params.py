@@ -13,6 +13,7 @@ from quire.sampling_params import (
     SamplingParams,
     generation_config_defaults,
 )
+from quire.structured_outputs import StructuredOutputs
 
 FULL = SamplingParams(
     n=2,
@@ -32,6 +33,16 @@ FULL = SamplingParams(
     stop_token_ids=(1, 2),
     ignore_eos=True,
     skip_special_tokens=False,
+    best_of=5,
+    use_beam_search=True,
+    length_penalty=0.5,
+    early_stopping="never",
+    bad_words=("bad", "worse"),
+    allowed_token_ids=(1, 2, 3),
+    include_stop_str_in_output=True,
+    truncate_prompt_tokens=-1,
+    prompt_logprobs=2,
+    structured_outputs=StructuredOutputs(choice=("yes", "no")),
 )
 
 # Field, values just inside, values just outside.
@@ -123,7 +134,7 @@ def test_resolved_fills_from_the_model_then_from_the_library() -> None:
     assert (resolved.max_tokens, resolved.stop, resolved.logprobs) == (9, ("x",), None)
     assert resolved.seed is not None
     assert 0 <= resolved.seed < 2**63
-    rest = replace(resolved, temperature=1.0, top_k=0, top_p=1.0, max_tokens=None, seed=None, stop=())
+    rest = replace(resolved, temperature=1.0, top_k=0, top_p=1.0, max_tokens=None, seed=None, stop=(), best_of=None)
     assert rest == LIBRARY_DEFAULTS
 
 

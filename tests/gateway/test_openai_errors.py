@@ -5,7 +5,7 @@ import json
 import pytest
 
 from quire.errors import QuireError, all_errors
-from quire.gateway.openai_errors import error_response
+from quire.gateway.openai.errors import error_response
 
 
 @pytest.mark.parametrize("kind", all_errors())

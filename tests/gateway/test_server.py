@@ -34,7 +34,7 @@ async def test_health_version_and_docs(http: httpx.AsyncClient) -> None:
 async def test_a_defect_is_an_error_without_details(
     http: httpx.AsyncClient, scheduler: FakeScheduler, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quire.gateway.openai_routes.parse_request", None)
+    monkeypatch.setattr("quire.gateway.openai.routes.parse_request", None)
     answer = await http.post(path, json={})
     assert answer.status_code == 500
     assert answer.json()["error"]["message"] == "internal error"

@@ -16,23 +16,21 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from quire.errors import QuireError
+from quire.gateway.chat.run import ChatRun
 from quire.gateway.engine import Engine
 from quire.gateway.generation_group import GenerationGroup
-from quire.gateway.openai_errors import encode_error
-from quire.gateway.openai_frames import AnswerWriter, ChatShape, CompletionShape, Shape
-from quire.gateway.openai_protocol import (
-    COMPLETION_MAX_TOKENS,
-    ChatCompletionRequest,
-    CompletionRequest,
-    OpenAIRequest,
-    parse_request,
-    request_body_schema,
-)
+from quire.gateway.openai.chat import ChatCompletionRequest, ChatShape
+from quire.gateway.openai.completions import COMPLETION_MAX_TOKENS, CompletionRequest, CompletionShape
+from quire.gateway.openai.errors import encode_error
+from quire.gateway.openai.frames import AnswerWriter, D, Shape, Source
+from quire.gateway.openai.protocol import OpenAIRequest, parse_request, request_body_schema
 from quire.gateway.streaming import EventStream, read_body, unless_disconnected
-from quire.gateway.validation import ValidRequest
-from quire.outputs import CompletionDelta, merge_deltas
+from quire.gateway.validation import RequestContext, ValidRequest
 
 logger = logging.getLogger(__name__)
+
+# For the API's description.
+BODIES = (CompletionRequest, ChatCompletionRequest)
 
 
 def generation_routes(engine: Engine) -> APIRouter:
@@ -63,10 +61,12 @@ async def _complete(engine: Engine, request: CompletionRequest) -> Response:
     params = request.sampling_params()
     request_id = uuid.uuid4().hex
     validate = functools.partial(engine.validator.validate, params=params, default_max_tokens=COMPLETION_MAX_TOKENS)
+    about = [RequestContext(f"cmpl-{request_id}-{index}") for index in range(len(request.prompt))]
     valid = await _gather(
-        [validate(prompt, request_id=f"cmpl-{request_id}-{index}") for index, prompt in enumerate(request.prompt)]
+        [validate(prompt, context=context) for prompt, context in zip(request.prompt, about, strict=True)]
     )
-    return await _answer(engine, request, valid, CompletionShape(engine.tokenizer.vocabulary), request_id)
+    group = await GenerationGroup.submit(engine, valid)
+    return await _answer(engine, request, group, CompletionShape(engine.tokenizer.vocabulary), request_id)
 
 
 async def _gather(validations: Sequence[Coroutine[Any, Any, ValidRequest]]) -> list[ValidRequest]:
@@ -84,44 +84,42 @@ async def _gather(validations: Sequence[Coroutine[Any, Any, ValidRequest]]) -> l
 async def _chat(engine: Engine, request: ChatCompletionRequest) -> Response:
     engine.validator.check_model(request.model)
     request_id = uuid.uuid4().hex
-    valid = await engine.validator.validate(
-        request.prompt(), request.sampling_params(), f"chatcmpl-{request_id}", field="messages"
-    )
-    return await _answer(engine, request, [valid], ChatShape(engine.tokenizer.vocabulary), request_id)
+    about = RequestContext(f"chatcmpl-{request_id}")
+    run = await ChatRun.submit(engine, request.prompt(), request.sampling_params(), about)
+    return await _answer(engine, request, run, ChatShape(engine.tokenizer.vocabulary), request_id)
 
 
 async def _answer(
-    engine: Engine, request: OpenAIRequest, valid: Sequence[ValidRequest], shape: Shape, request_id: str
+    engine: Engine, request: OpenAIRequest, source: Source[D], shape: Shape[D], request_id: str
 ) -> Response:
     include_usage = request.include_usage
     writer = AnswerWriter(shape, request_id, engine.limits.model, include_usage=include_usage)
-    group = await GenerationGroup.submit(engine, valid)
     if request.stream:
-        return EventStream(_events(group, writer, include_usage=include_usage), group.close)
+        return EventStream(_events(source, writer, include_usage=include_usage), source.close)
     try:
-        return Response(await _whole(group, writer), media_type="application/json")
+        return Response(await _whole(source, writer), media_type="application/json")
     finally:
-        group.close()
+        source.close()
 
 
-async def _whole(group: GenerationGroup, writer: AnswerWriter) -> bytes:
-    parts: list[list[CompletionDelta]] = [[] for _ in range(group.num_choices)]
-    async with contextlib.aclosing(group.batches()) as batches:
+async def _whole(source: Source[D], writer: AnswerWriter[D]) -> bytes:
+    parts: list[list[D]] = [[] for _ in range(source.num_choices)]
+    async with contextlib.aclosing(source.batches()) as batches:
         async for batch in batches:
             for index, delta in batch:
                 parts[index].append(delta)
-    return writer.whole([merge_deltas(deltas) for deltas in parts], group.usages)
+    return writer.whole(parts, source.usages)
 
 
-async def _events(group: GenerationGroup, writer: AnswerWriter, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
+async def _events(source: Source[D], writer: AnswerWriter[D], *, include_usage: bool) -> AsyncGenerator[bytes, None]:
     """The events of a stream; an error ends it with an `error` event and without [DONE]."""
     try:
-        async with contextlib.aclosing(group.batches()) as batches:
+        async with contextlib.aclosing(source.batches()) as batches:
             async for batch in batches:
                 if events := b"".join([writer.event(delta, index) for index, delta in batch]):
                     yield events
         if include_usage:
-            yield writer.usage_event(group.usages)
+            yield writer.usage_event(source.usages)
         yield b"data: [DONE]\n\n"
     except Exception as error:
         if not isinstance(error, QuireError):

@@ -1,4 +1,4 @@
-"""What OpenAI-shape requests may hold. Types are checked here, ranges in SamplingParams, limits in validation.
+"""What all OpenAI-shape requests share. Types are checked here, ranges in SamplingParams, limits in validation.
 
 A field is either implemented, or without influence on the output and ignored, or known but not implemented, and
 then refused unless its value asks for nothing; anything else is unknown and refused.
@@ -10,19 +10,14 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, ValidationError, WithJsonSchema
 from pydantic.json_schema import models_json_schema
 
 from quire.errors import InvalidRequestError
-from quire.gateway.validation import ChatPrompt
 from quire.sampling_params import SamplingParams
 
 M = TypeVar("M", bound=BaseModel)
 
-# OpenAI's default for /v1/completions; a chat may fill the context.
-COMPLETION_MAX_TOKENS = 16
-# Prompts times continuations of one request.
-_MAX_CHOICES = 2048
 _MAX_TOKEN_ID_DIGITS = 10
 
 _IGNORED = frozenset(
@@ -75,77 +70,9 @@ _NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
-# The same for a chat message: clients send back what they received, with its empty fields.
-_NOT_IMPLEMENTED_IN_MESSAGE: dict[str, tuple[object, ...]] = {
-    "annotations": ([],),
-    "audio": (),
-    "function_call": (),
-    "reasoning_content": (),
-    "refusal": (),
-    "tool_call_id": (),
-    "tool_calls": ([],),
-}
+TEXTS_SCHEMA: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
 
-
-def _parse_prompts(value: object) -> list[str | list[int]]:
-    """The four forms of `prompt`, as a list of prompts."""
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, list) or not value:
-        raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists")
-    if len(value) > _MAX_CHOICES and not _is_token_ids(value):
-        raise ValueError(f"holds more than {_MAX_CHOICES} prompts")
-    if all(isinstance(entry, str) for entry in value):
-        return value
-    if _is_token_ids(value):
-        return [value]
-    for index, entry in enumerate(value):
-        if not isinstance(entry, list) or not _is_token_ids(entry):
-            raise ValueError(f"mixes kinds of prompts, or is neither text nor integers, at index {index}")
-    return value
-
-
-def _is_token_ids(value: list[object]) -> bool:
-    return all(type(entry) is int for entry in value)  # a bool is no token id
-
-
-def _parse_content(value: object) -> str:
-    """A message's content: a text, or text parts, which are joined by line ends as vLLM does."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not value:
-        raise ValueError("must be a string or a list of text parts")
-    texts: list[str] = []
-    for index, part in enumerate(value):
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise ValueError(f"part {index} is not a text part; the model takes text only")
-        texts.append(part["text"])
-    return "\n".join(texts)
-
-
-_TOKEN_IDS_SCHEMA: dict[str, Any] = {"type": "array", "items": {"type": "integer"}}
-_TEXTS_SCHEMA: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
-_PROMPT_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        {"type": "string"},
-        _TEXTS_SCHEMA,
-        _TOKEN_IDS_SCHEMA,
-        {"type": "array", "items": _TOKEN_IDS_SCHEMA},
-    ]
-}
-_CONTENT_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        {"type": "string"},
-        {
-            "type": "array",
-            "items": {"type": "object", "properties": {"type": {"const": "text"}, "text": {"type": "string"}}},
-        },
-    ]
-}
-
-Prompts = Annotated[list[str | list[int]], PlainValidator(_parse_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
-Content = Annotated[str, PlainValidator(_parse_content), WithJsonSchema(_CONTENT_SCHEMA)]
-Stop = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, _TEXTS_SCHEMA, {"type": "null"}]})]
+Stop = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, TEXTS_SCHEMA, {"type": "null"}]})]
 
 
 class StreamOptions(BaseModel):
@@ -229,67 +156,13 @@ class OpenAIRequest(BaseModel):
         )
 
 
-class CompletionRequest(OpenAIRequest):
-    """The body of POST /v1/completions."""
-
-    prompt: Prompts
-    logprobs: int | None = None
-
-    def sampling_params(self) -> SamplingParams:
-        """Raises InvalidRequestError."""
-        num_choices = (self.n or 1) * len(self.prompt)
-        if num_choices > _MAX_CHOICES:
-            message = f"{len(self.prompt)} prompts with n = {self.n or 1} make {num_choices} choices"
-            raise InvalidRequestError(f"{message}; at most {_MAX_CHOICES} fit one request", field="n")
-        return self._sampling_params(self.logprobs)
-
-
-class ChatMessage(BaseModel):
-    """One turn of a chat."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
-    name: str | None = None
-
-    def to_template(self) -> dict[str, str]:
-        """As chat templates expect it; the models' word for a developer's message is system."""
-        role = "system" if self.role == "developer" else self.role
-        message = {"role": role, "content": self.content}
-        return message if self.name is None else {**message, "name": self.name}
-
-
-class ChatCompletionRequest(OpenAIRequest):
-    """The body of POST /v1/chat/completions."""
-
-    messages: list[ChatMessage]
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-
-    def prompt(self) -> ChatPrompt:
-        """The messages, for the model's chat template."""
-        return ChatPrompt([message.to_template() for message in self.messages])
-
-    def sampling_params(self) -> SamplingParams:
-        """Raises InvalidRequestError."""
-        if self.top_logprobs is not None and not self.logprobs:
-            raise InvalidRequestError("top_logprobs requires logprobs to be true", field="top_logprobs")
-        return self._sampling_params((self.top_logprobs or 0) if self.logprobs else None)
-
-    def _names(self) -> dict[str, str]:
-        return {**super()._names(), "logprobs": "top_logprobs"}
-
-
 def parse_request(kind: type[M], body: bytes) -> M:
     """A request from its JSON. Raises InvalidRequestError naming the field at fault."""
     try:
         request = kind.model_validate_json(body)
     except ValidationError as error:
         raise _explain(error) from None
-    _check_extra(request.model_extra or {}, _NOT_IMPLEMENTED, prefix="")
-    for index, message in enumerate(getattr(request, "messages", ())):
-        _check_extra(message.model_extra or {}, _NOT_IMPLEMENTED_IN_MESSAGE, prefix=f"messages[{index}].")
+    check_extra(request.model_extra or {}, _NOT_IMPLEMENTED, prefix="")
     return request
 
 
@@ -302,18 +175,16 @@ def request_body_schema(kind: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def body_schemas() -> dict[str, Any]:
-    """The JSON schemas of all bodies, by name."""
-    kinds: list[tuple[type[BaseModel], Literal["validation"]]] = [
-        (CompletionRequest, "validation"),
-        (ChatCompletionRequest, "validation"),
-    ]
-    _, definitions = models_json_schema(kinds, ref_template=_SCHEMA_PREFIX + "{model}")
+def body_schemas(kinds: Sequence[type[BaseModel]]) -> dict[str, Any]:
+    """The JSON schemas of bodies, by name."""
+    modes: list[tuple[type[BaseModel], Literal["validation"]]] = [(kind, "validation") for kind in kinds]
+    _, definitions = models_json_schema(modes, ref_template=_SCHEMA_PREFIX + "{model}")
     schemas: dict[str, Any] = definitions["$defs"]
     return schemas
 
 
-def _check_extra(extra: Mapping[str, object], known: Mapping[str, Sequence[object]], prefix: str) -> None:
+def check_extra(extra: Mapping[str, object], known: Mapping[str, Sequence[object]], prefix: str) -> None:
+    """Raises InvalidRequestError for fields that are unknown, or not implemented with a value that matters."""
     for name, value in extra.items():
         if name not in known and name not in _IGNORED:
             raise InvalidRequestError(f"Unrecognized request argument: {prefix}{name}", field=prefix + name)

@@ -1,0 +1,1 @@
+"""The OpenAI-shape REST API: requests, answers, errors."""
