@@ -90,7 +90,7 @@ def started(model: str) -> Iterator[tuple[psutil.Process, float]]:
         str(free_port()),
     ]
     begun = time.monotonic()
-    process = subprocess.Popen([*command, "--log-level", "error"], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         first_token(f"http://127.0.0.1:{port}/v1/completions", model, process, begun + START_TIMEOUT_S)
         yield psutil.Process(process.pid), time.monotonic() - begun
@@ -112,7 +112,7 @@ def first_token(url: str, model: str, process: subprocess.Popen[bytes], deadline
             raise
         except OSError:  # nobody listens yet
             if process.poll() is not None or time.monotonic() > deadline:
-                raise
+                raise RuntimeError(f"the server did not start: try `quire serve {model}`") from None
             time.sleep(0.02)
 
 
