@@ -18,7 +18,8 @@ class SequenceText:
     def __init__(self, index: int, request: ValidRequest, detokenizer: Detokenizer) -> None:
         self._index = index
         self._detokenizer = detokenizer
-        self._stops = StopStrings(request.params.stop_strings)
+        self._include_stop = request.include_stop
+        self._stops = StopStrings(request.params.stop_strings, include=request.include_stop)
         self._min_tokens = request.min_tokens
         self._wants_logprobs = request.params.logprobs is not None
         self.num_tokens = 0
@@ -27,8 +28,9 @@ class SequenceText:
     def advance(self, chunk: SequenceChunk) -> CompletionDelta:
         """What a chunk adds. A stop string ends the continuation whatever the scheduler says of it."""
         end, token_ids = chunk.end, chunk.token_ids
-        # The last token of a sequence that a token stopped ends the text and is no part of it.
-        num_texts = len(token_ids) - 1 if end is not None and end.reason == "stop" else len(token_ids)
+        # The last token of a sequence that a token stopped ends the text and is no part of it, unless asked for.
+        ends_before = end is not None and end.reason == "stop" and not self._include_stop
+        num_texts = len(token_ids) - 1 if ends_before else len(token_ids)
         text, num_taken, stop = "", 0, None
         for token_id in token_ids:
             num_taken += 1

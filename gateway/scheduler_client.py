@@ -165,6 +165,11 @@ class SchedulerClient:
         """Whether requests can be submitted."""
         return self._reader is not None and not self._lost.done()
 
+    @property
+    def num_running(self) -> int:
+        """Requests of this gateway that run or wait."""
+        return len(self._running)
+
     async def wait_lost(self) -> QuireError:
         """Waits until the connection is lost; returns why."""
         return await asyncio.shield(self._lost)

@@ -48,7 +48,8 @@ async def _start_engine(settings: GatewaySettings) -> Engine:
         scheduler=settings.scheduler,
         model=settings.model,
         revision=settings.revision,
-        served_model_name=settings.model_name,
+        served_model_names=settings.model_names,
         max_logprobs=settings.max_logprobs,
+        max_concurrent_requests=settings.max_concurrent_requests,
         startup_timeout=settings.startup_timeout,
     )
