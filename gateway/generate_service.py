@@ -162,6 +162,11 @@ def _response(request_id: str, delta: GenerationDelta) -> generate_pb2.GenerateR
         response.usage.prompt_tokens = usage.prompt_tokens
         response.usage.completion_tokens = usage.completion_tokens
         response.usage.cached_tokens = usage.cached_tokens
+    if delta.prompt_logprobs is not None:
+        response.prompt_logprobs.extend(
+            generate_pb2.TokenLogprobs() if position is None else position.to_proto()
+            for position in delta.prompt_logprobs
+        )
     return response
 
 

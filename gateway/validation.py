@@ -192,9 +192,10 @@ class Validator:
         if params.n is not None and params.n > limits.max_num_seqs:
             message = f"n must be at most {limits.max_num_seqs} (the server's max_num_seqs), not {params.n}"
             raise InvalidRequestError(message, field="n")
-        if params.logprobs is not None and params.logprobs > limits.max_logprobs:
-            message = f"logprobs must be at most {limits.max_logprobs}, not {params.logprobs}"
-            raise InvalidRequestError(message, field="logprobs")
+        for name, count in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
+            if count is not None and count > limits.max_logprobs:
+                message = f"{name} must be at most {limits.max_logprobs}, not {count}"
+                raise InvalidRequestError(message, field=name)
         self.check_token_ids(params.stop_token_ids or (), "stop_token_ids")
         self.check_token_ids(list(params.logit_bias or ()), "logit_bias")
 
