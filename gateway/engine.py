@@ -48,8 +48,8 @@ class Engine:
     ) -> Engine:
         """Loads the tokenizer and connects to the scheduler, both at once.
 
-        `model` is a folder or hub id, and its name unless others are given; `startup_timeout` is in seconds. Raises StartupError, and CheckpointError
-        where the tokenizer cannot be loaded.
+        `model` is a folder or hub id, and the model's name unless others are given; `startup_timeout` is in seconds.
+        Raises StartupError, and CheckpointError where the tokenizer cannot be loaded.
         """
         connecting = asyncio.create_task(SchedulerClient.connect(scheduler, startup_timeout))
         try:
@@ -65,6 +65,7 @@ class Engine:
         description = client.description
         limits = ModelLimits(
             models=tuple(served_model_names) or (model,),
+            root=model,
             max_model_len=description.max_model_len,
             vocab_size=description.vocab_size,
             max_num_seqs=description.max_num_seqs,

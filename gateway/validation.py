@@ -25,6 +25,8 @@ class ModelLimits:
 
     # All names that clients may use for it.
     models: tuple[str, ...]
+    # Where its files come from: a folder or hub id.
+    root: str
     max_model_len: int
     vocab_size: int
     max_num_seqs: int
@@ -143,7 +145,7 @@ class Validator:
             self.check_token_ids(token_ids, field)
         if not token_ids:
             raise InvalidRequestError("the prompt is empty", field=field)
-        kept = self.truncate(token_ids, params.truncate_prompt_tokens, params.max_tokens)
+        kept = self.truncate(token_ids, params.truncate_prompt_tokens, params.max_tokens or default_max_tokens)
         text, token_ids = (text if len(kept) == len(token_ids) else None), kept
         room = self._check_length(len(token_ids), params.max_tokens, field)
         max_tokens = room if default_max_tokens is None else min(room, default_max_tokens)
@@ -151,7 +153,7 @@ class Validator:
         return ValidRequest(context, text, token_ids, resolved, self._tokenizer.eos_token_ids)
 
     def truncate(self, token_ids: list[int], keep: int | None, max_tokens: int | None) -> list[int]:
-        """The last `keep` tokens of a prompt; -1 stands for as many as leave room for max_tokens (or one), None for all.
+        """The last `keep` tokens of a prompt. -1 keeps as many as leave room for max_tokens (or one); None keeps all.
 
         Raises InvalidRequestError for 0 and for more than the context holds.
         """

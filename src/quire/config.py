@@ -30,13 +30,15 @@ BUNDLED_MODEL = Path(__file__).parent / "bundled" / "quire-tiny"
 
 def _split_texts(value: object) -> object:
     """A list of texts as flags, variables and files give it: repeated, with commas between, or as JSON."""
-    entries = value if isinstance(value, list) else [value]
-    if not all(isinstance(entry, str) for entry in entries):
-        return value
-    texts: list[object] = []
-    for entry in entries:
-        texts += json.loads(entry) if entry.startswith("[") else entry.split(",")
-    return texts
+    if isinstance(value, list):
+        return [text for entry in value for text in _split_text(entry)]
+    return _split_text(value)
+
+
+def _split_text(value: object) -> list[object]:
+    if not isinstance(value, str):
+        return [value]
+    return list(json.loads(value)) if value.startswith("[") else [*value.split(",")]
 
 
 def _check_texts(texts: list[str]) -> list[str]:
