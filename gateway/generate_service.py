@@ -94,7 +94,7 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
             token_ids = await engine.validator.encode(
                 request.text if field == "text" else _chat(request.chat),
                 field=field,
-                add_special_tokens=request.add_special_tokens if request.HasField("add_special_tokens") else True,
+                add_special_tokens=request.add_special_tokens if request.HasField("add_special_tokens") else None,
             )
             return generate_pb2.TokenizeResponse(token_ids=token_ids, max_model_len=engine.limits.max_model_len)
 
@@ -162,6 +162,11 @@ def _response(request_id: str, delta: GenerationDelta) -> generate_pb2.GenerateR
         response.usage.prompt_tokens = usage.prompt_tokens
         response.usage.completion_tokens = usage.completion_tokens
         response.usage.cached_tokens = usage.cached_tokens
+    if delta.prompt_logprobs is not None:
+        response.prompt_logprobs.extend(
+            generate_pb2.TokenLogprobs() if position is None else position.to_proto()
+            for position in delta.prompt_logprobs
+        )
     return response
 
 

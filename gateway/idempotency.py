@@ -170,4 +170,7 @@ def _compacted(log: list[GenerationDelta]) -> list[GenerationDelta]:
     for delta in log:
         for part in delta.deltas:
             parts.setdefault(part.index, []).append(part)
-    return [GenerationDelta([merge_deltas(part) for part in parts.values()], log[-1].usage)] if log else log
+    if not log:
+        return log
+    merged = [merge_deltas(part) for part in parts.values()]
+    return [GenerationDelta(merged, log[-1].usage, log[0].prompt_logprobs)]

@@ -19,6 +19,7 @@ from quire.errors import DeadlineError, QuireError, ServiceUnavailableError, Sta
 from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
 from quire.outputs import FinishReason, TokenLogprobs, finish_reason_from_proto
 from quire.rpc import errors_from_status, from_rpc_error, open_channel
+from quire.v1 import generate_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ class StepChunk:
     sequences: dict[int, SequenceChunk] = field(default_factory=dict)
     # Prompt tokens found in the prefix cache, when the request first ran.
     cached_tokens: int | None = None
+    # Of the prompt's next tokens, from the second on; all of them come before the first token of the output.
+    prompt_logprobs: list[generate_pb2.TokenLogprobs] = field(default_factory=list)
 
     def of_sequence(self, index: int) -> SequenceChunk:
         """The part of one sequence, made if it is not there."""
@@ -76,6 +79,8 @@ class RequestStream:
         self.attempt = 0
         # Per sequence: the position of the token that comes next.
         self._next_positions = [0] * num_sequences
+        # The same for logprobs of the prompt, whose first token has none.
+        self._next_prompt_position = 1
         self._pending: StepChunk | None = None
         self._error: QuireError | None = None
         self._reader: asyncio.Future[None] | None = None
@@ -110,6 +115,19 @@ class RequestStream:
         chunk.token_ids.append(token_id)
         if logprobs is not None:
             chunk.logprobs.append(logprobs)
+
+    def add_prompt_logprobs(self, start: int, positions: Sequence[generate_pb2.TokenLogprobs]) -> None:
+        """Adds those of `positions`, which begin at token `start` of the prompt, that did not come before.
+
+        Raises QuireError if there are some between these and what came.
+        """
+        expected = self._next_prompt_position
+        if start > expected:
+            raise QuireError(f"the scheduler skipped the logprobs of prompt tokens {expected} to {start - 1}")
+        new = positions[expected - start :]
+        if new:
+            self._next_prompt_position = expected + len(new)
+            self.pending().prompt_logprobs.extend(new)
 
     def fail(self, error: QuireError) -> None:
         """Ends the stream after what is pending."""
@@ -164,6 +182,11 @@ class SchedulerClient:
     def is_connected(self) -> bool:
         """Whether requests can be submitted."""
         return self._reader is not None and not self._lost.done()
+
+    @property
+    def num_running(self) -> int:
+        """Requests of this gateway that run or wait."""
+        return len(self._running)
 
     async def wait_lost(self) -> QuireError:
         """Waits until the connection is lost; returns why."""
@@ -275,6 +298,12 @@ class SchedulerClient:
         for started in message.started:
             if stream := self._current(started.request_key, started.attempt):
                 stream.pending().cached_tokens = started.cached_tokens
+        for entry in message.prompt_logprobs:
+            if stream := self._current(entry.request_key, entry.attempt):
+                try:
+                    stream.add_prompt_logprobs(entry.start, entry.positions)
+                except QuireError as error:
+                    self._give_up(stream, error)
         self._dispatch_tokens(message)
         for end in message.finished:
             reason = finish_reason_from_proto(end.reason)
@@ -302,8 +331,12 @@ class SchedulerClient:
             try:
                 stream.add_token(index, position, token_id, position_logprobs)
             except QuireError as error:
-                stream.fail(error)
-                self.abort(stream, scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
+                self._give_up(stream, error)
+
+    def _give_up(self, stream: RequestStream, error: QuireError) -> None:
+        """Ends a request whose outputs make no sense."""
+        stream.fail(error)
+        self.abort(stream, scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
 
     def _current(self, key: int, attempt: int) -> RequestStream | None:
         """The running request that an output belongs to, unless it was meant for an older attempt."""

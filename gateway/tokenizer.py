@@ -100,6 +100,10 @@ class ModelTokenizer:
 
         return await self._in_thread(decode)
 
+    def token_names(self, token_ids: Sequence[int]) -> list[str]:
+        """What the tokenizer itself calls tokens; "" for ids that it does not know."""
+        return [self._backend.id_to_token(token_id) or "" for token_id in token_ids]
+
     async def render_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
         """The prompt that the model's chat template makes of messages, special tokens included.
 

@@ -46,7 +46,7 @@ class TokenLogprobs:
 
     @classmethod
     def from_proto(cls, token_id: int, message: generate_pb2.TokenLogprobs) -> TokenLogprobs:
-        """Of one sampled token."""
+        """Of one token of an output or a prompt."""
         top = zip(message.top_token_ids, message.top_logprobs, strict=True)
         return cls(token_id, message.logprob, tuple(top))
 
@@ -102,6 +102,8 @@ class GenerationDelta(Struct, frozen=True):
     deltas: Sequence[CompletionDelta]
     # Only on the last one.
     usage: Usage | None = None
+    # Only on the first one, if asked for: an entry per token of the prompt, None for the first.
+    prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class Logprob:
     """One token of a position's distribution."""
 
     logprob: float
-    # 1 is the most likely; None for a sampled token that is not among those reported.
+    # 1 is the most likely; None for a sampled token, or one of the prompt, that is not among the likeliest.
     rank: int | None = None
     # None where no tokenizer is at hand.
     decoded_token: str | None = None
@@ -141,6 +143,8 @@ class RequestOutput:
     finished: bool = False
     # Prompt tokens whose KV came from the prefix cache.
     num_cached_tokens: int | None = None
+    # Per token of the prompt, if asked for: the token and the most likely ones, by token id; None for the first.
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
 
     @classmethod
     def empty(
@@ -153,6 +157,8 @@ class RequestOutput:
         """Adds what is new; `decode` gives the texts of tokens in logprobs."""
         for part in delta.deltas:
             self._add_completion(self.outputs[part.index], part, decode)
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = prompt_logprobs_by_token_id(delta.prompt_logprobs, decode)
         if delta.usage is not None:
             self.finished = True
             self.num_cached_tokens = delta.usage.cached_tokens
@@ -171,8 +177,15 @@ class RequestOutput:
             output.stop_reason = part.stop_reason
 
 
+def prompt_logprobs_by_token_id(
+    positions: Sequence[TokenLogprobs | None], decode: Callable[[int], str] | None = None
+) -> list[dict[int, Logprob] | None]:
+    """Logprobs of a prompt as vLLM gives them; `decode` gives the tokens' texts."""
+    return [None if position is None else _by_token_id(position, decode) for position in positions]
+
+
 def _by_token_id(position: TokenLogprobs, decode: Callable[[int], str] | None) -> dict[int, Logprob]:
-    """A position as vLLM gives it: the sampled token first."""
+    """A position as vLLM gives it: the sampled token, or the prompt's, first."""
 
     def entry(token_id: int, logprob: float, rank: int | None) -> Logprob:
         return Logprob(logprob, rank, decode(token_id) if decode else None)
