@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, WithJsonSchema
 from pydantic.json_schema import models_json_schema
 
 from quire.errors import InvalidRequestError
-from quire.sampling_params import SamplingParams
+from quire.sampling_params import EarlyStopping, SamplingParams
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -37,9 +37,7 @@ _IGNORED = frozenset(
 _NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "add_generation_prompt": (True,),
     "add_special_tokens": (True,),
-    "allowed_token_ids": (),
     "audio": (),
-    "bad_words": ([],),
     "cache_salt": (),
     "chat_template": (),
     "chat_template_kwargs": ({},),
@@ -52,7 +50,6 @@ _NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "guided_json": (),
     "guided_regex": (),
     "include_stop_str_in_output": (False,),
-    "length_penalty": (1.0, 1),
     "modalities": (["text"],),
     "moderation": (),
     "prediction": (),
@@ -66,7 +63,6 @@ _NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "tool_choice": ("none",),
     "tools": ([],),
     "truncate_prompt_tokens": (),
-    "use_beam_search": (False,),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -111,6 +107,11 @@ class OpenAIRequest(BaseModel):
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: EarlyStopping | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[int] | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -133,8 +134,10 @@ class OpenAIRequest(BaseModel):
         return {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
 
     def _sampling_params(self, logprobs: int | None) -> SamplingParams:
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            raise InvalidRequestError("best_of other than n is not supported", field="best_of")
+        if self.stream and self.use_beam_search:
+            raise InvalidRequestError("beam search cannot be streamed: its outputs are known at the end", field="stream")
+        if self.stream and self.best_of is not None and self.best_of != (self.n or 1):
+            raise InvalidRequestError("best_of must equal n in a stream: the best are known at the end", field="best_of")
         return SamplingParams(
             n=self.n,
             max_tokens=self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens,
@@ -153,6 +156,12 @@ class OpenAIRequest(BaseModel):
             stop_token_ids=self.stop_token_ids,
             ignore_eos=self.ignore_eos,
             skip_special_tokens=self.skip_special_tokens,
+            best_of=self.best_of,
+            use_beam_search=self.use_beam_search,
+            length_penalty=self.length_penalty,
+            early_stopping=self.early_stopping,
+            bad_words=self.bad_words,
+            allowed_token_ids=self.allowed_token_ids,
         )
 
 
