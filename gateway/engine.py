@@ -93,11 +93,14 @@ class Engine:
         most = self.limits.max_concurrent_requests
         if most is not None and self._client.num_running >= most:
             raise OverloadedError(f"the server has {most} requests already; try again later")
+        params = request.params.to_proto()
+        if request.needs_logprobs:
+            params.logprobs = request.params.logprobs or 0
         message = scheduler_pb2.SubmitRequest(
             request_id=request.request_id,
             prompt_token_ids=pack_u32(request.prompt_token_ids),
-            sequences=[scheduler_pb2.SequenceState(index=index) for index in range(request.n)],
-            sampling_params=request.params.to_proto(),
+            sequences=[scheduler_pb2.SequenceState(index=index) for index in range(request.num_sequences)],
+            sampling_params=params,
             eos_token_ids=pack_u32(request.eos_token_ids),
             constraints=request.constraints,
             priority=request.context.priority,

@@ -180,4 +180,6 @@ def _completion_delta(delta: CompletionDelta) -> generate_pb2.CompletionDelta:
         message.stop_string = delta.stop_reason
     elif delta.stop_reason is not None:
         message.stop_token_id = delta.stop_reason
+    if delta.cumulative_logprob is not None:
+        message.cumulative_logprob = delta.cumulative_logprob
     return message

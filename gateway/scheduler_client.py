@@ -35,6 +35,8 @@ class SequenceEnd:
 
     reason: FinishReason
     stop_token_id: int | None = None
+    # Of beam search.
+    cumulative_logprob: float | None = None
 
 
 @dataclass(slots=True)
@@ -310,7 +312,8 @@ class SchedulerClient:
             stream = self._current(end.request_key, end.attempt)
             if stream is not None and reason is not None:
                 stop_token_id = end.stop_token_id if end.HasField("stop_token_id") else None
-                stream.pending().of_sequence(end.sequence_index).end = SequenceEnd(reason, stop_token_id)
+                logprob = end.cumulative_logprob if end.HasField("cumulative_logprob") else None
+                stream.pending().of_sequence(end.sequence_index).end = SequenceEnd(reason, stop_token_id, logprob)
 
     def _dispatch_tokens(self, message: scheduler_pb2.StepOutputs) -> None:
         logprobs = {entry.row: entry.logprobs for entry in message.logprobs}

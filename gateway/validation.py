@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from quire.columns import pack_u32
 from quire.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
+from quire.gateway.bad_words import bad_word_sequences
+from quire.gateway.beam_params import check_beam_search, without_sampling
 from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.tokenizer import ModelTokenizer
 from quire.internal.v1 import executor_pb2
@@ -75,6 +78,16 @@ class ValidRequest:
     def n(self) -> int:
         """Number of continuations."""
         return self.params.n or 1
+
+    @property
+    def num_sequences(self) -> int:
+        """Continuations to generate; the n best of them are given. (Beams are the scheduler's.)"""
+        return self.n if self.params.use_beam_search else self.params.best_of or self.n
+
+    @property
+    def needs_logprobs(self) -> bool:
+        """Whether the client gets logprobs or continuations are chosen by them."""
+        return self.params.logprobs is not None or self.num_sequences > self.n
 
     @property
     def min_tokens(self) -> int:
@@ -150,7 +163,13 @@ class Validator:
         room = self._check_length(len(token_ids), params.max_tokens, field)
         max_tokens = room if default_max_tokens is None else min(room, default_max_tokens)
         resolved = params.resolved(self._tokenizer.generation_defaults, max_tokens)
-        return ValidRequest(context, text, token_ids, resolved, self._tokenizer.eos_token_ids)
+        if resolved.use_beam_search:
+            resolved = without_sampling(resolved)
+        constraints = executor_pb2.Constraints()
+        if resolved.bad_words:
+            sequences = await bad_word_sequences(self._tokenizer, resolved.bad_words)
+            constraints.bad_words.extend(map(pack_u32, sequences))
+        return ValidRequest(context, text, token_ids, resolved, self._tokenizer.eos_token_ids, constraints)
 
     def truncate(self, token_ids: list[int], keep: int | None, max_tokens: int | None) -> list[int]:
         """The last `keep` tokens of a prompt. -1 keeps as many as leave room for max_tokens (or one); None keeps all.
@@ -191,15 +210,18 @@ class Validator:
 
     def _check_params(self, params: SamplingParams) -> None:
         limits = self.limits
-        if params.n is not None and params.n > limits.max_num_seqs:
-            message = f"n must be at most {limits.max_num_seqs} (the server's max_num_seqs), not {params.n}"
-            raise InvalidRequestError(message, field="n")
+        for name, value in (("n", params.n), ("best_of", params.best_of)):
+            if value is not None and value > limits.max_num_seqs:
+                message = f"{name} must be at most {limits.max_num_seqs} (the server's max_num_seqs), not {value}"
+                raise InvalidRequestError(message, field=name)
         for name, count in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
             if count is not None and count > limits.max_logprobs:
                 message = f"{name} must be at most {limits.max_logprobs}, not {count}"
                 raise InvalidRequestError(message, field=name)
         self.check_token_ids(params.stop_token_ids or (), "stop_token_ids")
         self.check_token_ids(list(params.logit_bias or ()), "logit_bias")
+        self.check_token_ids(params.allowed_token_ids or (), "allowed_token_ids")
+        check_beam_search(params, limits, self._tokenizer.eos_token_ids)
 
     @property
     def _most_characters(self) -> int:

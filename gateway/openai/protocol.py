@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from quire.errors import InvalidRequestError
 from quire.gateway.request_ids import REQUEST_ID_PATTERN
 from quire.gateway.validation import RequestContext
-from quire.sampling_params import SamplingParams
+from quire.sampling_params import EarlyStopping, SamplingParams
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -38,9 +38,7 @@ _IGNORED = frozenset(
 # Known fields that are not implemented, and their values that ask for nothing; so does null.
 _NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "add_generation_prompt": (True,),
-    "allowed_token_ids": (),
     "audio": (),
-    "bad_words": ([],),
     "chat_template": (),
     "chat_template_kwargs": ({},),
     "detokenize": (True,),
@@ -56,7 +54,6 @@ _NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "guided_regex": (),
     "include_reasoning": (True,),
     "kv_transfer_params": ({},),
-    "length_penalty": (1.0, 1),
     "logits_processors": ([],),
     "logprob_token_ids": (),
     "media_io_kwargs": ({},),
@@ -81,7 +78,6 @@ _NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "tool_choice": ("none",),
     "tools": ([],),
     "truncation_side": ("left",),
-    "use_beam_search": (False,),
     "verbosity": ("medium",),
     "vllm_xargs": ({},),
     "watermarking": (False,),
@@ -138,6 +134,11 @@ class OpenAIRequest(BaseModel):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: EarlyStopping | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[Integer] | None = None
     truncate_prompt_tokens: Integer | None = None
     prompt_logprobs: Integer | None = None
     add_special_tokens: bool | None = None
@@ -188,8 +189,14 @@ class OpenAIRequest(BaseModel):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     def _sampling_params(self, logprobs: int | None) -> SamplingParams:
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            raise InvalidRequestError("best_of other than n is not supported", field="best_of")
+        if self.stream and self.use_beam_search:
+            raise InvalidRequestError(
+                "beam search cannot be streamed: its outputs are known at the end", field="stream"
+            )
+        if self.stream and self.best_of is not None and self.best_of != (self.n or 1):
+            raise InvalidRequestError(
+                "best_of must equal n in a stream: the best are known at the end", field="best_of"
+            )
         return SamplingParams(
             n=self.n,
             max_tokens=self._max_tokens(),
@@ -211,6 +218,12 @@ class OpenAIRequest(BaseModel):
             include_stop_str_in_output=self.include_stop_str_in_output,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
             prompt_logprobs=self.prompt_logprobs,
+            best_of=self.best_of,
+            use_beam_search=self.use_beam_search,
+            length_penalty=self.length_penalty,
+            early_stopping=self.early_stopping,
+            bad_words=self.bad_words,
+            allowed_token_ids=self.allowed_token_ids,
         )
 
 
