@@ -17,7 +17,7 @@ def check_combination(params: SamplingParams) -> None:
     tokens are the client's own wish to end early, and stay.
     """
     for name in _asked_for(params):
-        raise InvalidRequestError(f"{name} cannot be combined with structured_outputs", field=name)
+        raise InvalidRequestError(f"{name} cannot be combined with structured output", field=name)
 
 
 def adapt(params: SamplingParams) -> SamplingParams:

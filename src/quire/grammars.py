@@ -37,8 +37,11 @@ def load_grammar_tokenizer(file: Path, vocab_size: int, eos_token_ids: Sequence[
 
     try:
         content = file.read_text(encoding="utf-8")
-        known = LLTokenizer(content, eos_token=list(eos_token_ids), slices=[])
-        return LLTokenizer(content, n_vocab=max(known.vocab_size, vocab_size), eos_token=list(eos_token_ids))
+        try:
+            return LLTokenizer(content, n_vocab=vocab_size, eos_token=list(eos_token_ids))
+        except ValueError:
+            # The tokenizer knows more tokens than the model, which will not sample those.
+            return LLTokenizer(content, eos_token=list(eos_token_ids))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be used for structured output: {error}", field="model") from error
 

@@ -74,7 +74,6 @@ SHARED: list[tuple[dict[str, Any], str]] = [
     ({"best_of": 2}, "best_of"),
     ({"surprise": 1}, "surprise"),
     ({"tools": [{"type": "function"}]}, "tools"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"prompt_logprobs": 1}, "prompt_logprobs"),
 ]
 ONLY_COMPLETION: list[tuple[dict[str, Any], str]] = [
