@@ -10,6 +10,8 @@ from quire.errors import ContextLengthError, InvalidRequestError, ModelNotFoundE
 from quire.gateway.bad_words import bad_word_sequences
 from quire.gateway.beam_params import check_beam_search, without_sampling
 from quire.gateway.chat.prompt import ChatPrompt
+from quire.gateway.structured import rules
+from quire.gateway.structured.compiler import GrammarCompiler
 from quire.gateway.tokenizer import ModelTokenizer
 from quire.internal.v1 import executor_pb2
 from quire.sampling_params import SamplingParams, is_encodable
@@ -111,6 +113,11 @@ class Validator:
     def __init__(self, tokenizer: ModelTokenizer, limits: ModelLimits) -> None:
         self._tokenizer = tokenizer
         self.limits = limits
+        self._grammars = GrammarCompiler(tokenizer.file, limits.vocab_size, tokenizer.eos_token_ids)
+
+    async def close(self) -> None:
+        """Ends the process that compiles grammars, if there is one."""
+        await self._grammars.close()
 
     def check_model(self, model: str | None) -> None:
         """Raises ModelNotFoundError for a model that is not served; None and "" stand for the one that is."""
@@ -146,8 +153,8 @@ class Validator:
 
         Without max_tokens it may fill the context, or `default_max_tokens` if that is given and less.
 
-        Raises InvalidRequestError for empty prompts, unknown token ids and parameters beyond the server's
-        limits, ContextLengthError for what does not fit the context.
+        Raises InvalidRequestError for empty prompts, unknown token ids, parameters beyond the server's limits and
+        constraints that cannot be enforced, ContextLengthError for what does not fit the context.
         """
         self._check_params(params)
         if isinstance(prompt, (str, ChatPrompt)):
@@ -169,6 +176,10 @@ class Validator:
         if resolved.bad_words:
             sequences = await bad_word_sequences(self._tokenizer, resolved.bad_words)
             constraints.bad_words.extend(map(pack_u32, sequences))
+        if params.structured_outputs is not None:
+            rules.check_combination(params)
+            constraints.grammar = await self._grammars.compile(params.structured_outputs)
+            resolved = rules.adapt(resolved)
         return ValidRequest(context, text, token_ids, resolved, self._tokenizer.eos_token_ids, constraints)
 
     def truncate(self, token_ids: list[int], keep: int | None, max_tokens: int | None) -> list[int]:

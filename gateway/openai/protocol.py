@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from quire.errors import InvalidRequestError
+from quire.gateway.openai.structured import StructuredFields
 from quire.gateway.request_ids import REQUEST_ID_PATTERN
 from quire.gateway.validation import RequestContext
 from quire.sampling_params import EarlyStopping, SamplingParams
@@ -48,10 +49,6 @@ _NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "echo": (False,),
     "function_call": ("none",),
     "functions": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "include_reasoning": (True,),
     "kv_transfer_params": ({},),
     "logits_processors": ([],),
@@ -64,7 +61,6 @@ _NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "prompt_embeds": (),
     "reasoning_effort": ("none",),
     "repetition_detection": (),
-    "response_format": ({"type": "text"},),
     "return_mm_kwargs": (True,),
     "return_prompt_text": (False,),
     "return_token_offsets": (False,),
@@ -72,7 +68,6 @@ _NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     # Texts have spaces where their tokens have them.
     "spaces_between_special_tokens": (True, False),
     "stream_interval": (1,),
-    "structured_outputs": (),
     "suffix": ("",),
     "thinking_token_budget": (-1,),
     "tool_choice": ("none",),
@@ -107,7 +102,7 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
-class OpenAIRequest(BaseModel):
+class OpenAIRequest(StructuredFields):
     """What both endpoints share; the extensions to OpenAI's fields are vLLM's."""
 
     model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
@@ -183,7 +178,8 @@ class OpenAIRequest(BaseModel):
 
     def _names(self) -> dict[str, str]:
         """Fields of SamplingParams that the client calls by another name."""
-        return {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+        names = {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+        return names | self._structured_names()
 
     def _max_tokens(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
@@ -224,6 +220,7 @@ class OpenAIRequest(BaseModel):
             early_stopping=self.early_stopping,
             bad_words=self.bad_words,
             allowed_token_ids=self.allowed_token_ids,
+            structured_outputs=self._structured_outputs(),
         )
 
 

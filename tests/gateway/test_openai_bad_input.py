@@ -98,7 +98,6 @@ SHARED: list[tuple[dict[str, Any], str]] = [
     ({"logprob_token_ids": [1]}, "logprob_token_ids"),
     ({"surprise": 1}, "surprise"),
     ({"tools": [{"type": "function"}]}, "tools"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
 ]
 ONLY_COMPLETION: list[tuple[dict[str, Any], str]] = [
     ({"prompt": None}, "prompt"),
