@@ -15,6 +15,7 @@ from quire import rpc
 from quire.errors import StartupError
 from quire.gateway.engine import Engine
 from quire.gateway.generate_service import GenerateService
+from quire.gateway.grpc_api.requests import TolerateMalformed
 from quire.gateway.rest import create_app
 from quire.v1 import generate_pb2, generate_pb2_grpc
 
@@ -63,7 +64,7 @@ class Listeners:
         """Port 0 picks a free one. Raises StartupError naming the flag of a port that cannot be had."""
         self._socket = _bind(host, port)
         try:
-            self._grpc = rpc.new_server()
+            self._grpc = rpc.new_server([TolerateMalformed(GENERATE_SERVICE)])
             address = f"[{host}]" if ":" in host else host
             self.grpc_port = rpc.bind(self._grpc, f"{address}:{grpc_port}")
         except StartupError as error:

@@ -7,7 +7,7 @@ in upper case, metadata["field"] the field at fault. `to_status` and `from_rpc_e
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, NoReturn
 
 import grpc
@@ -74,9 +74,9 @@ def open_sync_channel(address: str) -> grpc.Channel:
     return grpc.insecure_channel(address, options=_OPTIONS)
 
 
-def new_server() -> grpc.aio.Server:
+def new_server(interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> grpc.aio.Server:
     """A server that refuses to share its port with another process."""
-    return grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", 0)])
+    return grpc.aio.server(interceptors=interceptors, options=[*_OPTIONS, ("grpc.so_reuseport", 0)])
 
 
 def bind(server: grpc.aio.Server, address: str) -> int:
