@@ -77,10 +77,16 @@ def pseudo_random(request: scheduler_pb2.SubmitRequest, index: int) -> list[int]
 class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     """Set its attributes to make it behave otherwise."""
 
-    def __init__(self, path: Path, vocab_size: int = VOCAB_SIZE, max_num_seqs: int = 8) -> None:
+    def __init__(
+        self,
+        path: Path,
+        vocab_size: int = VOCAB_SIZE,
+        max_num_seqs: int = 8,
+        max_model_len: int = MAX_MODEL_LEN,
+    ) -> None:
         self.address = f"unix:{path}"
         self.description = scheduler_pb2.DescribeResponse(
-            model="fake", max_model_len=MAX_MODEL_LEN, vocab_size=vocab_size, max_num_seqs=max_num_seqs
+            model="fake", max_model_len=max_model_len, vocab_size=vocab_size, max_num_seqs=max_num_seqs
         )
         self.requests: list[Submitted] = []
         self.reset()
@@ -100,6 +106,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.describe_error: QuireError | None = None
         self.submit_error: QuireError | None = None
         self.submit_delay = 0.0
+        # Of each message of a sequence, in seconds.
+        self.step_delay = 0.0
         self.cached_tokens = 0
 
     async def start(self) -> None:
@@ -227,7 +235,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             stream.put_nowait(message)
             if message.finished:
                 return
-            await asyncio.sleep(0)
+            await asyncio.sleep(self.step_delay)
 
 
 class _Sequence:
