@@ -165,6 +165,32 @@ class Scheduler:
         for key in [key for key in self.requests if key.gateway_id == gateway_id]:
             self.abort(key)
 
+    def pause(self, key: RequestKey) -> None:
+        """Computes nothing more of a request and takes its blocks, until `resume`; its output is unchanged.
+
+        Not of a beam search, which gives nothing to read before its end.
+        """
+        request = self.requests.get(key)
+        if request is None or request.is_paused or request.sequences[0].beams is not None:
+            return
+        request.is_paused = True
+        for sequence in request.sequences:
+            if sequence.status is SequenceStatus.RUNNING:
+                self._leave(sequence)
+                sequence.move_to(SequenceStatus.PREEMPTED)
+            elif sequence in self.waiting:
+                self.waiting.remove(sequence)
+
+    def resume(self, key: RequestKey) -> None:
+        """Queues what was paused, at the place that its arrival gave it."""
+        request = self.requests.get(key)
+        if request is None or not request.is_paused:
+            return
+        request.is_paused = False
+        for sequence in request.sequences:
+            if not sequence.is_finished and sequence not in request.unforked:
+                self.waiting.push(sequence)
+
     @property
     def has_work(self) -> bool:
         return bool(self.requests)
@@ -350,12 +376,14 @@ class Scheduler:
             self._leave(sequence)
         elif sequence in request.unforked:
             request.unforked.remove(sequence)
-        elif sequence.beams is None or sequence is sequence.beams.leader:
+        elif not request.is_paused and (sequence.beams is None or sequence is sequence.beams.leader):
             self.waiting.remove(sequence)
         sequence.move_to(end)
         # Whoever was to compute the prompt for the others is gone: the next of them does it.
         if request.unforked and all(other.is_finished or other in request.unforked for other in request.sequences):
-            self.waiting.push(request.unforked.pop(0))
+            heir = request.unforked.pop(0)
+            if not request.is_paused:
+                self.waiting.push(heir)
         if request.is_finished:
             del self.requests[request.key]
 

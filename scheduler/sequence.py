@@ -70,6 +70,8 @@ class Request:
     # Prompt tokens that were in the prefix cache when the request first ran; None before that.
     num_cached_tokens: int | None = None
     start_reported: bool = False
+    # Its reader lags: none of its sequences runs or queues.
+    is_paused: bool = False
     # Tokens that end a sequence. The sampler cannot choose one before min_tokens, so only the token itself counts.
     ending_token_ids: frozenset[int] = field(init=False)
 

@@ -14,13 +14,14 @@ from msgspec import Struct
 from quire.v1 import generate_pb2
 
 # stop: a stop string, a stop token or an end-of-sequence token. length: max_tokens or the end of the context.
-# abort: cancelled by the client or by the server.
-FinishReason = Literal["stop", "length", "abort"]
+# abort: cancelled by the client or by the server. tool_calls: only of a chat, whose turn is complete and calls tools.
+FinishReason = Literal["stop", "length", "abort", "tool_calls"]
 
 _FROM_PROTO: dict[int, FinishReason] = {
     generate_pb2.FINISH_REASON_STOP: "stop",
     generate_pb2.FINISH_REASON_LENGTH: "length",
     generate_pb2.FINISH_REASON_ABORT: "abort",
+    generate_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
 _TO_PROTO = {reason: number for number, reason in _FROM_PROTO.items()}
 

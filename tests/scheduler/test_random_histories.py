@@ -13,7 +13,7 @@ MAX_IN_FLIGHT = 3
 
 
 class RandomHistories(RuleBasedStateMachine):
-    """Arrivals, aborts, forks and preemptions in any order, with any number of steps in flight."""
+    """Arrivals, aborts, pauses, forks and preemptions in any order, with any number of steps in flight."""
 
     @initialize(
         num_blocks=st.integers(8, 24),
@@ -89,6 +89,15 @@ class RandomHistories(RuleBasedStateMachine):
         self.aborted.update((request.key, index) for index in aborted)
         self.bench.scheduler.abort(request.key, indices)
 
+    @precondition(lambda self: self.bench.scheduler.requests)
+    @rule(data=st.data(), paused=st.booleans())
+    def set_flow(self, data, paused):
+        key = data.draw(st.sampled_from(list(self.bench.scheduler.requests)))
+        if paused:
+            self.bench.scheduler.pause(key)
+        else:
+            self.bench.scheduler.resume(key)
+
     @rule(lane=st.integers(0, 1))
     def plan(self, lane):
         lane %= len(self.bench.lanes)
@@ -115,6 +124,8 @@ class RandomHistories(RuleBasedStateMachine):
     def teardown(self):
         if not hasattr(self, "bench"):
             return
+        for key in list(self.bench.scheduler.requests):
+            self.bench.scheduler.resume(key)
         self.bench.drain()
         self.bench.check_idle()
         for entry in self.bench.submitted.values():
