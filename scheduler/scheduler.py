@@ -434,9 +434,7 @@ def _next_chunks(sequence: Sequence, budget: int) -> list[tuple[Sequence, int]]:
     return [(sequence, num_new)] if num_new else []
 
 
-def _record_candidates(
-    plan: StepPlan, sampled: list[Sequence], result: executor_pb2.StepResult
-) -> Iterable[BeamGroup]:
+def _record_candidates(plan: StepPlan, sampled: list[Sequence], result: executor_pb2.StepResult) -> Iterable[BeamGroup]:
     """Gives beams that still run their likeliest next tokens. Raises QuireError where these are missing."""
     if all(plan.sequences[chunk.row].beams is None for chunk in plan.chunks):
         return ()

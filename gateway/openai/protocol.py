@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, WithJsonSchema
 from pydantic.json_schema import models_json_schema
 
 from quire.errors import InvalidRequestError
-from quire.sampling_params import EarlyStopping, SamplingParams
+from quire.sampling_params import SamplingParams
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -68,6 +68,7 @@ _NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
 }
 TEXTS_SCHEMA: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
 
+EarlyStop = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "boolean"}, {"const": "never"}, {"type": "null"}]})]
 Stop = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, TEXTS_SCHEMA, {"type": "null"}]})]
 
 
@@ -109,7 +110,7 @@ class OpenAIRequest(BaseModel):
     skip_special_tokens: bool | None = None
     use_beam_search: bool | None = None
     length_penalty: float | None = None
-    early_stopping: EarlyStopping | None = None
+    early_stopping: EarlyStop = None
     bad_words: list[str] | None = None
     allowed_token_ids: list[int] | None = None
 
@@ -135,9 +136,13 @@ class OpenAIRequest(BaseModel):
 
     def _sampling_params(self, logprobs: int | None) -> SamplingParams:
         if self.stream and self.use_beam_search:
-            raise InvalidRequestError("beam search cannot be streamed: its outputs are known at the end", field="stream")
+            raise InvalidRequestError(
+                "beam search cannot be streamed: its outputs are known at the end", field="stream"
+            )
         if self.stream and self.best_of is not None and self.best_of != (self.n or 1):
-            raise InvalidRequestError("best_of must equal n in a stream: the best are known at the end", field="best_of")
+            raise InvalidRequestError(
+                "best_of must equal n in a stream: the best are known at the end", field="best_of"
+            )
         return SamplingParams(
             n=self.n,
             max_tokens=self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens,

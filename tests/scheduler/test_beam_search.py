@@ -71,7 +71,9 @@ def test_the_length_penalty_weighs_short_against_long(penalty, best):
     """-2 for one token against -3 for two: -2 and -3, -2 and -1.5, -2 and -6."""
     search = _search(length_penalty=penalty, early_stopping=generate_pb2.EARLY_STOPPING_TRUE)
     search.advance(START, [[(3, -1.0), (END, -2.0), (5, -3.0), (6, -4.0)]])
-    assert search.advance([Beam((3,), -1.0), Beam((5,), -3.0)], [[(END, -2.0), (4, -9.0)], [(4, -9.0), (5, -9.5)]]) == []
+    assert (
+        search.advance([Beam((3,), -1.0), Beam((5,), -3.0)], [[(END, -2.0), (4, -9.0)], [(4, -9.0), (5, -9.5)]]) == []
+    )
     assert search.hypotheses[0].token_ids == best
 
 

@@ -50,9 +50,7 @@ class RandomHistories(RuleBasedStateMachine):
         prompt = ([9, 8, 7] * shared)[:shared] + own
         if len(prompt) < self.capacity:
             max_tokens = min(max_tokens, self.capacity - len(prompt))
-            self.bench.submit(
-                prompt, n=n, max_tokens=max_tokens, stop=stop, extra_key=extra_key, priority=priority
-            )
+            self.bench.submit(prompt, n=n, max_tokens=max_tokens, stop=stop, extra_key=extra_key, priority=priority)
 
     @rule(
         shared=st.integers(0, 12),

@@ -53,9 +53,7 @@ def true_hypotheses(prompt: list[int], search: BeamSearch) -> list[Hypothesis]:
     """What a beam search must find: the search alone, without a scheduler."""
     beams: Sequence[Beam] = [Beam((), 0.0)]
     while beams:
-        candidates = [
-            likeliest(digests([*prompt, *beam.token_ids])[-1], search.num_candidates) for beam in beams
-        ]
+        candidates = [likeliest(digests([*prompt, *beam.token_ids])[-1], search.num_candidates) for beam in beams]
         continuations = search.advance(beams, candidates)
         beams = [Beam((*beams[c.parent].token_ids, c.token_id), c.logprob) for c in continuations]
     return search.hypotheses
@@ -99,9 +97,7 @@ class FakeExecutor:
             self.sequences.pop(slot, None)
         for new in plan.new_sequences:
             token_ids = unpack_u32(new.prompt_token_ids) + unpack_u32(new.output_token_ids)
-            self.sequences[new.slot] = _Sequence(
-                new.sequence_index, token_ids, [], new.sampling_params.logprobs
-            )
+            self.sequences[new.slot] = _Sequence(new.sequence_index, token_ids, [], new.sampling_params.logprobs)
         for slot, token_id in zip(unpack_u32(plan.chosen_slots), unpack_u32(plan.chosen_token_ids), strict=True):
             self.sequences[slot].token_ids[-1] = token_id
         slots = unpack_u32(plan.slots)

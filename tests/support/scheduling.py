@@ -97,9 +97,7 @@ class Bench:
         self, prompt: list[int], width: int, *, n: int = 1, length_penalty: float = 1.0, **params: Any
     ) -> Submitted:
         """A beam search."""
-        return self.submit(
-            prompt, n=n, best_of=width, use_beam_search=True, length_penalty=length_penalty, **params
-        )
+        return self.submit(prompt, n=n, best_of=width, use_beam_search=True, length_penalty=length_penalty, **params)
 
     def plan(self, lane: int = 0) -> StepPlan | None:
         """Plans a step and sends it."""
