@@ -32,6 +32,7 @@ class RandomHistories(RuleBasedStateMachine):
             max_model_len=num_blocks * block_size,
             num_lanes=num_lanes,
             prefix_caching=prefix_caching,
+            with_priorities=True,
         )
         self.aborted = set()
         self.capacity = num_blocks * block_size
@@ -43,12 +44,13 @@ class RandomHistories(RuleBasedStateMachine):
         max_tokens=st.integers(1, 12),
         stop=st.sampled_from([(), (7,), (1, 2, 3, 4, 5)]),
         extra_key=st.sampled_from([b"", b"tenant"]),
+        priority=st.sampled_from([0, 0, 1, -1]),
     )
-    def submit(self, shared, own, n, max_tokens, stop, extra_key):
+    def submit(self, shared, own, n, max_tokens, stop, extra_key, priority):
         prompt = ([9, 8, 7] * shared)[:shared] + own
         if len(prompt) < self.capacity:
             max_tokens = min(max_tokens, self.capacity - len(prompt))
-            self.bench.submit(prompt, n=n, max_tokens=max_tokens, stop=stop, extra_key=extra_key)
+            self.bench.submit(prompt, n=n, max_tokens=max_tokens, stop=stop, extra_key=extra_key, priority=priority)
 
     @rule(
         shared=st.integers(0, 12),
@@ -139,4 +141,4 @@ class RandomHistories(RuleBasedStateMachine):
 
 
 TestRandomHistories = RandomHistories.TestCase
-TestRandomHistories.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+TestRandomHistories.settings = settings(max_examples=250, stateful_step_count=60, deadline=None)
