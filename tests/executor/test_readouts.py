@@ -123,7 +123,7 @@ def test_prompt_logprobs_equal_transformers(driver: StepDriver, reference: Any) 
 
 
 def test_prompt_logprobs_however_they_are_computed(driver: StepDriver, implementation: str) -> None:
-    """torch's own products may differ in the last bits with the number of rows; ours never do."""
+    """Products of torch may differ in the last bits with the number of rows; ours never do."""
     runs = [scored(driver, slot) for slot in range(3)]
     runs[0].step(len(PROMPT))
     chunked(runs[1], seed=1)
