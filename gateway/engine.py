@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from quire.columns import pack_u32
 from quire.errors import QuireError, ServiceUnavailableError
 from quire.gateway.generation import Generation
+from quire.gateway.pooling import Embedder, Embedding, Pooling, PoolingParams, own_pooling
 from quire.gateway.scheduler_client import SchedulerClient
 from quire.gateway.tokenizer import ModelTokenizer
-from quire.gateway.validation import ModelLimits, Validator, ValidRequest
+from quire.gateway.validation import ModelLimits, RequestContext, Validator, ValidRequest
 from quire.internal.v1 import scheduler_pb2
 from quire.outputs import GenerationDelta
+from quire.process import in_daemon_thread
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +24,9 @@ logger = logging.getLogger(__name__)
 class Engine:
     """A served model: one tokenizer and one scheduler. Belongs to the event loop that started it."""
 
-    def __init__(self, tokenizer: ModelTokenizer, client: SchedulerClient, limits: ModelLimits) -> None:
+    def __init__(
+        self, tokenizer: ModelTokenizer, client: SchedulerClient, limits: ModelLimits, pooling: Pooling | None
+    ) -> None:
         """Use `start`."""
         self.tokenizer = tokenizer
         self.limits = limits
@@ -30,6 +34,7 @@ class Engine:
         self.created = int(time.time())
         self.validator = Validator(tokenizer, limits)
         self._client = client
+        self._embedder = Embedder(self.validator, client, limits, pooling)
 
     @classmethod
     async def start(
@@ -49,6 +54,7 @@ class Engine:
         """
         connecting = asyncio.create_task(SchedulerClient.connect(scheduler, startup_timeout))
         try:
+            pooling = await in_daemon_thread(lambda: own_pooling(model, revision))
             tokenizer = await ModelTokenizer.load(model, revision)
         except BaseException:
             await _discard(connecting)
@@ -65,8 +71,9 @@ class Engine:
             vocab_size=description.vocab_size,
             max_num_seqs=description.max_num_seqs,
             max_logprobs=max_logprobs,
+            hidden_size=description.executors[0].hidden_size,
         )
-        return cls(tokenizer, client, limits)
+        return cls(tokenizer, client, limits, pooling)
 
     @property
     def is_ready(self) -> bool:
@@ -99,6 +106,17 @@ class Engine:
         async with await self.submit(request) as generation:
             async for delta in generation:
                 yield delta
+
+    async def embed(
+        self,
+        inputs: Sequence[str | Sequence[int]],
+        params: PoolingParams,
+        context: RequestContext,
+        *,
+        field: str = "input",
+    ) -> list[Embedding]:
+        """See Embedder.embed."""
+        return await self._embedder.embed(inputs, params, context, field=field)
 
     async def wait_lost(self) -> QuireError:
         """Waits until the scheduler is lost; returns why. The engine takes no requests after that."""

@@ -28,6 +28,8 @@ class ModelLimits:
     vocab_size: int
     max_num_seqs: int
     max_logprobs: int
+    # Dimensions of an embedding.
+    hidden_size: int
 
 
 @dataclass(frozen=True, slots=True)
