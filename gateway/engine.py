@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Sequence
 from quire.columns import pack_u32
 from quire.errors import QuireError, ServiceUnavailableError
 from quire.gateway.generation import Generation
-from quire.gateway.pooling import Embedder, Embedding, Pooling, PoolingParams, own_pooling
+from quire.gateway.pooling import Embedder, Embedding, Pooling, PoolingParams, field_names, own_pooling
 from quire.gateway.scheduler_client import SchedulerClient
 from quire.gateway.tokenizer import ModelTokenizer
 from quire.gateway.validation import ModelLimits, RequestContext, Validator, ValidRequest
@@ -113,10 +113,10 @@ class Engine:
         params: PoolingParams,
         context: RequestContext,
         *,
-        field: str = "input",
+        fields: Sequence[str] | None = None,
     ) -> list[Embedding]:
-        """See Embedder.embed."""
-        return await self._embedder.embed(inputs, params, context, field=field)
+        """See Embedder.embed; without other names inputs are called `input`."""
+        return await self._embedder.embed(inputs, params, context, fields or field_names("input", inputs))
 
     async def wait_lost(self) -> QuireError:
         """Waits until the scheduler is lost; returns why. The engine takes no requests after that."""

@@ -12,10 +12,10 @@ import grpc
 
 from quire.errors import InvalidRequestError, ServiceUnavailableError
 from quire.gateway.chat.prompt import ChatPrompt
+from quire.gateway.embed_call import embed
 from quire.gateway.engine import Engine
 from quire.gateway.generation import Generation
 from quire.gateway.idempotency import AbortReason, RunRegistry, run_once
-from quire.gateway.pooling import MAX_INPUTS, PoolingParams, pooling_from_proto, usage_of
 from quire.gateway.validation import Prompt, RequestContext
 from quire.internal.v1 import scheduler_pb2
 from quire.outputs import CompletionDelta, GenerationDelta, finish_reason_to_proto
@@ -114,24 +114,7 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
         """See the proto."""
         async with errors_to_status(context):
             engine = self._engine_for(request.model)
-            params = PoolingParams(
-                pooling=pooling_from_proto(request.pooling),
-                dimensions=request.dimensions if request.HasField("dimensions") else None,
-                truncate_prompt_tokens=(
-                    request.truncate_prompt_tokens if request.HasField("truncate_prompt_tokens") else None
-                ),
-            )
-            inputs = [_embed_input(index, entry) for index, entry in enumerate(request.inputs)]
-            if not 0 < len(inputs) <= MAX_INPUTS:
-                message = f"inputs must hold between 1 and {MAX_INPUTS} inputs, not {len(inputs)}"
-                raise InvalidRequestError(message, field="inputs")
-            embeddings = await engine.embed(inputs, params, RequestContext(uuid.uuid4().hex), field="inputs")
-            response = generate_pb2.EmbedResponse(
-                embeddings=[generate_pb2.Embedding(values=embedding.values) for embedding in embeddings]
-            )
-            usage = usage_of(embeddings)
-            response.usage.prompt_tokens, response.usage.cached_tokens = usage.prompt_tokens, usage.cached_tokens
-            return response
+            return await embed(engine, request)
 
     def _engine_for(self, model: str) -> Engine:
         """The engine, if it serves this model; empty means whichever it serves."""
@@ -152,16 +135,6 @@ def _prompt(request: generate_pb2.GenerateRequest) -> tuple[Prompt, str]:
     if field == "chat":
         return _chat(request.chat), field
     raise InvalidRequestError("one of text, token_ids and chat must be set", field="prompt")
-
-
-def _embed_input(index: int, entry: generate_pb2.EmbedInput) -> str | list[int]:
-    match entry.WhichOneof("input"):
-        case "text":
-            return entry.text
-        case "token_ids":
-            return list(entry.token_ids.ids)
-    field = f"inputs[{index}]"
-    raise InvalidRequestError(f"{field}: one of text and token_ids must be set", field=field)
 
 
 def _chat(chat: generate_pb2.ChatPrompt) -> ChatPrompt:

@@ -30,6 +30,8 @@ _FROM_PROTO: Final[dict[int, Pooling | None]] = {
     generate_pb2.POOLING_TYPE_LAST: "last",
     generate_pb2.POOLING_TYPE_MEAN: "mean",
 }
+# Inputs on their way to the scheduler at a time. gRPC cancels some of two thousand calls that begin at once.
+_MAX_SUBMITTING: Final = 32
 # What sentence-transformers calls them, in the file where it says how a model is pooled.
 _POOLING_FILE: Final = "1_Pooling/config.json"
 _MODES: Final[dict[str, Pooling]] = {"pooling_mode_lasttoken": "last", "pooling_mode_mean_tokens": "mean"}
@@ -79,20 +81,24 @@ class Embedder:
         self._client = client
         self._limits = limits
         self._own_pooling = own_pooling
+        self._submitting = asyncio.Semaphore(_MAX_SUBMITTING)
 
     async def embed(
-        self, inputs: Sequence[str | Sequence[int]], params: PoolingParams, context: RequestContext, *, field: str
+        self,
+        inputs: Sequence[str | Sequence[int]],
+        params: PoolingParams,
+        context: RequestContext,
+        fields: Sequence[str],
     ) -> list[Embedding]:
         """The embeddings of texts or token ids, in their order; all inputs run at once.
 
-        `field` is what the client calls them. If any of them is refused, none runs: raises InvalidRequestError and
-        ContextLengthError for inputs and parameters, and what the scheduler says.
+        `fields` are the client's names of the inputs. If any of them is refused, none runs: raises InvalidRequestError
+        and ContextLengthError for inputs and parameters, and what the scheduler says.
         """
         pooling = self._check(params)
         valid = []
-        for index, entry in enumerate(inputs):
-            name = field if len(inputs) == 1 else f"{field}[{index}]"
-            valid.append(await self._token_ids(entry, params.truncate_prompt_tokens, name))
+        for entry, field in zip(inputs, fields, strict=True):
+            valid.append(await self._token_ids(entry, params.truncate_prompt_tokens, field))
             await asyncio.sleep(0)  # short texts are tokenised without a pause: others have their turn in between
         try:
             async with asyncio.TaskGroup() as group:
@@ -149,7 +155,8 @@ class Embedder:
             priority=context.priority,
             cache_salt=context.cache_salt.encode(),
         )
-        stream = await self._client.submit(message)
+        async with self._submitting:
+            stream = await self._client.submit(message)
         try:
             chunk = await stream.next_chunk()
         except BaseException:
@@ -178,6 +185,11 @@ def unit_vector(column: bytes, dimensions: int | None = None) -> array[float]:
 def cosine_similarity(one: Embedding, other: Embedding) -> float:
     """Of two embeddings of the same size; in [-1, 1], whatever the rounding."""
     return max(-1.0, min(1.0, sum(a * b for a, b in zip(one.values, other.values, strict=True))))
+
+
+def field_names(field: str, inputs: Sequence[object]) -> list[str]:
+    """What inputs are called in errors, where `field` holds one or several."""
+    return [field] if len(inputs) == 1 else [f"{field}[{index}]" for index in range(len(inputs))]
 
 
 def usage_of(embeddings: Sequence[Embedding]) -> Usage:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -13,9 +13,12 @@ from starlette.types import Receive, Scope, Send
 from quire import __version__
 from quire.errors import QuireError, ServiceUnavailableError
 from quire.gateway.engine import Engine
+from quire.gateway.openai import embeddings, similarity
+from quire.gateway.openai.embeddings import embedding_routes
 from quire.gateway.openai.errors import error_response, install_error_handlers
 from quire.gateway.openai.protocol import body_schemas
 from quire.gateway.openai.routes import BODIES, generation_routes
+from quire.gateway.openai.similarity import similarity_routes
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +29,10 @@ def create_app(engine: Engine) -> FastAPI:
     """The application for one served model."""
     app = _Application(title="Quire", version=__version__, description="OpenAI-compatible REST API of Quire.")
     install_error_handlers(app)
-    routes = generation_routes(engine)
-    app.include_router(routes)
-    app.short_ways = {route.path: route.endpoint for route in routes.routes if isinstance(route, APIRoute)}
+    app.short_ways = {}
+    for routes in (generation_routes(engine), embedding_routes(engine), similarity_routes(engine)):
+        app.include_router(routes)
+        app.short_ways |= {route.path: route.endpoint for route in routes.routes if isinstance(route, APIRoute)}
 
     @app.get("/v1/models", tags=["models"])
     async def list_models() -> dict[str, Any]:
@@ -64,7 +68,7 @@ class _Application(FastAPI):
     """
 
     # By path; all are POST.
-    short_ways: Mapping[str, Endpoint] = {}
+    short_ways: dict[str, Endpoint]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request (ASGI)."""
@@ -83,7 +87,9 @@ class _Application(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         schema = super().openapi()
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(body_schemas(BODIES))
+        schema.setdefault("components", {}).setdefault("schemas", {}).update(
+            body_schemas((*BODIES, *embeddings.BODIES, *similarity.BODIES))
+        )
         return schema
 
 

@@ -1,0 +1,114 @@
+"""POST /v1/embeddings."""
+
+from __future__ import annotations
+
+import uuid
+from base64 import b64encode
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Request, Response
+from msgspec import Struct
+from pydantic import BaseModel, ConfigDict, Field
+
+from quire.gateway.engine import Engine
+from quire.gateway.openai.completions import Prompts
+from quire.gateway.openai.frames import encode
+from quire.gateway.openai.protocol import parse_request, request_body_schema
+from quire.gateway.pooling import Embedding, Pooling, PoolingParams, usage_of
+from quire.gateway.streaming import read_body, unless_disconnected
+from quire.gateway.validation import RequestContext
+
+
+class PoolingRequest(BaseModel):
+    """What all requests share whose texts become vectors; the extensions to OpenAI's fields are vLLM's."""
+
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+
+    model: str | None = None
+    user: str | None = None
+    pooling: Pooling | None = None
+    truncate_prompt_tokens: int | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+
+    def check_model(self, engine: Engine) -> None:
+        """Raises ModelNotFoundError; without a name the served model is meant."""
+        if self.model is not None:
+            engine.validator.check_model(self.model)
+
+    def params(self, dimensions: int | None = None) -> PoolingParams:
+        """Raises InvalidRequestError."""
+        return PoolingParams(
+            pooling=self.pooling, dimensions=dimensions, truncate_prompt_tokens=self.truncate_prompt_tokens
+        )
+
+    def context(self, request_id: str) -> RequestContext:
+        """What the request carries besides its texts."""
+        return RequestContext(request_id, self.priority or 0)
+
+
+class EmbeddingRequest(PoolingRequest):
+    """The body of POST /v1/embeddings."""
+
+    input: Prompts
+    # base64: of little-endian float32.
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+
+
+class PoolingUsage(Struct):
+    """`usage` of all inputs together."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, embeddings: Sequence[Embedding]) -> PoolingUsage:
+        """The sum."""
+        tokens = usage_of(embeddings).prompt_tokens
+        return cls(tokens, tokens)
+
+
+class EmbeddingFrame(Struct):
+    """The embedding of one input."""
+
+    index: int
+    embedding: list[float] | str
+    object: str = "embedding"
+
+
+class EmbeddingList(Struct):
+    """The answer of /v1/embeddings."""
+
+    data: Sequence[EmbeddingFrame]
+    model: str
+    usage: PoolingUsage
+    object: str = "list"
+
+
+BODIES = (EmbeddingRequest,)
+
+
+def embedding_routes(engine: Engine) -> APIRouter:
+    """The endpoint."""
+    router = APIRouter(tags=["embeddings"])
+
+    @router.post("/v1/embeddings", openapi_extra=request_body_schema(EmbeddingRequest))
+    async def create_embeddings(http: Request) -> Response:
+        """Turns texts or token ids into vectors of length 1."""
+        request = parse_request(EmbeddingRequest, await read_body(http))
+        request.check_model(engine)
+        async with unless_disconnected(http.receive):
+            context = request.context(f"embd-{uuid.uuid4().hex}")
+            embeddings = await engine.embed(request.input, request.params(request.dimensions), context)
+        is_base64 = request.encoding_format == "base64"
+        data = [EmbeddingFrame(index, _written(entry, is_base64=is_base64)) for index, entry in enumerate(embeddings)]
+        answer = EmbeddingList(data, engine.limits.model, PoolingUsage.of(embeddings))
+        return Response(encode(answer), media_type="application/json")
+
+    return router
+
+
+def _written(embedding: Embedding, *, is_base64: bool) -> list[float] | str:
+    # The wire's byte order is this machine's: quire.columns refuses others.
+    return b64encode(embedding.values.tobytes()).decode() if is_base64 else embedding.values.tolist()
