@@ -6,8 +6,9 @@ import uuid
 
 from quire.errors import InvalidRequestError
 from quire.gateway.engine import Engine
-from quire.gateway.pooling import MAX_INPUTS, PoolingParams, pooling_from_proto, usage_of
+from quire.gateway.pooling import MAX_INPUTS, usage_of
 from quire.gateway.validation import RequestContext
+from quire.pooling_params import PoolingParams, pooling_from_proto
 from quire.v1 import generate_pb2
 
 

@@ -10,12 +10,13 @@ from collections.abc import AsyncGenerator, Sequence
 from quire.columns import pack_u32
 from quire.errors import QuireError, ServiceUnavailableError
 from quire.gateway.generation import Generation
-from quire.gateway.pooling import Embedder, Embedding, Pooling, PoolingParams, field_names, own_pooling
+from quire.gateway.pooling import Embedder, Embedding, field_names, own_pooling
 from quire.gateway.scheduler_client import SchedulerClient
 from quire.gateway.tokenizer import ModelTokenizer
 from quire.gateway.validation import ModelLimits, RequestContext, Validator, ValidRequest
 from quire.internal.v1 import scheduler_pb2
 from quire.outputs import GenerationDelta
+from quire.pooling_params import Pooling, PoolingParams
 from quire.process import in_daemon_thread
 
 logger = logging.getLogger(__name__)

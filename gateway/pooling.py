@@ -7,7 +7,7 @@ import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final
 
 from quire.columns import pack_u32
 from quire.errors import ContextLengthError, InvalidRequestError, QuireError
@@ -16,47 +16,16 @@ from quire.gateway.scheduler_client import SchedulerClient
 from quire.gateway.validation import ModelLimits, RequestContext, Validator
 from quire.internal.v1 import scheduler_pb2
 from quire.outputs import Usage
-from quire.v1 import generate_pb2
-
-# last: the last token's state is the embedding. mean: the mean of all tokens' states.
-Pooling = Literal["last", "mean"]
+from quire.pooling_params import Pooling, PoolingParams, pooling_to_proto
 
 # Inputs of one request; OpenAI's bound.
 MAX_INPUTS: Final = 2048
 
-_TO_PROTO: Final = {"last": generate_pb2.POOLING_TYPE_LAST, "mean": generate_pb2.POOLING_TYPE_MEAN}
-_FROM_PROTO: Final[dict[int, Pooling | None]] = {
-    generate_pb2.POOLING_TYPE_UNSPECIFIED: None,
-    generate_pb2.POOLING_TYPE_LAST: "last",
-    generate_pb2.POOLING_TYPE_MEAN: "mean",
-}
 # Inputs on their way to the scheduler at a time. gRPC cancels some of two thousand calls that begin at once.
 _MAX_SUBMITTING: Final = 32
 # What sentence-transformers calls them, in the file where it says how a model is pooled.
 _POOLING_FILE: Final = "1_Pooling/config.json"
 _MODES: Final[dict[str, Pooling]] = {"pooling_mode_lasttoken": "last", "pooling_mode_mean_tokens": "mean"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolingParams:
-    """How inputs become vectors. Raises InvalidRequestError, with `field`, for what is out of range.
-
-    pooling: None for the model's own.
-    dimensions: keep the first so many, and scale the vector to length 1 again; None for all.
-    truncate_prompt_tokens: keep the last so many tokens of an input; -1 for as many as fit, None to refuse others.
-    """
-
-    pooling: Pooling | None = None
-    dimensions: int | None = None
-    truncate_prompt_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.dimensions is not None and self.dimensions < 1:
-            raise InvalidRequestError(f"dimensions must be at least 1, not {self.dimensions}", field="dimensions")
-        kept = self.truncate_prompt_tokens
-        if kept is not None and kept != -1 and kept < 1:
-            message = f"truncate_prompt_tokens must be -1 or at least 1, not {kept}"
-            raise InvalidRequestError(message, field="truncate_prompt_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +120,7 @@ class Embedder:
             request_id=context.request_id,
             prompt_token_ids=pack_u32(token_ids),
             sequences=[scheduler_pb2.SequenceState(index=0)],
-            pooling=_TO_PROTO[pooling],
+            pooling=pooling_to_proto(pooling),
             priority=context.priority,
             cache_salt=context.cache_salt.encode(),
         )
@@ -199,13 +168,6 @@ def usage_of(embeddings: Sequence[Embedding]) -> Usage:
         completion_tokens=0,
         cached_tokens=sum(embedding.cached_tokens for embedding in embeddings),
     )
-
-
-def pooling_from_proto(number: int) -> Pooling | None:
-    """None for the model's own. Raises InvalidRequestError for a number that means nothing."""
-    if number not in _FROM_PROTO:
-        raise InvalidRequestError(f"pooling has no value {number}", field="pooling")
-    return _FROM_PROTO[number]
 
 
 def own_pooling(model: str, revision: str | None) -> Pooling | None:

@@ -15,9 +15,10 @@ from quire.gateway.engine import Engine
 from quire.gateway.openai.completions import Prompts
 from quire.gateway.openai.frames import encode
 from quire.gateway.openai.protocol import parse_request, request_body_schema
-from quire.gateway.pooling import Embedding, Pooling, PoolingParams, usage_of
+from quire.gateway.pooling import Embedding, usage_of
 from quire.gateway.streaming import read_body, unless_disconnected
 from quire.gateway.validation import RequestContext
+from quire.pooling_params import Pooling, PoolingParams
 
 
 class PoolingRequest(BaseModel):

@@ -17,9 +17,10 @@ from quire.config import LocalSettings
 from quire.errors import InvalidRequestError
 from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.engine import Engine
-from quire.gateway.pooling import PoolingParams, field_names
+from quire.gateway.pooling import field_names
 from quire.gateway.validation import Prompt, RequestContext, ValidRequest
 from quire.outputs import EmbeddingOutput, EmbeddingRequestOutput, RequestOutput
+from quire.pooling_params import PoolingParams
 from quire.sampling_params import SamplingParams
 from quire.supervisor import Supervisor
 
