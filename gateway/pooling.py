@@ -67,7 +67,7 @@ class Embedder:
         pooling = self._check(params)
         valid = []
         for entry, field in zip(inputs, fields, strict=True):
-            valid.append(await self._token_ids(entry, params.truncate_prompt_tokens, field))
+            valid.append(await self._token_ids(entry, params.truncate_prompt_tokens, context, field))
             await asyncio.sleep(0)  # short texts are tokenised without a pause: others have their turn in between
         try:
             async with asyncio.TaskGroup() as group:
@@ -88,23 +88,28 @@ class Embedder:
         if params.dimensions is not None and params.dimensions > hidden_size:
             message = f"dimensions must be at most {hidden_size}, which the model has, not {params.dimensions}"
             raise InvalidRequestError(message, field="dimensions")
+        longest, kept = self._limits.max_model_len, params.truncate_prompt_tokens
+        if kept is not None and kept > longest:
+            message = f"truncate_prompt_tokens must be at most {longest}, the model's context, not {kept}"
+            raise InvalidRequestError(message, field="truncate_prompt_tokens")
         pooling = params.pooling or self._own_pooling
         if pooling is None:
             message = f'the model\'s own pooling ({_POOLING_FILE}) is not supported; pooling must be "last" or "mean"'
             raise InvalidRequestError(message, field="pooling")
         return pooling
 
-    async def _token_ids(self, entry: str | Sequence[int], truncate: int | None, field: str) -> list[int]:
+    async def _token_ids(
+        self, entry: str | Sequence[int], truncate: int | None, context: RequestContext, field: str
+    ) -> list[int]:
         if isinstance(entry, str):
-            token_ids = await self._validator.encode(entry, field=field)
+            token_ids = await self._validator.encode(
+                entry, field=field, add_special_tokens=context.add_special_tokens, truncates=truncate is not None
+            )
         else:
             token_ids = list(entry)
             self._validator.check_token_ids(token_ids, field)
         longest = self._limits.max_model_len
         if truncate is not None:
-            if truncate > longest:
-                message = f"truncate_prompt_tokens must be at most {longest}, the model's context, not {truncate}"
-                raise InvalidRequestError(message, field="truncate_prompt_tokens")
             token_ids = token_ids[-(longest if truncate == -1 else truncate) :]
         if not token_ids:
             raise InvalidRequestError(f"{field} is empty", field=field)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from base64 import b64encode
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -14,8 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from quire.gateway.engine import Engine
 from quire.gateway.openai.completions import Prompts
 from quire.gateway.openai.frames import encode
-from quire.gateway.openai.protocol import parse_request, request_body_schema
+from quire.gateway.openai.protocol import Integer, parse_request
+from quire.gateway.openai.schemas import describe_route
 from quire.gateway.pooling import Embedding, usage_of
+from quire.gateway.request_ids import REQUEST_ID_PATTERN, request_id_of
 from quire.gateway.streaming import read_body, unless_disconnected
 from quire.gateway.validation import RequestContext
 from quire.pooling_params import Pooling, PoolingParams
@@ -29,13 +30,11 @@ class PoolingRequest(BaseModel):
     model: str | None = None
     user: str | None = None
     pooling: Pooling | None = None
-    truncate_prompt_tokens: int | None = None
-    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
-
-    def check_model(self, engine: Engine) -> None:
-        """Raises ModelNotFoundError; without a name the served model is meant."""
-        if self.model is not None:
-            engine.validator.check_model(self.model)
+    truncate_prompt_tokens: Integer | None = None
+    add_special_tokens: bool | None = None
+    request_id: Annotated[str, Field(pattern=REQUEST_ID_PATTERN)] | None = None
+    priority: Annotated[Integer, Field(ge=-(2**31), lt=2**31)] | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
 
     def params(self, dimensions: int | None = None) -> PoolingParams:
         """Raises InvalidRequestError."""
@@ -45,7 +44,7 @@ class PoolingRequest(BaseModel):
 
     def context(self, request_id: str) -> RequestContext:
         """What the request carries besides its texts."""
-        return RequestContext(request_id, self.priority or 0)
+        return RequestContext(request_id, self.priority or 0, self.cache_salt or "", self.add_special_tokens)
 
 
 class EmbeddingRequest(PoolingRequest):
@@ -54,7 +53,7 @@ class EmbeddingRequest(PoolingRequest):
     input: Prompts
     # base64: of little-endian float32.
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = None
+    dimensions: Integer | None = None
 
 
 class PoolingUsage(Struct):
@@ -88,19 +87,20 @@ class EmbeddingList(Struct):
 
 
 BODIES = (EmbeddingRequest,)
+ANSWERS = (EmbeddingList,)
 
 
 def embedding_routes(engine: Engine) -> APIRouter:
     """The endpoint."""
     router = APIRouter(tags=["embeddings"])
 
-    @router.post("/v1/embeddings", openapi_extra=request_body_schema(EmbeddingRequest))
+    @router.post("/v1/embeddings", **describe_route(EmbeddingRequest, EmbeddingList))
     async def create_embeddings(http: Request) -> Response:
         """Turns texts or token ids into vectors of length 1."""
         request = parse_request(EmbeddingRequest, await read_body(http))
-        request.check_model(engine)
+        engine.validator.check_model(request.model)
         async with unless_disconnected(http.receive):
-            context = request.context(f"embd-{uuid.uuid4().hex}")
+            context = request.context(f"embd-{request_id_of(http.scope, request.request_id)}")
             embeddings = await engine.embed(request.input, request.params(request.dimensions), context)
         is_base64 = request.encoding_format == "base64"
         data = [EmbeddingFrame(index, _written(entry, is_base64=is_base64)) for index, entry in enumerate(embeddings)]

@@ -6,7 +6,6 @@ Requests and answers are vLLM's, whose /rerank is that of Jina and Cohere.
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -18,8 +17,10 @@ from quire.errors import InvalidRequestError
 from quire.gateway.engine import Engine
 from quire.gateway.openai.embeddings import PoolingRequest, PoolingUsage
 from quire.gateway.openai.frames import encode
-from quire.gateway.openai.protocol import TEXTS_SCHEMA, parse_request, request_body_schema
+from quire.gateway.openai.protocol import TEXTS_SCHEMA, Integer, parse_request
+from quire.gateway.openai.schemas import describe_route
 from quire.gateway.pooling import MAX_INPUTS, Embedding, cosine_similarity, field_names
+from quire.gateway.request_ids import request_id_of
 from quire.gateway.streaming import read_body, unless_disconnected
 
 
@@ -82,7 +83,7 @@ class RerankRequest(PoolingRequest):
     query: str
     documents: Documents
     # Results wanted; 0 or null: all.
-    top_n: Annotated[int, Field(ge=0)] | None = None
+    top_n: Annotated[Integer, Field(ge=0)] | None = None
     return_documents: bool | None = None
 
 
@@ -130,60 +131,60 @@ class Ranking(Struct):
 
 
 BODIES = (ScoreRequest, RerankRequest)
+ANSWERS = (ScoreList, Ranking)
 
 
 def similarity_routes(engine: Engine) -> APIRouter:
     """The endpoints; each of the names by which clients know them."""
     router = APIRouter(tags=["embeddings"])
 
-    @router.post("/v1/score", openapi_extra=request_body_schema(ScoreRequest))
-    @router.post("/score", openapi_extra=request_body_schema(ScoreRequest), include_in_schema=False)
+    @router.post("/v1/score", **describe_route(ScoreRequest, ScoreList))
+    @router.post("/score", include_in_schema=False)
     async def score(http: Request) -> Response:
         """Says how alike pairs of texts are, from -1 to 1."""
         request = parse_request(ScoreRequest, await read_body(http))
-        request.check_model(engine)
+        engine.validator.check_model(request.model)
         async with unless_disconnected(http.receive):
-            return _json(await _score(engine, request))
+            return _json(await _score(engine, request, request_id_of(http.scope, request.request_id)))
 
-    @router.post("/rerank", openapi_extra=request_body_schema(RerankRequest))
-    @router.post("/v1/rerank", openapi_extra=request_body_schema(RerankRequest), include_in_schema=False)
-    @router.post("/v2/rerank", openapi_extra=request_body_schema(RerankRequest), include_in_schema=False)
+    @router.post("/rerank", **describe_route(RerankRequest, Ranking))
+    @router.post("/v1/rerank", include_in_schema=False)
+    @router.post("/v2/rerank", include_in_schema=False)
     async def rerank(http: Request) -> Response:
         """Orders documents by how alike they are to a query."""
         request = parse_request(RerankRequest, await read_body(http))
-        request.check_model(engine)
+        engine.validator.check_model(request.model)
         async with unless_disconnected(http.receive):
-            return _json(await _rerank(engine, request))
+            return _json(await _rerank(engine, request, request_id_of(http.scope, request.request_id)))
 
     return router
 
 
-async def _score(engine: Engine, request: ScoreRequest) -> ScoreList:
+async def _score(engine: Engine, request: ScoreRequest, request_id: str) -> ScoreList:
     first, second = request.text_1, request.text_2
     if len(first) not in (1, len(second)):
         message = f"text_1 has {len(first)} texts and text_2 {len(second)}; it must have one, or as many"
         raise InvalidRequestError(message, field="text_1")
-    request_id = f"score-{uuid.uuid4().hex}"
     fields = field_names("text_1", first) + field_names("text_2", second)
-    context = request.context(request_id)
+    context = request.context(f"score-{request_id}")
     embeddings = await engine.embed([*first, *second], request.params(), context, fields=fields)
     left, right = embeddings[: len(first)], embeddings[len(first) :]
     pairs = zip(left if len(left) == len(right) else left * len(right), right, strict=True)
     data = [Score(index, cosine_similarity(one, other)) for index, (one, other) in enumerate(pairs)]
-    return ScoreList(request_id, int(time.time()), engine.limits.model, data, PoolingUsage.of(embeddings))
+    return ScoreList(context.request_id, int(time.time()), engine.limits.model, data, PoolingUsage.of(embeddings))
 
 
-async def _rerank(engine: Engine, request: RerankRequest) -> Ranking:
-    request_id, texts = f"rerank-{uuid.uuid4().hex}", request.documents
+async def _rerank(engine: Engine, request: RerankRequest, request_id: str) -> Ranking:
+    texts = request.documents
     fields = ["query", *(f"documents[{index}]" for index in range(len(texts)))]
-    context = request.context(request_id)
+    context = request.context(f"rerank-{request_id}")
     embeddings = await engine.embed([request.query, *texts], request.params(), context, fields=fields)
     query, *documents = embeddings
     results = [_result(request, index, query, document) for index, document in enumerate(documents)]
     # Equally relevant ones stay in their order.
     results.sort(key=lambda result: result.relevance_score, reverse=True)
     return Ranking(
-        request_id, engine.limits.model, results[: request.top_n or len(results)], PoolingUsage.of(embeddings)
+        context.request_id, engine.limits.model, results[: request.top_n or len(results)], PoolingUsage.of(embeddings)
     )
 
 
