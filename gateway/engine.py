@@ -11,13 +11,15 @@ from functools import cached_property
 
 from quire import __version__
 from quire.columns import pack_u32
-from quire.errors import OverloadedError, QuireError, ServiceUnavailableError
+from quire.errors import QuireError, ServiceUnavailableError
 from quire.gateway.generation import Generation
+from quire.gateway.pooling import Embedder, Embedding, Pooling, PoolingParams, own_pooling
 from quire.gateway.scheduler_client import SchedulerClient
 from quire.gateway.tokenizer import ModelTokenizer
-from quire.gateway.validation import ModelLimits, Validator, ValidRequest
+from quire.gateway.validation import ModelLimits, RequestContext, Validator, ValidRequest
 from quire.internal.v1 import scheduler_pb2
 from quire.outputs import GenerationDelta
+from quire.process import in_daemon_thread
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,9 @@ logger = logging.getLogger(__name__)
 class Engine:
     """A served model: one tokenizer and one scheduler. Belongs to the event loop that started it."""
 
-    def __init__(self, tokenizer: ModelTokenizer, client: SchedulerClient, limits: ModelLimits) -> None:
+    def __init__(
+        self, tokenizer: ModelTokenizer, client: SchedulerClient, limits: ModelLimits, pooling: Pooling | None
+    ) -> None:
         """Use `start`."""
         self.tokenizer = tokenizer
         self.limits = limits
@@ -33,6 +37,7 @@ class Engine:
         self.created = int(time.time())
         self.validator = Validator(tokenizer, limits)
         self._client = client
+        self._embedder = Embedder(self.validator, client, limits, pooling)
 
     @classmethod
     async def start(
@@ -51,8 +56,9 @@ class Engine:
         `model` is a folder or hub id, and the model's name unless others are given; `startup_timeout` is in seconds.
         Raises StartupError, and CheckpointError where the tokenizer cannot be loaded.
         """
-        connecting = asyncio.create_task(SchedulerClient.connect(scheduler, startup_timeout))
+        connecting = asyncio.create_task(SchedulerClient.connect(scheduler, startup_timeout, max_concurrent_requests))
         try:
+            pooling = await in_daemon_thread(lambda: own_pooling(model, revision))
             tokenizer = await ModelTokenizer.load(model, revision)
         except BaseException:
             await _discard(connecting)
@@ -70,9 +76,9 @@ class Engine:
             vocab_size=description.vocab_size,
             max_num_seqs=description.max_num_seqs,
             max_logprobs=max_logprobs,
-            max_concurrent_requests=max_concurrent_requests,
+            hidden_size=description.executors[0].hidden_size,
         )
-        return cls(tokenizer, client, limits)
+        return cls(tokenizer, client, limits, pooling)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -90,9 +96,6 @@ class Engine:
 
         Raises OverloadedError, ServiceUnavailableError, ContextLengthError and what else the scheduler says of it.
         """
-        most = self.limits.max_concurrent_requests
-        if most is not None and self._client.num_running >= most:
-            raise OverloadedError(f"the server has {most} requests already; try again later")
         message = scheduler_pb2.SubmitRequest(
             request_id=request.request_id,
             prompt_token_ids=pack_u32(request.prompt_token_ids),
@@ -114,6 +117,17 @@ class Engine:
         async with await self.submit(request) as generation:
             async for delta in generation:
                 yield delta
+
+    async def embed(
+        self,
+        inputs: Sequence[str | Sequence[int]],
+        params: PoolingParams,
+        context: RequestContext,
+        *,
+        field: str = "input",
+    ) -> list[Embedding]:
+        """See Embedder.embed."""
+        return await self._embedder.embed(inputs, params, context, field=field)
 
     async def wait_lost(self) -> QuireError:
         """Waits until the scheduler is lost; returns why. The engine takes no requests after that."""

@@ -15,6 +15,7 @@ from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.engine import Engine
 from quire.gateway.generation import Generation
 from quire.gateway.idempotency import AbortReason, RunRegistry, run_once
+from quire.gateway.pooling import MAX_INPUTS, PoolingParams, pooling_from_proto, usage_of
 from quire.gateway.validation import Prompt, RequestContext
 from quire.internal.v1 import scheduler_pb2
 from quire.outputs import CompletionDelta, GenerationDelta, finish_reason_to_proto
@@ -107,6 +108,31 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
             engine.validator.check_token_ids(request.token_ids, "token_ids")
             return generate_pb2.DetokenizeResponse(text=await engine.tokenizer.decode(request.token_ids))
 
+    async def Embed(  # noqa: N802
+        self, request: generate_pb2.EmbedRequest, context: Context
+    ) -> generate_pb2.EmbedResponse:
+        """See the proto."""
+        async with errors_to_status(context):
+            engine = self._engine_for(request.model)
+            params = PoolingParams(
+                pooling=pooling_from_proto(request.pooling),
+                dimensions=request.dimensions if request.HasField("dimensions") else None,
+                truncate_prompt_tokens=(
+                    request.truncate_prompt_tokens if request.HasField("truncate_prompt_tokens") else None
+                ),
+            )
+            inputs = [_embed_input(index, entry) for index, entry in enumerate(request.inputs)]
+            if not 0 < len(inputs) <= MAX_INPUTS:
+                message = f"inputs must hold between 1 and {MAX_INPUTS} inputs, not {len(inputs)}"
+                raise InvalidRequestError(message, field="inputs")
+            embeddings = await engine.embed(inputs, params, RequestContext(uuid.uuid4().hex), field="inputs")
+            response = generate_pb2.EmbedResponse(
+                embeddings=[generate_pb2.Embedding(values=embedding.values) for embedding in embeddings]
+            )
+            usage = usage_of(embeddings)
+            response.usage.prompt_tokens, response.usage.cached_tokens = usage.prompt_tokens, usage.cached_tokens
+            return response
+
     def _engine_for(self, model: str) -> Engine:
         """The engine, if it serves this model; empty means whichever it serves."""
         if self._attached is None:
@@ -126,6 +152,16 @@ def _prompt(request: generate_pb2.GenerateRequest) -> tuple[Prompt, str]:
     if field == "chat":
         return _chat(request.chat), field
     raise InvalidRequestError("one of text, token_ids and chat must be set", field="prompt")
+
+
+def _embed_input(index: int, entry: generate_pb2.EmbedInput) -> str | list[int]:
+    match entry.WhichOneof("input"):
+        case "text":
+            return entry.text
+        case "token_ids":
+            return list(entry.token_ids.ids)
+    field = f"inputs[{index}]"
+    raise InvalidRequestError(f"{field}: one of text and token_ids must be set", field=field)
 
 
 def _chat(chat: generate_pb2.ChatPrompt) -> ChatPrompt:

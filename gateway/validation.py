@@ -31,8 +31,8 @@ class ModelLimits:
     vocab_size: int
     max_num_seqs: int
     max_logprobs: int
-    # Prompts that may run or wait at a time; None for any number.
-    max_concurrent_requests: int | None = None
+    # Dimensions of an embedding.
+    hidden_size: int
 
     @property
     def model(self) -> str:

@@ -21,6 +21,7 @@ from quire.errors import ContextLengthError, DuplicateRequestError, InvalidReque
 from quire.internal.v1 import executor_pb2
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.outputs import StepEvents
+from quire.scheduler.readouts import embeddings, new_prompt_logprobs
 from quire.scheduler.request_queue import RequestQueue
 from quire.scheduler.sequence import Request, RequestKey, Sequence, SequenceStatus
 from quire.scheduler.step_plan import StepPlan
@@ -95,6 +96,12 @@ class Scheduler:
         if len(sampled) != len(token_ids):
             raise QuireError(f"step {plan.step} gave {len(token_ids)} tokens where {len(sampled)} were due")
         events = StepEvents(plan.step, _first_run(plan), _logprobs_of_live(sampled, result))
+        if result.prompt_logprobs:
+            events.prompt_logprobs = new_prompt_logprobs(plan, result)
+        for sequence, embedding in embeddings(plan, result):
+            self._finish(sequence, SequenceStatus.POOLED)
+            events.started.append(sequence.request)
+            events.embeddings.append((sequence.request, embedding))
         add_sequence, add_position = events.sequences.append, events.positions.append
         add_token = events.token_ids.append
         for sequence, token_id in zip(sampled, token_ids, strict=True):
@@ -345,9 +352,12 @@ class Scheduler:
             raise InvalidRequestError("the prompt is empty", field="prompt_token_ids")
         if not outputs:
             raise InvalidRequestError("the request has no sequences", field="sequences")
+        longest = min(self.limits.max_model_len, self.kv_cache.max_num_tokens)
+        if request.is_pooling:
+            _check_pooling(prompt, outputs, longest)
+            return
         if request.params.max_tokens < 1:
             raise InvalidRequestError("max_tokens must be at least 1", field="max_tokens")
-        longest = min(self.limits.max_model_len, self.kv_cache.max_num_tokens)
         if len(prompt) >= longest:
             raise ContextLengthError(
                 f"the prompt has {len(prompt)} tokens; with at least one token of output, {longest} fit",
@@ -356,6 +366,13 @@ class Scheduler:
         for index, output in outputs.items():
             if len(output) >= request.params.max_tokens or len(prompt) + len(output) >= longest:
                 raise InvalidRequestError(f"sequence {index} is already finished", field="sequences")
+
+
+def _check_pooling(prompt: array[int], outputs: dict[int, list[int]], longest: int) -> None:
+    if outputs != {0: []}:
+        raise InvalidRequestError("a pooling request has one sequence, without output", field="sequences")
+    if len(prompt) > longest:
+        raise ContextLengthError(f"the prompt has {len(prompt)} tokens; {longest} fit", field="prompt_token_ids")
 
 
 def _arrival(sequence: Sequence) -> int:

@@ -110,7 +110,7 @@ class PrecisionOptions(_Settings):
         None, ge=1, description="Longest prompt plus output, in tokens; default: the model's context."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one, else cpu.")
-    isa: Literal["auto", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable"] = Field(
+    isa: Literal["auto", "amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable"] = Field(
         "auto", description="Instruction set of the kernels on the CPU; auto: the best that the machine has."
     )
     threads: int | None = Field(
