@@ -38,8 +38,6 @@ class ModelLimits:
     max_logprobs: int
     # Dimensions of an embedding.
     hidden_size: int
-    # Prompts that may run or wait at a time; None for any number.
-    max_concurrent_requests: int | None = None
 
     @property
     def model(self) -> str:
