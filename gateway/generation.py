@@ -77,9 +77,10 @@ class Generation:
         self.request = request
         self._stream = stream
         self._client = client
-        skip = request.skip_special_tokens
+        skip, shown = request.skip_special_tokens, request.shown_token_ids
         self._sequences = [
-            SequenceText(index, request, tokenizer.detokenizer(skip_special_tokens=skip)) for index in range(request.n)
+            SequenceText(index, request, tokenizer.detokenizer(skip_special_tokens=skip, shown=shown))
+            for index in range(request.n)
         ]
         self._num_unfinished = request.n
         self._cached_tokens = 0

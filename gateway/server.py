@@ -51,4 +51,5 @@ async def _start_engine(settings: GatewaySettings) -> Engine:
         served_model_name=settings.model_name,
         max_logprobs=settings.max_logprobs,
         startup_timeout=settings.startup_timeout,
+        chat_options=settings,
     )

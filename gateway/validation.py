@@ -53,6 +53,8 @@ class ValidRequest:
     params: SamplingParams
     eos_token_ids: tuple[int, ...]
     constraints: executor_pb2.Constraints = field(default_factory=executor_pb2.Constraints)
+    # Special tokens that are not left out of the text: a chat's markup, say, which is taken out later.
+    shown_token_ids: frozenset[int] = frozenset()
 
     @property
     def request_id(self) -> str:
@@ -136,9 +138,7 @@ class Validator:
         else:
             if not prompt.messages:
                 raise InvalidRequestError("there are no messages", field=field)
-            text = await self._tokenizer.render_chat(
-                prompt.messages, add_generation_prompt=prompt.add_generation_prompt
-            )
+            text = await self._tokenizer.render_chat(prompt, field=field)
             # The template writes the special tokens itself.
             add_special_tokens = False
         if not text:

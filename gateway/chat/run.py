@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 
+from quire.errors import InvalidRequestError
 from quire.gateway.chat.deltas import ChatDelta
 from quire.gateway.chat.prompt import ChatPrompt
+from quire.gateway.chat.turn import TurnParser
 from quire.gateway.engine import Engine
 from quire.gateway.generation import Generation
 from quire.gateway.validation import RequestContext
-from quire.outputs import CompletionDelta, Usage
+from quire.outputs import Usage
 from quire.sampling_params import SamplingParams
 
 
 class ChatRun:
     """The n choices of one chat. Whoever leaves it early must `close` it, which aborts it."""
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, parsers: Sequence[TurnParser]) -> None:
         """Use `submit`."""
         self._generation = generation
+        self._parsers = parsers
         # Its only one, once it has ended.
         self.usages: list[Usage] = []
 
@@ -33,8 +37,15 @@ class ChatRun:
         field: str = "messages",
     ) -> ChatRun:
         """Validates a chat and queues it; `field` is what the client calls its messages. Raises QuireError."""
-        valid = await engine.validator.validate(prompt, params, context, field=field)
-        return cls(await engine.submit(valid))
+        plan = engine.chat_format.plan(prompt, params)
+        try:
+            valid = await engine.validator.validate(plan.prompt, plan.params, context, field=field)
+        except InvalidRequestError as error:
+            if plan.has_tool_grammar and (error.field or "").startswith("structured_outputs"):
+                raise InvalidRequestError(f"tools cannot be enforced: {error.message}", field="tools") from error
+            raise
+        generation = await engine.submit(replace(valid, shown_token_ids=plan.shown_token_ids))
+        return cls(generation, [plan.new_parser(valid.prompt or "") for _ in range(valid.n)])
 
     @property
     def num_choices(self) -> int:
@@ -43,24 +54,21 @@ class ChatRun:
     async def batches(self) -> AsyncGenerator[Sequence[tuple[int, ChatDelta]], None]:
         """(choice, what is new in it), as it comes, for all choices that a step touched.
 
-        Raises the QuireError that ends the run.
+        The first delta of a choice is empty: it opens the turn. Raises the QuireError that ends the run.
         """
+        unopened = set(range(self.num_choices))
+        no_logprobs = None if self._generation.request.params.logprobs is None else ()
         async for delta in self._generation:
             if delta.usage is not None:
                 self.usages.append(delta.usage)
-            yield [(part.index, _text_only(part)) for part in delta.deltas]
+            batch = [(part.index, self._parsers[part.index].advance(part)) for part in delta.deltas]
+            if unopened:
+                opened = [index for index, _ in batch if index in unopened]
+                unopened.difference_update(opened)
+                yield [*((index, ChatDelta(index, logprobs=no_logprobs)) for index in opened), *batch]
+            else:
+                yield batch
 
     def close(self) -> None:
         """Aborts what still runs."""
         self._generation.close()
-
-
-def _text_only(part: CompletionDelta) -> ChatDelta:
-    return ChatDelta(
-        index=part.index,
-        content=part.text,
-        token_ids=part.token_ids,
-        logprobs=part.logprobs,
-        finish_reason=part.finish_reason,
-        stop_reason=part.stop_reason,
-    )

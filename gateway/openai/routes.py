@@ -86,7 +86,7 @@ async def _chat(engine: Engine, request: ChatCompletionRequest) -> Response:
     request_id = uuid.uuid4().hex
     about = RequestContext(f"chatcmpl-{request_id}")
     run = await ChatRun.submit(engine, request.prompt(), request.sampling_params(), about)
-    return await _answer(engine, request, run, ChatShape(engine.tokenizer.vocabulary), request_id)
+    return await _answer(engine, request, run, ChatShape(engine.tokenizer.vocabulary, request), request_id)
 
 
 async def _answer(

@@ -73,7 +73,6 @@ SHARED: list[tuple[dict[str, Any], str]] = [
     ({"stream_options": {"surprise": 1}}, "stream_options.surprise"),
     ({"best_of": 2}, "best_of"),
     ({"surprise": 1}, "surprise"),
-    ({"tools": [{"type": "function"}]}, "tools"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"prompt_logprobs": 1}, "prompt_logprobs"),
 ]
@@ -98,6 +97,7 @@ ONLY_COMPLETION: list[tuple[dict[str, Any], str]] = [
     ({"logprobs": True}, "logprobs"),
     ({"echo": True}, "echo"),
     ({"suffix": "x"}, "suffix"),
+    ({"tools": [{"type": "function"}]}, "tools"),
     ({"messages": MESSAGES}, "messages"),
 ]
 ONLY_CHAT: list[tuple[dict[str, Any], str]] = [
@@ -112,7 +112,7 @@ ONLY_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": "x", "surprise": 1}]}, "messages[0].surprise"),
-    ({"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]}, "messages[0].tool_calls"),
+    ({"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]}, "messages[0].tool_calls[0]"),
     # The template itself refuses this one.
     ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
     ({"logprobs": 2}, "logprobs"),
