@@ -125,6 +125,7 @@ class Engine:
         """Aborts what runs and leaves nothing behind."""
         self._fail_running()
         await self._client.close()
+        await self.validator.close()
         self.tokenizer.close()
 
     def _fail_running(self) -> None:

@@ -282,6 +282,10 @@ class SchedulerClient:
             if stream is not None and reason is not None:
                 stop_token_id = end.stop_token_id if end.HasField("stop_token_id") else None
                 stream.pending().of_sequence(end.sequence_index).end = SequenceEnd(reason, stop_token_id)
+        for failed in message.failed:
+            if stream := self._current(failed.request_key, failed.attempt):
+                stream.fail(QuireError(failed.message))
+                self.release(stream)
 
     def _dispatch_tokens(self, message: scheduler_pb2.StepOutputs) -> None:
         logprobs = {entry.row: entry.logprobs for entry in message.logprobs}

@@ -48,6 +48,8 @@ class ModelTokenizer:
         trust_request_chat_template: bool = False,
     ) -> None:
         """Raises InvalidRequestError for a generation config with values out of range."""
+        # tokenizer.json, where the checkpoint has one.
+        self.file = loaded.file
         self._backend = loaded.backend
         # A checkpoint may ask for truncation; a prompt that is too long is an error here, never cut.
         self._backend.no_truncation()

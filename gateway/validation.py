@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 
 from quire.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
 from quire.gateway.chat.prompt import ChatPrompt
+from quire.gateway.structured import rules
+from quire.gateway.structured.compiler import GrammarCompiler
 from quire.gateway.tokenizer import ModelTokenizer
 from quire.internal.v1 import executor_pb2
 from quire.sampling_params import SamplingParams, is_encodable
+from quire.structured_outputs import StructuredOutputs
 
 # How many offending token ids an error names.
 _NAMED_IDS = 8
@@ -83,6 +86,11 @@ class Validator:
     def __init__(self, tokenizer: ModelTokenizer, limits: ModelLimits) -> None:
         self._tokenizer = tokenizer
         self.limits = limits
+        self._grammars = GrammarCompiler(tokenizer.file, limits.vocab_size, tokenizer.eos_token_ids)
+
+    async def close(self) -> None:
+        """Ends the process that compiles grammars, if there is one."""
+        await self._grammars.close()
 
     def check_model(self, model: str) -> None:
         """Raises ModelNotFoundError for a model that is not served."""
@@ -103,6 +111,10 @@ class Validator:
         _, token_ids = await self._tokenize(prompt, field, add_special_tokens)
         return token_ids
 
+    async def compile_grammar(self, outputs: StructuredOutputs) -> str:
+        """llguidance's serialised grammar. Raises InvalidRequestError for what cannot be enforced."""
+        return await self._grammars.compile(outputs)
+
     async def validate(
         self,
         prompt: Prompt,
@@ -116,8 +128,8 @@ class Validator:
 
         Without max_tokens it may fill the context, or `default_max_tokens` if that is given and less.
 
-        Raises InvalidRequestError for empty prompts, unknown token ids and parameters beyond the server's
-        limits, ContextLengthError for what does not fit the context.
+        Raises InvalidRequestError for empty prompts, unknown token ids, parameters beyond the server's limits and
+        constraints that cannot be enforced, ContextLengthError for what does not fit the context.
         """
         self._check_params(params)
         if isinstance(prompt, (str, ChatPrompt)):
@@ -130,7 +142,12 @@ class Validator:
         room = self._check_length(len(token_ids), params.max_tokens, field)
         max_tokens = room if default_max_tokens is None else min(room, default_max_tokens)
         resolved = params.resolved(self._tokenizer.generation_defaults, max_tokens)
-        return ValidRequest(context, text, token_ids, resolved, self._tokenizer.eos_token_ids)
+        constraints = executor_pb2.Constraints()
+        if params.structured_outputs is not None:
+            rules.check_combination(params)
+            constraints.grammar = await self.compile_grammar(params.structured_outputs)
+            resolved = rules.adapt(resolved)
+        return ValidRequest(context, text, token_ids, resolved, self._tokenizer.eos_token_ids, constraints)
 
     async def _tokenize(self, prompt: str | ChatPrompt, field: str, add_special_tokens: bool) -> tuple[str, list[int]]:
         if isinstance(prompt, str):

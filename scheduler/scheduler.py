@@ -94,7 +94,8 @@ class Scheduler:
         sampled, token_ids = plan.sampled, unpack_u32(result.token_ids)
         if len(sampled) != len(token_ids):
             raise QuireError(f"step {plan.step} gave {len(token_ids)} tokens where {len(sampled)} were due")
-        events = StepEvents(plan.step, _first_run(plan), _logprobs_of_live(sampled, result))
+        failed = self._end_failed(plan, result) if result.failures else []
+        events = StepEvents(plan.step, _first_run(plan), _logprobs_of_live(sampled, result), failed=failed)
         add_sequence, add_position = events.sequences.append, events.positions.append
         add_token = events.token_ids.append
         for sequence, token_id in zip(sampled, token_ids, strict=True):
@@ -254,6 +255,19 @@ class Scheduler:
             # The last token a sequence can have is sampled but never computed.
             sequence.decode_end = min(room, sequence.max_num_tokens - 1)
         self.kv_cache.hash_full_blocks(sequence)
+
+    def _end_failed(self, plan: StepPlan, result: executor_pb2.StepResult) -> list[tuple[Request, str]]:
+        """Ends the requests of sequences that cannot go on; returns them, and why. Nothing of the step is theirs."""
+        by_slot = dict(zip(plan.slots, plan.sequences, strict=True))
+        failed = []
+        for failure in result.failures:
+            sequence = by_slot.get(failure.slot)
+            if sequence is None:
+                raise QuireError(f"step {plan.step} fails slot {failure.slot}, which is not in its plan")
+            if not sequence.is_finished:
+                failed.append((sequence.request, failure.message))
+                self.abort(sequence.request.key)
+        return failed
 
     # Moves of a sequence
 

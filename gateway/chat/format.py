@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from quire.config import ChatOptions
@@ -27,8 +27,8 @@ class ChatPlan:
     # None where turns hold none.
     tools: ToolFormat | None
     reasoning: ReasoningFormat | None
-    # Whether the grammar in `params` was made here, of the tools.
-    has_tool_grammar: bool
+    # Places in `prompt.tools` of those whose calls a grammar binds to their schemas.
+    bound_tools: Sequence[int]
     # Special tokens that the parsers must see.
     shown_token_ids: frozenset[int]
 
@@ -67,7 +67,8 @@ class ChatFormat:
             prompt = replace(prompt, template_kwargs={"enable_thinking": False, **prompt.template_kwargs})
             reasoning = None
         shown = self._tokenizer.vocabulary.special_token_ids.intersection(self._markers(tools, reasoning).values())
-        return ChatPlan(prompt, params, tools, reasoning, grammar is not None, shown)
+        bound = [] if grammar is None else list(_bound_tools(prompt))
+        return ChatPlan(prompt, params, tools, reasoning, bound, shown)
 
     def _callable(self, prompt: ChatPrompt) -> ToolFormat | None:
         """How the model calls the chat's tools; None if it may not or need not."""
@@ -116,6 +117,13 @@ class ChatFormat:
         if effort not in (None, "none") and self.reasoning is None:
             message = "this model does not reason, so reasoning_effort can only be none"
             raise InvalidRequestError(message, field="reasoning_effort")
+
+
+def _bound_tools(prompt: ChatPrompt) -> Iterator[int]:
+    choice = prompt.tool_choice
+    for index, tool in enumerate(prompt.tools):
+        if choice.mode == "required" or (tool.name == choice.name if choice.mode == "named" else tool.strict):
+            yield index
 
 
 def _final_text(prompt: ChatPrompt) -> str:

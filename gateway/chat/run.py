@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from quire.errors import InvalidRequestError
 from quire.gateway.chat.deltas import ChatDelta
+from quire.gateway.chat.format import ChatPlan
 from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.chat.turn import TurnParser
 from quire.gateway.engine import Engine
@@ -14,6 +15,7 @@ from quire.gateway.generation import Generation
 from quire.gateway.validation import RequestContext
 from quire.outputs import Usage
 from quire.sampling_params import SamplingParams
+from quire.structured_outputs import StructuredOutputs
 
 
 class ChatRun:
@@ -41,8 +43,8 @@ class ChatRun:
         try:
             valid = await engine.validator.validate(plan.prompt, plan.params, context, field=field)
         except InvalidRequestError as error:
-            if plan.has_tool_grammar and (error.field or "").startswith("structured_outputs"):
-                raise InvalidRequestError(f"tools cannot be enforced: {error.message}", field="tools") from error
+            if error.field == "structured_outputs.grammar":
+                await _blame_a_tool(engine, plan)
             raise
         generation = await engine.submit(replace(valid, shown_token_ids=plan.shown_token_ids))
         return cls(generation, [plan.new_parser(valid.prompt or "") for _ in range(valid.n)])
@@ -72,3 +74,15 @@ class ChatRun:
     def close(self) -> None:
         """Aborts what still runs."""
         self._generation.close()
+
+
+async def _blame_a_tool(engine: Engine, plan: ChatPlan) -> None:
+    """Raises InvalidRequestError naming the tool because of which the grammar of all was refused, if it is one."""
+    for index in plan.bound_tools:
+        schema = StructuredOutputs(json=plan.prompt.tools[index].parameters)
+        try:
+            await engine.validator.compile_grammar(schema)
+        except InvalidRequestError as error:
+            field = f"tools[{index}].function.parameters"
+            message = error.message.replace("structured_outputs.json", field)
+            raise InvalidRequestError(message, field=field) from error

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, WithJsonSchema
 from pydantic.json_schema import models_json_schema
 
 from quire.errors import InvalidRequestError
+from quire.gateway.openai.structured import StructuredFields
 from quire.sampling_params import SamplingParams
 
 M = TypeVar("M", bound=BaseModel)
@@ -47,10 +48,6 @@ _NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "echo": (False,),
     "function_call": ("none",),
     "functions": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1.0, 1),
     "modalities": (["text"],),
@@ -59,9 +56,7 @@ _NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "priority": (0,),
     "prompt_logprobs": (),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "return_token_ids": (False,),
-    "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none",),
     "tools": ([],),
@@ -85,7 +80,7 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
-class OpenAIRequest(BaseModel):
+class OpenAIRequest(StructuredFields):
     """What both endpoints share; the extensions to OpenAI's fields are vLLM's."""
 
     model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
@@ -130,7 +125,8 @@ class OpenAIRequest(BaseModel):
 
     def _names(self) -> dict[str, str]:
         """Fields of SamplingParams that the client calls by another name."""
-        return {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+        names = {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+        return names | self._structured_names()
 
     def _sampling_params(self, logprobs: int | None) -> SamplingParams:
         if self.best_of is not None and self.best_of != (self.n or 1):
@@ -153,6 +149,7 @@ class OpenAIRequest(BaseModel):
             stop_token_ids=self.stop_token_ids,
             ignore_eos=self.ignore_eos,
             skip_special_tokens=self.skip_special_tokens,
+            structured_outputs=self._structured_outputs(),
         )
 
 

@@ -73,7 +73,6 @@ SHARED: list[tuple[dict[str, Any], str]] = [
     ({"stream_options": {"surprise": 1}}, "stream_options.surprise"),
     ({"best_of": 2}, "best_of"),
     ({"surprise": 1}, "surprise"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"prompt_logprobs": 1}, "prompt_logprobs"),
 ]
 ONLY_COMPLETION: list[tuple[dict[str, Any], str]] = [
