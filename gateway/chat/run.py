@@ -17,6 +17,9 @@ from quire.outputs import Usage
 from quire.sampling_params import SamplingParams
 from quire.structured_outputs import StructuredOutputs
 
+# Tokens at the end of a prompt that tell whether it opens a thought.
+_TAIL = 16
+
 
 class ChatRun:
     """The n choices of one chat. Whoever leaves it early must `close` it, which aborts it."""
@@ -46,8 +49,10 @@ class ChatRun:
             if error.field == "structured_outputs.grammar":
                 await _blame_a_tool(engine, plan)
             raise
+        # Without its text where the prompt was cut.
+        rendered = valid.prompt or await engine.tokenizer.decode(valid.prompt_token_ids[-_TAIL:])
         generation = await engine.submit(replace(valid, shown_token_ids=plan.shown_token_ids))
-        return cls(generation, [plan.new_parser(valid.prompt or "") for _ in range(valid.n)])
+        return cls(generation, [plan.new_parser(rendered) for _ in range(valid.n)])
 
     @property
     def num_choices(self) -> int:
