@@ -115,10 +115,15 @@ class ModelTokenizer:
 
         return await self._in_thread(decode)
 
+    def token_names(self, token_ids: Sequence[int]) -> list[str]:
+        """What the tokenizer itself calls tokens; "" for ids that it does not know."""
+        return [self._backend.id_to_token(token_id) or "" for token_id in token_ids]
+
     @property
     def chat_template_source(self) -> str:
         """The template for chats with tools; empty if there is none."""
         return self._chat_templates.for_tools or ""
+
 
     async def render_chat(self, prompt: ChatPrompt, *, field: str = "messages") -> str:
         """The prompt that the model's chat template makes of a chat, special tokens included.

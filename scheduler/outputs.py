@@ -36,6 +36,14 @@ class StepEvents:
     # Requests that cannot go on, and why; all of their sequences have ended.
     failed: list[tuple[Request, str]] = field(default_factory=list)
 
+    def add_output(self, sequence: Sequence) -> None:
+        """The whole output of a sequence that has ended."""
+        output = sequence.token_ids[sequence.num_prompt_tokens :]
+        self.sequences.extend([sequence] * len(output))
+        self.positions.extend(range(len(output)))
+        self.token_ids.extend(output)
+        self.finished.append(sequence)
+
 
 class GatewayOutputs:
     """The output stream of one gateway.
@@ -188,6 +196,8 @@ class _Columns:
             attempt=request.attempt,
             reason=_FINISH_REASONS[sequence.status],
         )
+        if sequence.beams is not None:
+            finished.cumulative_logprob = sequence.cumulative_logprob
         newest = sequence.token_ids[-1]
         if sequence.status is SequenceStatus.STOPPED and newest in request.params.stop_token_ids:
             finished.stop_token_id = newest

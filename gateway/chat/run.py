@@ -12,8 +12,9 @@ from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.chat.turn import TurnParser
 from quire.gateway.engine import Engine
 from quire.gateway.generation import Generation
-from quire.gateway.validation import RequestContext
-from quire.outputs import Usage
+from quire.gateway.validation import RequestContext, ValidRequest
+from quire.internal.v1 import scheduler_pb2
+from quire.outputs import TokenLogprobs, Usage
 from quire.sampling_params import SamplingParams
 from quire.structured_outputs import StructuredOutputs
 
@@ -30,6 +31,8 @@ class ChatRun:
         self._parsers = parsers
         # Its only one, once it has ended.
         self.usages: list[Usage] = []
+        # The same, if asked for, from its first batch on.
+        self.prompt_logprobs: dict[int, Sequence[TokenLogprobs | None]] = {}
 
     @classmethod
     async def submit(
@@ -55,8 +58,17 @@ class ChatRun:
         return cls(generation, [plan.new_parser(rendered) for _ in range(valid.n)])
 
     @property
+    def requests(self) -> Sequence[ValidRequest]:
+        """Its only one."""
+        return [self._generation.request]
+
+    @property
     def num_choices(self) -> int:
         return self._generation.request.n
+
+    @property
+    def prompt_token_ids(self) -> Sequence[int]:
+        return self._generation.request.prompt_token_ids
 
     async def batches(self) -> AsyncGenerator[Sequence[tuple[int, ChatDelta]], None]:
         """(choice, what is new in it), as it comes, for all choices that a step touched.
@@ -66,6 +78,8 @@ class ChatRun:
         unopened = set(range(self.num_choices))
         no_logprobs = None if self._generation.request.params.logprobs is None else ()
         async for delta in self._generation:
+            if delta.prompt_logprobs is not None:
+                self.prompt_logprobs[0] = delta.prompt_logprobs
             if delta.usage is not None:
                 self.usages.append(delta.usage)
             batch = [(part.index, self._parsers[part.index].advance(part)) for part in delta.deltas]
@@ -76,9 +90,9 @@ class ChatRun:
             else:
                 yield batch
 
-    def close(self) -> None:
+    def close(self, reason: scheduler_pb2.AbortReason.ValueType = scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED) -> None:
         """Aborts what still runs."""
-        self._generation.close()
+        self._generation.close(reason)
 
 
 async def _blame_a_tool(engine: Engine, plan: ChatPlan) -> None:

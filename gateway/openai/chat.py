@@ -14,7 +14,7 @@ from quire.gateway.openai.chat_messages import ChatMessage
 from quire.gateway.openai.chat_tools import NamedToolChoice, ToolChoiceOption, ToolDefinition, to_tool_choice
 from quire.gateway.openai.frames import finite
 from quire.gateway.openai.protocol import OpenAIRequest
-from quire.gateway.vocabulary import Vocabulary
+from quire.gateway.openai.tokens import TokenView
 from quire.outputs import TokenLogprobs
 from quire.sampling_params import SamplingParams
 
@@ -163,6 +163,8 @@ class ChatChoice(Struct, kw_only=True):
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinishReason | None
     stop_reason: str | int | None
+    # With return_token_ids.
+    token_ids: Sequence[int] | UnsetType = UNSET
 
 
 class ChatShape:
@@ -171,9 +173,10 @@ class ChatShape:
     id_prefix = "chatcmpl-"
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+    service_tier: str | UnsetType = "default"
 
-    def __init__(self, vocabulary: Vocabulary, request: ChatCompletionRequest) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self, tokens: TokenView, request: ChatCompletionRequest) -> None:
+        self._tokens = tokens
         self._shows_reasoning = request.include_reasoning is not False
         # As OpenAI does: the client that named the function knows that the turn ends with a call.
         self._reason_of_calls: ChatFinishReason = "stop" if request.has_named_choice else "tool_calls"
@@ -183,7 +186,8 @@ class ChatShape:
         """See Shape; a choice's first chunk carries the role."""
         reasoning = self._reasoning(delta)
         opens = index not in self._opened
-        if not (opens or delta.content or reasoning or delta.tool_calls or delta.finish_reason or delta.logprobs):
+        says = delta.content or reasoning or delta.tool_calls or delta.finish_reason
+        if not (opens or says or delta.logprobs or (self._tokens.with_ids and delta.token_ids)):
             return None
         self._opened.add(index)
         frame = ChatDeltaFrame(
@@ -226,6 +230,7 @@ class ChatShape:
             logprobs=self._logprobs(source.logprobs),
             finish_reason=self._reason_of_calls if source.finish_reason == "tool_calls" else source.finish_reason,
             stop_reason=source.stop_reason,
+            token_ids=self._tokens.ids(source.token_ids),
         )
 
     def _logprobs(self, positions: Sequence[TokenLogprobs] | None) -> ChatLogprobs | None:
@@ -242,7 +247,7 @@ class ChatShape:
         )
 
     def _entry(self, token_id: int, logprob: float) -> tuple[str, float, list[int]]:
-        return self._vocabulary.text_of(token_id), finite(logprob), list(self._vocabulary.bytes_of(token_id))
+        return self._tokens.text_of(token_id), finite(logprob), list(self._tokens.bytes_of(token_id))
 
 
 def _new_in_call(call: ToolCallDelta) -> ToolCallFrame:
