@@ -70,7 +70,7 @@ SHARED: list[tuple[dict[str, Any], str]] = [
     ({"stream": "yes"}, "stream"),
     ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
     ({"stream_options": {"surprise": 1}}, "stream_options.surprise"),
-    ({"best_of": 2}, "best_of"),
+    ({"best_of": 2, "n": 3}, "best_of"),
     ({"max_tokens": 2.5}, "max_tokens"),
     ({"max_tokens": 1e300}, "max_tokens"),
     ({"include_stop_str_in_output": 1}, "include_stop_str_in_output"),
