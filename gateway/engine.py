@@ -11,7 +11,9 @@ from functools import cached_property
 
 from quire import __version__
 from quire.columns import pack_u32
+from quire.config import ChatOptions
 from quire.errors import QuireError, ServiceUnavailableError
+from quire.gateway.chat.format import ChatFormat
 from quire.gateway.generation import Generation
 from quire.gateway.pooling import Embedder, Embedding, field_names, own_pooling
 from quire.gateway.scheduler_client import SchedulerClient
@@ -29,7 +31,12 @@ class Engine:
     """A served model: one tokenizer and one scheduler. Belongs to the event loop that started it."""
 
     def __init__(
-        self, tokenizer: ModelTokenizer, client: SchedulerClient, limits: ModelLimits, pooling: Pooling | None
+        self,
+        tokenizer: ModelTokenizer,
+        client: SchedulerClient,
+        limits: ModelLimits,
+        pooling: Pooling | None,
+        chat_format: ChatFormat,
     ) -> None:
         """Use `start`."""
         self.tokenizer = tokenizer
@@ -37,6 +44,7 @@ class Engine:
         # Seconds since the epoch.
         self.created = int(time.time())
         self.validator = Validator(tokenizer, limits)
+        self.chat_format = chat_format
         self._client = client
         self._embedder = Embedder(self.validator, client, limits, pooling)
 
@@ -51,6 +59,7 @@ class Engine:
         max_logprobs: int = 20,
         max_concurrent_requests: int | None = None,
         startup_timeout: float = 600.0,
+        chat_options: ChatOptions | None = None,
     ) -> Engine:
         """Loads the tokenizer and connects to the scheduler, both at once.
 
@@ -58,9 +67,11 @@ class Engine:
         Raises StartupError, and CheckpointError where the tokenizer cannot be loaded.
         """
         connecting = asyncio.create_task(SchedulerClient.connect(scheduler, startup_timeout, max_concurrent_requests))
+        chat_options = chat_options or ChatOptions.load({})
+        trust = chat_options.trust_request_chat_template
         try:
             pooling = await in_daemon_thread(lambda: own_pooling(model, revision))
-            tokenizer = await ModelTokenizer.load(model, revision)
+            tokenizer = await ModelTokenizer.load(model, revision, trust_request_chat_template=trust)
         except BaseException:
             await _discard(connecting)
             raise
@@ -79,7 +90,7 @@ class Engine:
             max_logprobs=max_logprobs,
             hidden_size=description.executors[0].hidden_size,
         )
-        return cls(tokenizer, client, limits, pooling)
+        return cls(tokenizer, client, limits, pooling, ChatFormat(tokenizer, chat_options))
 
     @cached_property
     def fingerprint(self) -> str:
