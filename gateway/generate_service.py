@@ -95,7 +95,7 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
             token_ids = await engine.validator.encode(
                 request.text if field == "text" else chat_prompt(request.chat),
                 field=field,
-                add_special_tokens=request.add_special_tokens if request.HasField("add_special_tokens") else True,
+                add_special_tokens=request.add_special_tokens if request.HasField("add_special_tokens") else None,
             )
             return generate_pb2.TokenizeResponse(token_ids=token_ids, max_model_len=engine.limits.max_model_len)
 

@@ -20,6 +20,7 @@ from quire.gateway.flow_control import FlowControl, FlowLimits, ReaderFlow
 from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
 from quire.outputs import FinishReason, TokenLogprobs, finish_reason_from_proto
 from quire.rpc import errors_from_status, from_rpc_error, open_channel
+from quire.v1 import generate_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ class SequenceEnd:
 
     reason: FinishReason
     stop_token_id: int | None = None
+    # Of beam search.
+    cumulative_logprob: float | None = None
 
 
 @dataclass(slots=True)
@@ -55,6 +58,8 @@ class StepChunk:
     sequences: dict[int, SequenceChunk] = field(default_factory=dict)
     # Prompt tokens found in the prefix cache, when the request first ran.
     cached_tokens: int | None = None
+    # Of the prompt's next tokens, from the second on; all of them come before the first token of the output.
+    prompt_logprobs: list[generate_pb2.TokenLogprobs] = field(default_factory=list)
 
     def of_sequence(self, index: int) -> SequenceChunk:
         """The part of one sequence, made if it is not there."""
@@ -77,6 +82,8 @@ class RequestStream:
         self.attempt = 0
         # Per sequence: the position of the token that comes next.
         self._next_positions = [0] * num_sequences
+        # The same for logprobs of the prompt, whose first token has none.
+        self._next_prompt_position = 1
         self._pending: StepChunk | None = None
         self._error: QuireError | None = None
         self._reader: asyncio.Future[None] | None = None
@@ -115,6 +122,19 @@ class RequestStream:
         else:
             chunk.logprobs.append(logprobs)
             self.flow.add(2 + len(logprobs.top))
+
+    def add_prompt_logprobs(self, start: int, positions: Sequence[generate_pb2.TokenLogprobs]) -> None:
+        """Adds those of `positions`, which begin at token `start` of the prompt, that did not come before.
+
+        Raises QuireError if there are some between these and what came.
+        """
+        expected = self._next_prompt_position
+        if start > expected:
+            raise QuireError(f"the scheduler skipped the logprobs of prompt tokens {expected} to {start - 1}")
+        new = positions[expected - start :]
+        if new:
+            self._next_prompt_position = expected + len(new)
+            self.pending().prompt_logprobs.extend(new)
 
     def fail(self, error: QuireError) -> None:
         """Ends the stream after what is pending."""
@@ -170,6 +190,11 @@ class SchedulerClient:
     def is_connected(self) -> bool:
         """Whether requests can be submitted."""
         return self._reader is not None and not self._lost.done()
+
+    @property
+    def num_running(self) -> int:
+        """Requests of this gateway that run or wait."""
+        return len(self._running)
 
     async def wait_lost(self) -> QuireError:
         """Waits until the connection is lost; returns why."""
@@ -283,13 +308,24 @@ class SchedulerClient:
         for started in message.started:
             if stream := self._current(started.request_key, started.attempt):
                 stream.pending().cached_tokens = started.cached_tokens
+        for entry in message.prompt_logprobs:
+            if stream := self._current(entry.request_key, entry.attempt):
+                try:
+                    stream.add_prompt_logprobs(entry.start, entry.positions)
+                except QuireError as error:
+                    self._give_up(stream, error)
         self._dispatch_tokens(message)
         for end in message.finished:
             reason = finish_reason_from_proto(end.reason)
             stream = self._current(end.request_key, end.attempt)
             if stream is not None and reason is not None:
                 stop_token_id = end.stop_token_id if end.HasField("stop_token_id") else None
-                stream.pending().of_sequence(end.sequence_index).end = SequenceEnd(reason, stop_token_id)
+                logprob = end.cumulative_logprob if end.HasField("cumulative_logprob") else None
+                stream.pending().of_sequence(end.sequence_index).end = SequenceEnd(reason, stop_token_id, logprob)
+        for failed in message.failed:
+            if stream := self._current(failed.request_key, failed.attempt):
+                stream.fail(QuireError(failed.message))
+                self.release(stream)
 
     def _dispatch_tokens(self, message: scheduler_pb2.StepOutputs) -> None:
         logprobs = {entry.row: entry.logprobs for entry in message.logprobs}
@@ -310,8 +346,12 @@ class SchedulerClient:
             try:
                 stream.add_token(index, position, token_id, position_logprobs)
             except QuireError as error:
-                stream.fail(error)
-                self.abort(stream, scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
+                self._give_up(stream, error)
+
+    def _give_up(self, stream: RequestStream, error: QuireError) -> None:
+        """Ends a request whose outputs make no sense."""
+        stream.fail(error)
+        self.abort(stream, scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
 
     def _current(self, key: int, attempt: int) -> RequestStream | None:
         """The running request that an output belongs to, unless it was meant for an older attempt."""

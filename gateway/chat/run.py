@@ -8,9 +8,9 @@ from quire.gateway.chat.deltas import ChatDelta
 from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.engine import Engine
 from quire.gateway.generation import Generation
-from quire.gateway.validation import RequestContext
+from quire.gateway.validation import RequestContext, ValidRequest
 from quire.internal.v1 import scheduler_pb2
-from quire.outputs import CompletionDelta, Usage
+from quire.outputs import CompletionDelta, TokenLogprobs, Usage
 from quire.sampling_params import SamplingParams
 
 
@@ -22,6 +22,8 @@ class ChatRun:
         self._generation = generation
         # Its only one, once it has ended.
         self.usages: list[Usage] = []
+        # The same, if asked for, from its first batch on.
+        self.prompt_logprobs: dict[int, Sequence[TokenLogprobs | None]] = {}
 
     @classmethod
     async def submit(
@@ -38,12 +40,13 @@ class ChatRun:
         return cls(await engine.submit(valid))
 
     @property
-    def num_choices(self) -> int:
-        return self._generation.request.n
+    def requests(self) -> Sequence[ValidRequest]:
+        """Its only one."""
+        return [self._generation.request]
 
     @property
-    def prompt_token_ids(self) -> Sequence[int]:
-        return self._generation.request.prompt_token_ids
+    def num_choices(self) -> int:
+        return self._generation.request.n
 
     async def batches(self) -> AsyncGenerator[Sequence[tuple[int, ChatDelta]], None]:
         """(choice, what is new in it), as it comes, for all choices that a step touched.
@@ -51,6 +54,8 @@ class ChatRun:
         Raises the QuireError that ends the run.
         """
         async for delta in self._generation:
+            if delta.prompt_logprobs is not None:
+                self.prompt_logprobs[0] = delta.prompt_logprobs
             if delta.usage is not None:
                 self.usages.append(delta.usage)
             yield [(part.index, _text_only(part)) for part in delta.deltas]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from quire.gateway.chat.deltas import ChatDelta
-from quire.outputs import CompletionDelta, Usage, finish_reason_to_proto
+from quire.outputs import CompletionDelta, TokenLogprobs, Usage, finish_reason_to_proto
 from quire.v1 import generate_pb2
 
 
@@ -19,6 +19,8 @@ def completion_delta(delta: CompletionDelta | ChatDelta) -> generate_pb2.Complet
             message.tool_calls.add(index=call.index, id=call.id or "", name=call.name or "", arguments=call.arguments)
     else:
         message.text = delta.text
+        if delta.cumulative_logprob is not None:
+            message.cumulative_logprob = delta.cumulative_logprob
     if delta.logprobs:
         message.logprobs.extend(position.to_proto() for position in delta.logprobs)
     if delta.finish_reason is not None:
@@ -28,6 +30,11 @@ def completion_delta(delta: CompletionDelta | ChatDelta) -> generate_pb2.Complet
     elif delta.stop_reason is not None:
         message.stop_token_id = delta.stop_reason
     return message
+
+
+def prompt_logprobs_messages(positions: Sequence[TokenLogprobs | None]) -> list[generate_pb2.TokenLogprobs]:
+    """One per token of the prompt; nothing is known of the first."""
+    return [generate_pb2.TokenLogprobs() if entry is None else entry.to_proto() for entry in positions]
 
 
 def usage_message(usage: Usage) -> generate_pb2.Usage:

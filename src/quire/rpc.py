@@ -16,9 +16,11 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from quire.errors import (
+    AuthenticationError,
     DeadlineError,
     InvalidRequestError,
     ModelNotFoundError,
+    OverloadedError,
     QuireError,
     RequestAbortedError,
     ServiceUnavailableError,
@@ -54,10 +56,12 @@ _OPTIONS: list[tuple[str, Any]] = [
 _BARE_STATUS: dict[str, type[QuireError]] = {
     cls.grpc_code: cls
     for cls in (
+        AuthenticationError,
         InvalidRequestError,
         ModelNotFoundError,
         RequestAbortedError,
         DeadlineError,
+        OverloadedError,
         ServiceUnavailableError,
         StartupError,
     )

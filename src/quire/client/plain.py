@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TypeVar, Unpack
 
 from quire.client.requests import ChatOptions, Prompt, RequestOptions, generate_request, tokenize_request
-from quire.client.responses import empty_output, usage_of
+from quire.client.responses import empty_output
 from quire.client.resume import Progress, Resume
 from quire.client.retry import Attempts, RetryPolicy, check_timeout
 from quire.errors import QuireError, RequestAbortedError, ServiceUnavailableError
@@ -109,8 +109,7 @@ class Client:
             try:
                 with self._errors():
                     for response in call:
-                        parts = list(resume.new_parts(response))
-                        yield GenerationDelta(parts, usage_of(response), resume.prompt_token_ids(response))
+                        yield resume.new_delta(response)
                 return
             except ServiceUnavailableError as error:
                 time.sleep(attempts.delay_after(error))

@@ -73,7 +73,9 @@ def generate_request(
         cache_salt=check_text(options.get("cache_salt", ""), "cache_salt"),
     )
     _set(request, "priority", options.get("priority"))
-    _set(request, "return_token_ids", options.get("return_token_ids"))
+    # Logprobs of the prompt travel beside its ids.
+    wants_ids = options.get("return_token_ids") or params.prompt_logprobs is not None
+    _set(request, "return_token_ids", wants_ids)
     if isinstance(prompt, str):
         request.text = check_text(prompt, "prompt")
     else:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from quire.outputs import (
     CompletionDelta,
+    GenerationDelta,
     RequestOutput,
     TokenLogprobs,
     ToolCallDelta,
@@ -27,6 +30,7 @@ def completion_delta(message: generate_pb2.CompletionDelta) -> CompletionDelta:
         logprobs=logprobs,
         finish_reason=finish_reason_from_proto(message.finish_reason),
         stop_reason=None if reason is None else getattr(message, reason),
+        cumulative_logprob=message.cumulative_logprob if message.HasField("cumulative_logprob") else None,
         reasoning_content=message.reasoning_content,
         tool_calls=[
             ToolCallDelta(call.index, call.arguments, call.id or None, call.name or None) for call in message.tool_calls
@@ -34,7 +38,31 @@ def completion_delta(message: generate_pb2.CompletionDelta) -> CompletionDelta:
     )
 
 
-def usage_of(response: generate_pb2.GenerateResponse) -> Usage | None:
+def generation_delta(
+    deltas: Sequence[CompletionDelta], response: generate_pb2.GenerateResponse, *, with_prompt: bool
+) -> GenerationDelta:
+    """What is new in a request: `deltas`, and what else the response says."""
+    prompt_token_ids = list(response.prompt_token_ids) if with_prompt else []
+    return GenerationDelta(
+        deltas,
+        usage=_usage_of(response),
+        prompt_logprobs=_prompt_logprobs(prompt_token_ids, response.prompt_logprobs),
+        prompt_token_ids=prompt_token_ids or None,
+    )
+
+
+def _prompt_logprobs(
+    token_ids: Sequence[int], positions: Sequence[generate_pb2.TokenLogprobs]
+) -> list[TokenLogprobs | None] | None:
+    """One per token of the prompt; nothing is known of the first."""
+    if not token_ids or not positions:
+        return None
+    entries = zip(token_ids, positions, strict=True)
+    _, *known = [TokenLogprobs.from_proto(token_id, position) for token_id, position in entries]
+    return [None, *known]
+
+
+def _usage_of(response: generate_pb2.GenerateResponse) -> Usage | None:
     """The usage, which only a stream's last message has."""
     if not response.HasField("usage"):
         return None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from msgspec import structs
 
-from quire.client.responses import completion_delta
-from quire.outputs import CompletionDelta, ToolCallDelta
+from quire.client.responses import completion_delta, generation_delta
+from quire.outputs import CompletionDelta, GenerationDelta, ToolCallDelta
 from quire.v1 import generate_pb2
 
 S = TypeVar("S", bound=Sequence[Any])
@@ -34,19 +34,12 @@ class Resume:
         self._progress = progress
         self._to_skip = dict(progress.lengths)
 
-    def new_parts(self, response: generate_pb2.GenerateResponse) -> Iterator[CompletionDelta]:
+    def new_delta(self, response: generate_pb2.GenerateResponse) -> GenerationDelta:
         """What nobody has seen yet."""
-        for message in response.deltas:
-            part = self._new_part(completion_delta(message))
-            if part is not None:
-                yield part
-
-    def prompt_token_ids(self, response: generate_pb2.GenerateResponse) -> list[int] | None:
-        """Those of the prompt, if they are there for the first time."""
-        if not response.prompt_token_ids or self._progress.has_prompt:
-            return None
-        self._progress.has_prompt = True
-        return list(response.prompt_token_ids)
+        parts = [part for message in response.deltas if (part := self._new_part(completion_delta(message))) is not None]
+        is_new = not self._progress.has_prompt
+        self._progress.has_prompt |= bool(response.prompt_token_ids)
+        return generation_delta(parts, response, with_prompt=is_new)
 
     def _new_part(self, part: CompletionDelta) -> CompletionDelta | None:
         index, finished = part.index, self._progress.finished
