@@ -34,9 +34,10 @@ def test_a_completion_has_every_field(client: openai.OpenAI) -> None:
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
 
 
-def test_a_stream_is_the_same_text_under_one_id(client: openai.OpenAI) -> None:
+def test_a_stream_is_the_same_text_under_one_id(client: openai.OpenAI, lenient: openai.OpenAI) -> None:
+    """OpenAI sends a null finish_reason in all chunks but the last, which its own client's type does not allow."""
     whole = _complete(client, max_tokens=40)
-    stream = client.completions.create(
+    stream = lenient.completions.create(
         model=MODEL,
         prompt=FRANCE,
         max_tokens=40,
