@@ -13,9 +13,7 @@ FRANCE = "The capital of France is"
 
 
 def _complete(client: openai.OpenAI, prompt: Any = FRANCE, **params: Any) -> Completion:
-    answer = client.completions.create(
-        model=MODEL, prompt=prompt, **{"max_tokens": 8, "temperature": 0, **params}
-    )
+    answer = client.completions.create(model=MODEL, prompt=prompt, **{"max_tokens": 8, "temperature": 0, **params})
     assert isinstance(answer, Completion)
     return answer
 

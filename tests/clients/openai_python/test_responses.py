@@ -125,9 +125,7 @@ class City(BaseModel):
 
 
 def test_parse_gives_a_pydantic_object(client: openai.OpenAI) -> None:
-    answer = client.responses.parse(
-        model=MODEL, input=QUESTION, temperature=0, max_output_tokens=300, text_format=City
-    )
+    answer = client.responses.parse(model=MODEL, input=QUESTION, temperature=0, max_output_tokens=300, text_format=City)
     assert answer.status == "incomplete" or isinstance(answer.output_parsed, City)
 
 

@@ -110,7 +110,12 @@ def test_a_stream_of_a_call_adds_up_to_it(client: openai.OpenAI) -> None:
 def test_arguments_come_in_pieces(client: openai.OpenAI) -> None:
     """A reader of a stream sees a long argument grow."""
     with client.chat.completions.stream(
-        model=MODEL, messages=QUESTION, temperature=0, max_completion_tokens=150, tools=[WEATHER], tool_choice="required"
+        model=MODEL,
+        messages=QUESTION,
+        temperature=0,
+        max_completion_tokens=150,
+        tools=[WEATHER],
+        tool_choice="required",
     ) as stream:
         pieces = [event for event in stream if event.type == "tool_calls.function.arguments.delta"]
         final = stream.get_final_completion().choices[0]
