@@ -20,6 +20,6 @@ def client(server: LiveServer) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="session")
 def lenient(server: LiveServer) -> Iterator[openai.OpenAI]:
-    """For the one thing where OpenAI's own answers do not fit its schema."""
+    """For the few answers that OpenAI itself gives against its client's types; a test that uses it says which."""
     with openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0, timeout=120) as made:
         yield made

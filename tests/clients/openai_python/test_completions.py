@@ -86,8 +86,9 @@ def test_a_stop_string_is_left_out(client: openai.OpenAI) -> None:
     assert choice.finish_reason == "stop"
 
 
-def test_echo_repeats_the_prompt_with_its_logprobs(client: openai.OpenAI) -> None:
-    choice = _complete(client, echo=True, logprobs=1, max_tokens=2).choices[0]
+def test_echo_repeats_the_prompt_with_its_logprobs(lenient: openai.OpenAI) -> None:
+    """The first token has a null logprob, as with OpenAI, whose client's type does not allow it."""
+    choice = _complete(lenient, echo=True, logprobs=1, max_tokens=2).choices[0]
     assert choice.text.startswith(f"{FRANCE} Paris")
     logprobs = choice.logprobs
     assert logprobs is not None
