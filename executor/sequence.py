@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quire.errors import QuireError
+from quire.executor.readouts import Readout, readout_of
 from quire.executor.sampling_table import SamplingTable
 from quire.internal.v1 import executor_pb2
 from quire.kernels import SamplingBatch
@@ -30,6 +31,7 @@ class SequenceTable:
         num_blocks: int64 [slots].
         token_ids: int32 [slots, capacity], prompt and output.
         block_tables: int32 [slots, capacity].
+        readouts: of the sequences that want more than sampled tokens, by slot.
     """
 
     def __init__(self, vocab_size: int) -> None:
@@ -43,19 +45,28 @@ class SequenceTable:
         self.num_blocks = np.zeros(_SLOTS, np.int64)
         self.token_ids = np.zeros((_SLOTS, _TOKENS), np.int32)
         self.block_tables = np.zeros((_SLOTS, _BLOCKS), np.int32)
+        self.readouts: dict[int, Readout] = {}
         self._sampling = SamplingTable(self._vocab_size, _SLOTS)
 
     def __len__(self) -> int:
         return int(np.count_nonzero(self.num_tokens))
 
     def apply(self, plan: executor_pb2.StepPlan) -> None:
-        """Forgets finished sequences and takes in new ones; a new one replaces what its slot held."""
+        """Forgets finished sequences, takes in new ones and chosen tokens; a new one replaces what its slot held.
+
+        Raises QuireError for a plan that contradicts what is known.
+        """
         for slot in np.frombuffer(plan.finished_slots, "<u4").tolist():
             if slot < len(self.num_tokens):
                 self.num_tokens[slot] = 0
                 self._sampling.forget(slot)
+                self.readouts.pop(slot, None)
         for message in plan.new_sequences:
             self._put(message)
+        if plan.chosen_slots:
+            self._choose(
+                np.frombuffer(plan.chosen_slots, "<u4").astype(np.int64), np.frombuffer(plan.chosen_token_ids, "<u4")
+            )
 
     def lengths(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """num_tokens of slots, [n]. Raises QuireError for a slot that holds no sequence."""
@@ -97,6 +108,12 @@ class SequenceTable:
         self.token_ids[slots, lengths] = token_ids
         self.num_tokens[slots] = lengths + 1
 
+    def _choose(self, slots: NDArray[np.int64], token_ids: NDArray[np.uint32]) -> None:
+        """Replaces the last tokens of slots. Raises QuireError for columns that do not fit."""
+        if len(slots) != len(token_ids):
+            raise QuireError("the columns of the plan's chosen tokens differ in length")
+        self.token_ids[slots, self.lengths(slots) - 1] = token_ids
+
     def sampling_batch(self, slots: NDArray[np.int64]) -> SamplingBatch:
         """How the next tokens of the slots are sampled."""
         return self._sampling.batch(slots, self.num_tokens[slots], self.token_ids)
@@ -115,6 +132,9 @@ class SequenceTable:
         self.num_prompt_tokens[slot] = len(prompt)
         self.num_blocks[slot] = 0
         self._sampling.put(message)
+        self.readouts.pop(slot, None)
+        if (readout := readout_of(message)) is not None:
+            self.readouts[slot] = readout
 
     def _reserve_slot(self, slot: int) -> None:
         if slot < len(self.num_tokens):
