@@ -358,6 +358,7 @@ def _completion_delta(message: generate_pb2.CompletionDelta) -> CompletionDelta:
         logprobs=logprobs,
         finish_reason=finish_reason_from_proto(message.finish_reason),
         stop_reason=None if reason is None else getattr(message, reason),
+        cumulative_logprob=message.cumulative_logprob if message.HasField("cumulative_logprob") else None,
     )
 
 
