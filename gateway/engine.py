@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from functools import cached_property
 
+from quire import __version__
 from quire.columns import pack_u32
+from quire.config import ChatOptions
 from quire.errors import QuireError, ServiceUnavailableError
+from quire.gateway.chat.format import ChatFormat
 from quire.gateway.generation import Generation
+from quire.gateway.pooling import Embedder, Embedding, field_names, own_pooling
 from quire.gateway.scheduler_client import SchedulerClient
 from quire.gateway.tokenizer import ModelTokenizer
-from quire.gateway.validation import ModelLimits, Validator, ValidRequest
+from quire.gateway.validation import ModelLimits, RequestContext, Validator, ValidRequest
 from quire.internal.v1 import scheduler_pb2
 from quire.outputs import GenerationDelta
+from quire.pooling_params import Pooling, PoolingParams
+from quire.process import in_daemon_thread
 
 logger = logging.getLogger(__name__)
 
@@ -22,14 +30,23 @@ logger = logging.getLogger(__name__)
 class Engine:
     """A served model: one tokenizer and one scheduler. Belongs to the event loop that started it."""
 
-    def __init__(self, tokenizer: ModelTokenizer, client: SchedulerClient, limits: ModelLimits) -> None:
+    def __init__(
+        self,
+        tokenizer: ModelTokenizer,
+        client: SchedulerClient,
+        limits: ModelLimits,
+        pooling: Pooling | None,
+        chat_format: ChatFormat,
+    ) -> None:
         """Use `start`."""
         self.tokenizer = tokenizer
         self.limits = limits
         # Seconds since the epoch.
         self.created = int(time.time())
         self.validator = Validator(tokenizer, limits)
+        self.chat_format = chat_format
         self._client = client
+        self._embedder = Embedder(self.validator, client, limits, pooling)
 
     @classmethod
     async def start(
@@ -38,18 +55,23 @@ class Engine:
         scheduler: str,
         model: str,
         revision: str | None = None,
-        served_model_name: str | None = None,
+        served_model_names: Sequence[str] = (),
         max_logprobs: int = 20,
+        max_concurrent_requests: int | None = None,
         startup_timeout: float = 600.0,
+        chat_options: ChatOptions | None = None,
     ) -> Engine:
         """Loads the tokenizer and connects to the scheduler, both at once.
 
-        `model` is a folder or hub id; `startup_timeout` is in seconds. Raises StartupError, and CheckpointError
-        where the tokenizer cannot be loaded.
+        `model` is a folder or hub id, and the model's name unless others are given; `startup_timeout` is in seconds.
+        Raises StartupError, and CheckpointError where the tokenizer cannot be loaded.
         """
-        connecting = asyncio.create_task(SchedulerClient.connect(scheduler, startup_timeout))
+        connecting = asyncio.create_task(SchedulerClient.connect(scheduler, startup_timeout, max_concurrent_requests))
+        chat_options = chat_options or ChatOptions.load({})
+        trust = chat_options.trust_request_chat_template
         try:
-            tokenizer = await ModelTokenizer.load(model, revision)
+            pooling = await in_daemon_thread(lambda: own_pooling(model, revision))
+            tokenizer = await ModelTokenizer.load(model, revision, trust_request_chat_template=trust)
         except BaseException:
             await _discard(connecting)
             raise
@@ -60,13 +82,21 @@ class Engine:
             raise
         description = client.description
         limits = ModelLimits(
-            model=served_model_name or model,
+            models=tuple(served_model_names) or (model,),
+            root=model,
             max_model_len=description.max_model_len,
             vocab_size=description.vocab_size,
             max_num_seqs=description.max_num_seqs,
             max_logprobs=max_logprobs,
+            hidden_size=description.executors[0].hidden_size,
         )
-        return cls(tokenizer, client, limits)
+        return cls(tokenizer, client, limits, pooling, ChatFormat(tokenizer, chat_options))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names what outputs depend on besides the request: the code, the weights and their format."""
+        executors = (executor.fingerprint for executor in self._client.description.executors)
+        return "fp_" + hashlib.sha256(b"\0".join((__version__.encode(), *executors))).hexdigest()[:12]
 
     @property
     def is_ready(self) -> bool:
@@ -76,7 +106,7 @@ class Engine:
     async def submit(self, request: ValidRequest) -> Generation:
         """Queues a request at the scheduler; the caller must exhaust or close what it gets.
 
-        Raises ServiceUnavailableError, ContextLengthError and what else the scheduler says of it.
+        Raises OverloadedError, ServiceUnavailableError, ContextLengthError and what else the scheduler says of it.
         """
         params = request.params.to_proto()
         if request.needs_logprobs:
@@ -103,6 +133,17 @@ class Engine:
             async for delta in generation:
                 yield delta
 
+    async def embed(
+        self,
+        inputs: Sequence[str | Sequence[int]],
+        params: PoolingParams,
+        context: RequestContext,
+        *,
+        fields: Sequence[str] | None = None,
+    ) -> list[Embedding]:
+        """See Embedder.embed; without other names inputs are called `input`. Also raises OverloadedError."""
+        return await self._embedder.embed(inputs, params, context, fields or field_names("input", inputs))
+
     async def wait_lost(self) -> QuireError:
         """Waits until the scheduler is lost; returns why. The engine takes no requests after that."""
         return await self._client.wait_lost()
@@ -120,6 +161,7 @@ class Engine:
         """Aborts what runs and leaves nothing behind."""
         self._fail_running()
         await self._client.close()
+        await self.validator.close()
         self.tokenizer.close()
 
     def _fail_running(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
@@ -23,13 +24,34 @@ _OLDER_FILES = ("special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True, slots=True)
+class ChatTemplates:
+    """The sources of a checkpoint's chat templates."""
+
+    default: str | None
+    # For chats with tools: the one called tool_use, as in transformers, or else the default.
+    for_tools: str | None
+
+    @classmethod
+    def of(cls, given: Any) -> ChatTemplates:
+        """A checkpoint has one template, or several by name (as an object, or a list of objects)."""
+        if isinstance(given, list):
+            given = {entry["name"]: entry["template"] for entry in given}
+        named = given if isinstance(given, dict) else {"default": given}
+        texts = {name: text for name, text in named.items() if isinstance(text, str)}
+        default = texts.get("default")
+        return cls(default, texts.get("tool_use", default))
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedTokenizer:
     """What the files say."""
 
     backend: Tokenizer
     # By role, such as eos_token; chat templates read them.
     special_tokens: Mapping[str, str]
-    chat_template: str | None
+    chat_templates: ChatTemplates
+    # tokenizer.json, where there is one.
+    file: Path | None = None
 
     @property
     def eos_token_id(self) -> int | None:
@@ -45,15 +67,15 @@ def load_tokenizer(model: str, revision: str | None) -> LoadedTokenizer | None:
     """
     path = find_file(model, "tokenizer.json", revision)
     if path is None:
-        return _load_with_transformers(model, revision, has_tokenizer_json=False)
+        return _load_with_transformers(model, revision, None)
     config = read_json(model, "tokenizer_config.json", revision)
     backend = Tokenizer.from_file(str(path))
     special_tokens = _named_tokens(config)
     if not _is_complete(backend, config, special_tokens) or _needs_older_files(model, revision, config):
-        return _load_with_transformers(model, revision, has_tokenizer_json=True)
+        return _load_with_transformers(model, revision, path)
     template_file = find_file(model, "chat_template.jinja", revision)
     template = config.get("chat_template") if template_file is None else template_file.read_text(encoding="utf-8")
-    return LoadedTokenizer(backend, special_tokens, _default_template(template))
+    return LoadedTokenizer(backend, special_tokens, ChatTemplates.of(template), path)
 
 
 def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
@@ -91,8 +113,8 @@ def _needs_older_files(model: str, revision: str | None, config: Mapping[str, An
     return any(find_file(model, name, revision) is not None for name in _OLDER_FILES)
 
 
-def _load_with_transformers(model: str, revision: str | None, *, has_tokenizer_json: bool) -> LoadedTokenizer | None:
-    if has_tokenizer_json:
+def _load_with_transformers(model: str, revision: str | None, file: Path | None) -> LoadedTokenizer | None:
+    if file is not None:
         # Asking for the right class instead would import torch, which takes seconds and hundreds of megabytes.
         from transformers import PreTrainedTokenizerFast
 
@@ -104,13 +126,4 @@ def _load_with_transformers(model: str, revision: str | None, *, has_tokenizer_j
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         return None
-    return LoadedTokenizer(backend, loaded.special_tokens_map, _default_template(loaded.chat_template))
-
-
-def _default_template(template: Any) -> str | None:
-    """A checkpoint has one chat template, or several by name (as an object, or a list of objects)."""
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}
-    if isinstance(template, dict):
-        template = template.get("default")
-    return template if isinstance(template, str) else None
+    return LoadedTokenizer(backend, loaded.special_tokens_map, ChatTemplates.of(loaded.chat_template), file)

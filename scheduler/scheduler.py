@@ -22,6 +22,7 @@ from quire.internal.v1 import executor_pb2
 from quire.scheduler.beam_group import BeamGroup
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.outputs import StepEvents
+from quire.scheduler.readouts import embeddings, new_prompt_logprobs
 from quire.scheduler.request_queue import RequestQueue
 from quire.scheduler.sequence import Request, RequestKey, Sequence, SequenceStatus, arrival_order
 from quire.scheduler.step_plan import SlotChanges, StepPlan
@@ -97,7 +98,14 @@ class Scheduler:
         sampled, token_ids = plan.sampled, unpack_u32(result.token_ids)
         if len(sampled) != len(token_ids):
             raise QuireError(f"step {plan.step} gave {len(token_ids)} tokens where {len(sampled)} were due")
-        events = StepEvents(plan.step, _first_run(plan), _logprobs_of_live(sampled, result))
+        failed = self._end_failed(plan, result) if result.failures else []
+        events = StepEvents(plan.step, _first_run(plan), _logprobs_of_live(sampled, result), failed=failed)
+        if result.prompt_logprobs:
+            events.prompt_logprobs = new_prompt_logprobs(plan, result)
+        for sequence, embedding in embeddings(plan, result):
+            self._finish(sequence, SequenceStatus.POOLED)
+            events.started.append(sequence.request)
+            events.embeddings.append((sequence.request, embedding))
         add_sequence, add_position = events.sequences.append, events.positions.append
         add_token = events.token_ids.append
         for sequence, token_id in zip(sampled, token_ids, strict=True):
@@ -163,6 +171,32 @@ class Scheduler:
         """Ends everything that a gateway submitted."""
         for key in [key for key in self.requests if key.gateway_id == gateway_id]:
             self.abort(key)
+
+    def pause(self, key: RequestKey) -> None:
+        """Computes nothing more of a request and takes its blocks, until `resume`; its output is unchanged.
+
+        Not of a beam search, which gives nothing to read before its end.
+        """
+        request = self.requests.get(key)
+        if request is None or request.is_paused or request.sequences[0].beams is not None:
+            return
+        request.is_paused = True
+        for sequence in request.sequences:
+            if sequence.status is SequenceStatus.RUNNING:
+                self._leave(sequence)
+                sequence.move_to(SequenceStatus.PREEMPTED)
+            elif sequence in self.waiting:
+                self.waiting.remove(sequence)
+
+    def resume(self, key: RequestKey) -> None:
+        """Queues what was paused, at the place that its arrival gave it."""
+        request = self.requests.get(key)
+        if request is None or not request.is_paused:
+            return
+        request.is_paused = False
+        for sequence in request.sequences:
+            if not sequence.is_finished and sequence not in request.unforked:
+                self.waiting.push(sequence)
 
     @property
     def has_work(self) -> bool:
@@ -270,6 +304,19 @@ class Scheduler:
             sequence.decode_end = min(room, sequence.max_num_tokens - 1)
         self.kv_cache.hash_full_blocks(sequence)
 
+    def _end_failed(self, plan: StepPlan, result: executor_pb2.StepResult) -> list[tuple[Request, str]]:
+        """Ends the requests of sequences that cannot go on; returns them, and why. Nothing of the step is theirs."""
+        by_slot = dict(zip(plan.slots, plan.sequences, strict=True))
+        failed = []
+        for failure in result.failures:
+            sequence = by_slot.get(failure.slot)
+            if sequence is None:
+                raise QuireError(f"step {plan.step} fails slot {failure.slot}, which is not in its plan")
+            if not sequence.is_finished:
+                failed.append((sequence.request, failure.message))
+                self.abort(sequence.request.key)
+        return failed
+
     # Moves of a sequence
 
     def _may_admit(self, lane: int) -> bool:
@@ -336,12 +383,14 @@ class Scheduler:
             self._leave(sequence)
         elif sequence in request.unforked:
             request.unforked.remove(sequence)
-        elif sequence.beams is None or sequence is sequence.beams.leader:
+        elif not request.is_paused and (sequence.beams is None or sequence is sequence.beams.leader):
             self.waiting.remove(sequence)
         sequence.move_to(end)
         # Whoever was to compute the prompt for the others is gone: the next of them does it.
         if request.unforked and all(other.is_finished or other in request.unforked for other in request.sequences):
-            self.waiting.push(request.unforked.pop(0))
+            heir = request.unforked.pop(0)
+            if not request.is_paused:
+                self.waiting.push(heir)
         if request.is_finished:
             del self.requests[request.key]
 
@@ -385,12 +434,15 @@ class Scheduler:
             raise InvalidRequestError("the prompt is empty", field="prompt_token_ids")
         if not outputs:
             raise InvalidRequestError("the request has no sequences", field="sequences")
-        if request.params.max_tokens < 1:
-            raise InvalidRequestError("max_tokens must be at least 1", field="max_tokens")
         if request.priority and not self.limits.with_priorities:
             message = "priority is not 0, and the server does not schedule by priority (--scheduling-policy priority)"
             raise InvalidRequestError(message, field="priority")
         longest = min(self.limits.max_model_len, self.kv_cache.max_num_tokens)
+        if request.is_pooling:
+            _check_pooling(prompt, outputs, longest)
+            return
+        if request.params.max_tokens < 1:
+            raise InvalidRequestError("max_tokens must be at least 1", field="max_tokens")
         if len(prompt) >= longest:
             raise ContextLengthError(
                 f"the prompt has {len(prompt)} tokens; with at least one token of output, {longest} fit",
@@ -415,6 +467,13 @@ class Scheduler:
         if most > num_blocks:
             message = f"{width} beams of {request.params.max_tokens} tokens may need {most} KV blocks of {num_blocks}"
             raise InvalidRequestError(f"{message}; ask for a smaller max_tokens or best_of", field="max_tokens")
+
+
+def _check_pooling(prompt: array[int], outputs: dict[int, list[int]], longest: int) -> None:
+    if outputs != {0: []}:
+        raise InvalidRequestError("a pooling request has one sequence, without output", field="sequences")
+    if len(prompt) > longest:
+        raise ContextLengthError(f"the prompt has {len(prompt)} tokens; {longest} fit", field="prompt_token_ids")
 
 
 def _arrival(sequence: Sequence) -> int:

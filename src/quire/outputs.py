@@ -14,13 +14,14 @@ from msgspec import Struct
 from quire.v1 import generate_pb2
 
 # stop: a stop string, a stop token or an end-of-sequence token. length: max_tokens or the end of the context.
-# abort: cancelled by the client or by the server.
-FinishReason = Literal["stop", "length", "abort"]
+# abort: cancelled by the client or by the server. tool_calls: only of a chat, whose turn is complete and calls tools.
+FinishReason = Literal["stop", "length", "abort", "tool_calls"]
 
 _FROM_PROTO: dict[int, FinishReason] = {
     generate_pb2.FINISH_REASON_STOP: "stop",
     generate_pb2.FINISH_REASON_LENGTH: "length",
     generate_pb2.FINISH_REASON_ABORT: "abort",
+    generate_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
 _TO_PROTO = {reason: number for number, reason in _FROM_PROTO.items()}
 
@@ -46,7 +47,7 @@ class TokenLogprobs:
 
     @classmethod
     def from_proto(cls, token_id: int, message: generate_pb2.TokenLogprobs) -> TokenLogprobs:
-        """Of one sampled token."""
+        """Of one token of an output or a prompt."""
         top = zip(message.top_token_ids, message.top_logprobs, strict=True)
         return cls(token_id, message.logprob, tuple(top))
 
@@ -69,6 +70,18 @@ class Usage:
     cached_tokens: int
 
 
+class ToolCallDelta(Struct, frozen=True):
+    """What is new in one call of a tool."""
+
+    # Which of the turn's calls.
+    index: int
+    # What is new in the JSON text.
+    arguments: str = ""
+    # Only on a call's first delta.
+    id: str | None = None
+    name: str | None = None
+
+
 class CompletionDelta(Struct, frozen=True):
     """What is new in one continuation. (A Struct, because one is made per token: a frozen dataclass takes 4 us.)"""
 
@@ -83,6 +96,9 @@ class CompletionDelta(Struct, frozen=True):
     stop_reason: str | int | None = None
     # Of beam search and best_of, at the end: the sum of all its tokens' logprobs.
     cumulative_logprob: float | None = None
+    # Of a chat, where a client receives it: the turn's text is `text`.
+    reasoning_content: str = ""
+    tool_calls: Sequence[ToolCallDelta] = ()
 
 
 def merge_deltas(deltas: Sequence[CompletionDelta]) -> CompletionDelta:
@@ -105,6 +121,29 @@ class GenerationDelta(Struct, frozen=True):
     deltas: Sequence[CompletionDelta]
     # Only on the last one.
     usage: Usage | None = None
+    # Only on the first one, if asked for: an entry per token of the prompt, None for the first.
+    prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
+    # Where a client receives it: only on the first one, if asked for.
+    prompt_token_ids: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingOutput:
+    """A vector of length 1."""
+
+    embedding: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequestOutput:
+    """A prompt and its embedding."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    outputs: EmbeddingOutput
+    # Prompt tokens whose KV came from the prefix cache.
+    num_cached_tokens: int
+    finished: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +151,20 @@ class Logprob:
     """One token of a position's distribution."""
 
     logprob: float
-    # 1 is the most likely; None for a sampled token that is not among those reported.
+    # 1 is the most likely; None for a sampled token, or one of the prompt, that is not among the likeliest.
     rank: int | None = None
     # None where no tokenizer is at hand.
     decoded_token: str | None = None
+
+
+@dataclass(slots=True)
+class ToolCall:
+    """A call of a tool."""
+
+    id: str = ""
+    name: str = ""
+    # JSON text.
+    arguments: str = ""
 
 
 @dataclass(slots=True)
@@ -130,6 +179,9 @@ class CompletionOutput:
     cumulative_logprob: float | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    # Of a chat.
+    reasoning_content: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -144,6 +196,8 @@ class RequestOutput:
     finished: bool = False
     # Prompt tokens whose KV came from the prefix cache.
     num_cached_tokens: int | None = None
+    # Per token of the prompt, if asked for: the token and the most likely ones, by token id; None for the first.
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
 
     @classmethod
     def empty(
@@ -156,6 +210,10 @@ class RequestOutput:
         """Adds what is new; `decode` gives the texts of tokens in logprobs."""
         for part in delta.deltas:
             self._add_completion(self.outputs[part.index], part, decode)
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = prompt_logprobs_by_token_id(delta.prompt_logprobs, decode)
+        if delta.prompt_token_ids is not None:
+            self.prompt_token_ids = list(delta.prompt_token_ids)
         if delta.usage is not None:
             self.finished = True
             self.num_cached_tokens = delta.usage.cached_tokens
@@ -163,6 +221,12 @@ class RequestOutput:
     @staticmethod
     def _add_completion(output: CompletionOutput, part: CompletionDelta, decode: Callable[[int], str] | None) -> None:
         output.text += part.text
+        output.reasoning_content += part.reasoning_content
+        for new in part.tool_calls:
+            output.tool_calls += [ToolCall() for _ in range(len(output.tool_calls), new.index + 1)]
+            call = output.tool_calls[new.index]
+            call.id, call.name = call.id or new.id or "", call.name or new.name or ""
+            call.arguments += new.arguments
         output.token_ids.extend(part.token_ids)
         if part.logprobs is not None:
             output.logprobs = output.logprobs or []
@@ -176,8 +240,15 @@ class RequestOutput:
             output.stop_reason = part.stop_reason
 
 
+def prompt_logprobs_by_token_id(
+    positions: Sequence[TokenLogprobs | None], decode: Callable[[int], str] | None = None
+) -> list[dict[int, Logprob] | None]:
+    """Logprobs of a prompt as vLLM gives them; `decode` gives the tokens' texts."""
+    return [None if position is None else _by_token_id(position, decode) for position in positions]
+
+
 def _by_token_id(position: TokenLogprobs, decode: Callable[[int], str] | None) -> dict[int, Logprob]:
-    """A position as vLLM gives it: the sampled token first."""
+    """A position as vLLM gives it: the sampled token, or the prompt's, first."""
 
     def entry(token_id: int, logprob: float, rank: int | None) -> Logprob:
         return Logprob(logprob, rank, decode(token_id) if decode else None)

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +28,10 @@ from quire.config import (
     SchedulerSettings,
     ServeSettings,
     flags,
+    secret_variables,
 )
 from quire.errors import StartupError
+from quire.runtime_dir import make_runtime_dir
 from quire.weight_store import WeightStore
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Supervisor:
         With `gateway` that is a gateway, and the ports it serves. Raises StartupError with the reason of the first
         process that fails; the caller stops the others.
         """
-        self._runtime_dir = Path(tempfile.mkdtemp(prefix="quire-"))
+        self._runtime_dir = make_runtime_dir()
         self._weight_store = WeightStore(self._runtime_dir / "weights.sock")
         self._spawn_all(gateway)
         self._await_ready(time.monotonic() + self._settings.startup_timeout)
@@ -160,7 +161,7 @@ class Supervisor:
                 [sys.executable, "-P", "-m", "quire", command, *flags(settings, process, **own)],
                 stdin=subprocess.DEVNULL,
                 # grpc's core reports every peer that goes away, which is no news here.
-                env={"GRPC_VERBOSITY": "ERROR", **os.environ},
+                env={"GRPC_VERBOSITY": "ERROR", **os.environ, **secret_variables(settings, process)},
                 pass_fds=[child_status],
                 # Ctrl-C is for the supervisor, which ends its children in order.
                 process_group=0,

@@ -5,15 +5,19 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support.fake_executor import true_embedding
 from support.scheduling import Bench
 
 from quire.errors import InvalidRequestError
+from quire.v1 import generate_pb2
 
+NONE = generate_pb2.POOLING_TYPE_UNSPECIFIED
+LAST, MEAN = generate_pb2.POOLING_TYPE_LAST, generate_pb2.POOLING_TYPE_MEAN
 MAX_IN_FLIGHT = 3
 
 
 class RandomHistories(RuleBasedStateMachine):
-    """Arrivals, aborts, forks and preemptions in any order, with any number of steps in flight."""
+    """Arrivals, aborts, pauses, forks and preemptions in any order, with any number of steps in flight."""
 
     @initialize(
         num_blocks=st.integers(8, 24),
@@ -45,12 +49,23 @@ class RandomHistories(RuleBasedStateMachine):
         stop=st.sampled_from([(), (7,), (1, 2, 3, 4, 5)]),
         extra_key=st.sampled_from([b"", b"tenant"]),
         priority=st.sampled_from([0, 0, 1, -1]),
+        prompt_logprobs=st.sampled_from([None, None, 3]),
+        pooling=st.sampled_from([NONE, NONE, NONE, LAST, MEAN]),
     )
-    def submit(self, shared, own, n, max_tokens, stop, extra_key, priority):
+    def submit(self, shared, own, n, max_tokens, stop, extra_key, priority, prompt_logprobs, pooling):
         prompt = ([9, 8, 7] * shared)[:shared] + own
         if len(prompt) < self.capacity:
             max_tokens = min(max_tokens, self.capacity - len(prompt))
-            self.bench.submit(prompt, n=n, max_tokens=max_tokens, stop=stop, extra_key=extra_key, priority=priority)
+            self.bench.submit(
+                prompt,
+                n=1 if pooling else n,
+                max_tokens=max_tokens,
+                stop=stop,
+                extra_key=extra_key,
+                priority=priority,
+                prompt_logprobs=None if pooling else prompt_logprobs,
+                pooling=pooling,
+            )
 
     @rule(
         shared=st.integers(0, 12),
@@ -91,6 +106,15 @@ class RandomHistories(RuleBasedStateMachine):
         self.aborted.update((request.key, index) for index in aborted)
         self.bench.scheduler.abort(request.key, indices)
 
+    @precondition(lambda self: self.bench.scheduler.requests)
+    @rule(data=st.data(), paused=st.booleans())
+    def set_flow(self, data, paused):
+        key = data.draw(st.sampled_from(list(self.bench.scheduler.requests)))
+        if paused:
+            self.bench.scheduler.pause(key)
+        else:
+            self.bench.scheduler.resume(key)
+
     @rule(lane=st.integers(0, 1))
     def plan(self, lane):
         lane %= len(self.bench.lanes)
@@ -117,9 +141,16 @@ class RandomHistories(RuleBasedStateMachine):
     def teardown(self):
         if not hasattr(self, "bench"):
             return
+        for key in list(self.bench.scheduler.requests):
+            self.bench.scheduler.resume(key)
         self.bench.drain()
         self.bench.check_idle()
         for entry in self.bench.submitted.values():
+            pooling = entry.request.pooling
+            if pooling and entry.embedding is not None:
+                assert entry.embedding == true_embedding(entry.prompt, pooling)
+                assert entry.outputs == {0: []}
+                continue
             for index, output in entry.outputs.items():
                 truth = entry.truth(index)
                 if index in entry.finished:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from array import array
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +20,14 @@ import grpc
 from quire import rpc
 from quire.columns import pack_u32, pack_u64, unpack_u32
 from quire.errors import QuireError, ServiceUnavailableError
-from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
+from quire.internal.v1 import executor_pb2, scheduler_pb2, scheduler_pb2_grpc
 from quire.v1 import generate_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 VOCAB_SIZE = 512
 MAX_MODEL_LEN = 256
+HIDDEN_SIZE = 8
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,12 @@ class Submitted:
     message: scheduler_pb2.SubmitRequest
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     aborts: list[scheduler_pb2.AbortRequest] = field(default_factory=list)
+    # How often it was paused.
+    num_pauses: int = 0
+    may_run: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.may_run.set()
 
     @property
     def prompt_token_ids(self) -> list[int]:
@@ -68,13 +76,42 @@ def pseudo_random(request: scheduler_pb2.SubmitRequest, index: int) -> list[int]
     return [source.randrange(60, 300) for _ in range(MAX_MODEL_LEN)]
 
 
+def pseudo_state(request: scheduler_pb2.SubmitRequest) -> bytes:
+    """An embedding that is not normalised, a function of prompt and pooling."""
+    source = random.Random(f"{request.prompt_token_ids.hex()} {request.pooling}")
+    return array("f", [source.gauss(0, 3) for _ in range(HIDDEN_SIZE)]).tobytes()
+
+
+def prompt_logprobs_of(request: scheduler_pb2.SubmitRequest) -> list[generate_pb2.TokenLogprobs]:
+    """What is told of a prompt, from its second token on: the token's logprob is its id / -100."""
+    top = request.sampling_params.prompt_logprobs
+    return [
+        generate_pb2.TokenLogprobs(
+            logprob=-token_id / 100,
+            top_token_ids=[rank + 60 for rank in range(top)],
+            top_logprobs=[-float(rank) for rank in range(top)],
+        )
+        for token_id in unpack_u32(request.prompt_token_ids)[1:]
+    ]
+
+
 class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     """Set its attributes to make it behave otherwise."""
 
-    def __init__(self, path: Path, vocab_size: int = VOCAB_SIZE, max_num_seqs: int = 8) -> None:
+    def __init__(
+        self,
+        path: Path,
+        vocab_size: int = VOCAB_SIZE,
+        max_num_seqs: int = 8,
+        max_model_len: int = MAX_MODEL_LEN,
+    ) -> None:
         self.address = f"unix:{path}"
         self.description = scheduler_pb2.DescribeResponse(
-            model="fake", max_model_len=MAX_MODEL_LEN, vocab_size=vocab_size, max_num_seqs=max_num_seqs
+            model="fake",
+            max_model_len=max_model_len,
+            vocab_size=vocab_size,
+            max_num_seqs=max_num_seqs,
+            executors=[executor_pb2.ExecutorDescription(hidden_size=HIDDEN_SIZE)],
         )
         self.requests: list[Submitted] = []
         self.reset()
@@ -94,6 +131,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.describe_error: QuireError | None = None
         self.submit_error: QuireError | None = None
         self.submit_delay = 0.0
+        # Of each message of a sequence, in seconds.
+        self.step_delay = 0.0
         self.cached_tokens = 0
 
     async def start(self) -> None:
@@ -172,7 +211,12 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             async with self._arrived:
                 self.requests.append(submitted)
                 self._arrived.notify_all()
-            submitted.tasks = [asyncio.create_task(self._generate(request, state.index)) for state in request.sequences]
+            if request.pooling:
+                submitted.tasks = [asyncio.create_task(self._pool(request))]
+            else:
+                submitted.tasks = [
+                    asyncio.create_task(self._generate(submitted, state.index)) for state in request.sequences
+                ]
             await asyncio.sleep(self.submit_delay)
             return scheduler_pb2.SubmitResponse()
 
@@ -189,13 +233,37 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             self._arrived.notify_all()
         return scheduler_pb2.AbortResponse()
 
-    async def _generate(self, request: scheduler_pb2.SubmitRequest, index: int) -> None:
+    async def _pool(self, request: scheduler_pb2.SubmitRequest) -> None:
+        for entry in self.script(request, 0):
+            if isinstance(entry, Pause):
+                await entry.until.wait()
+        message = scheduler_pb2.StepOutputs(step=self._step)
+        message.started.add(request_key=request.request_key, cached_tokens=self.cached_tokens)
+        message.embeddings.add(request_key=request.request_key, values=pseudo_state(request))
+        if (stream := self._streams.get(request.gateway_id)) is not None:
+            stream.put_nowait(message)
+
+    async def SetFlow(  # noqa: N802
+        self, request: scheduler_pb2.SetFlowRequest, context: Context
+    ) -> scheduler_pb2.SetFlowResponse:
+        for submitted in self.requests:
+            if submitted.message.request_key == request.request_key:
+                if request.paused:
+                    submitted.num_pauses += 1
+                    submitted.may_run.clear()
+                else:
+                    submitted.may_run.set()
+        return scheduler_pb2.SetFlowResponse()
+
+    async def _generate(self, submitted: Submitted, index: int) -> None:
         """One message per token (or Together), the end with the last one."""
+        request = submitted.message
         sequence = _Sequence(request, index, self.cached_tokens)
         for entry in self.script(request, index):
             if isinstance(entry, Pause):
                 await entry.until.wait()
                 continue
+            await submitted.may_run.wait()
             token_ids = entry.token_ids if isinstance(entry, Together) else [entry]
             self._step += 1
             message = sequence.step(self._step, token_ids)
@@ -205,7 +273,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             stream.put_nowait(message)
             if message.finished:
                 return
-            await asyncio.sleep(0)
+            await asyncio.sleep(self.step_delay)
 
 
 class _Sequence:
@@ -243,6 +311,9 @@ class _Sequence:
         )
         if self._num_tokens == 0 and self._index == 0:
             message.started.add(request_key=request.request_key, cached_tokens=self._cached_tokens)
+            if request.sampling_params.HasField("prompt_logprobs"):
+                positions = prompt_logprobs_of(request)
+                message.prompt_logprobs.add(request_key=request.request_key, start=1, positions=positions)
         if request.sampling_params.HasField("logprobs"):
             top = request.sampling_params.logprobs
             for row, token_id in enumerate(token_ids):
