@@ -83,11 +83,11 @@ def pseudo_state(request: scheduler_pb2.SubmitRequest) -> bytes:
 
 
 def prompt_logprobs_of(request: scheduler_pb2.SubmitRequest) -> list[generate_pb2.TokenLogprobs]:
-    """What is told of a prompt, from its second token on: the token's logprob is its id / -100."""
+    """What is told of a prompt, from its second token on: a logprob is that of the likeliest tokens, 60 and on, or id / -100."""
     top = request.sampling_params.prompt_logprobs
     return [
         generate_pb2.TokenLogprobs(
-            logprob=-token_id / 100,
+            logprob=-token_id / 100 if not 60 <= token_id < 60 + top else float(60 - token_id),
             top_token_ids=[rank + 60 for rank in range(top)],
             top_logprobs=[-float(rank) for rank in range(top)],
         )
