@@ -83,7 +83,7 @@ def pseudo_state(request: scheduler_pb2.SubmitRequest) -> bytes:
 
 
 def prompt_logprobs_of(request: scheduler_pb2.SubmitRequest) -> list[generate_pb2.TokenLogprobs]:
-    """What is told of a prompt, from its second token on: a logprob is that of the likeliest tokens, 60 and on, or id / -100."""
+    """Of a prompt from its second token on: 60, 61, … are likeliest; of other tokens the logprob is id / -100."""
     top = request.sampling_params.prompt_logprobs
     return [
         generate_pb2.TokenLogprobs(
