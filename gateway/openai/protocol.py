@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from quire.errors import InvalidRequestError
 from quire.gateway.request_ids import REQUEST_ID_PATTERN
 from quire.gateway.validation import RequestContext
-from quire.sampling_params import SamplingParams
+from quire.sampling_params import MAX_STOP_STRINGS, SamplingParams, number_schemas
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -87,7 +87,13 @@ _NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "watermarking": (False,),
     "web_search_options": (),
 }
-TEXTS_SCHEMA: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
+_STOP_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": MAX_STOP_STRINGS},
+        {"type": "null"},
+    ]
+}
 
 
 def _integer(value: object) -> object:
@@ -96,7 +102,7 @@ def _integer(value: object) -> object:
 
 
 Integer = Annotated[int, BeforeValidator(_integer)]
-Stop = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, TEXTS_SCHEMA, {"type": "null"}]})]
+Stop = Annotated[Any, WithJsonSchema(_STOP_SCHEMA)]
 
 
 class StreamOptions(BaseModel):
@@ -111,10 +117,26 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
+def _tell_the_rest(schema: dict[str, Any]) -> None:
+    """Adds to a body's JSON schema what pydantic does not check: ranges, and fields that are no fields of the class."""
+    properties = schema["properties"]
+    for name, bounds in number_schemas().items():
+        for kind in properties.get(name, {}).get("anyOf", ()):
+            if kind.get("type") in ("integer", "number"):
+                kind.update(bounds)
+    for name in sorted(_IGNORED - properties.keys()):
+        properties[name] = {"description": "Accepted; without influence on the answer."}
+    for name in sorted(_NOT_IMPLEMENTED.keys() - properties.keys()):
+        values = [None, *_NOT_IMPLEMENTED[name]]
+        properties[name] = {"enum": values, "description": "Not implemented; other values are refused."}
+    schema["additionalProperties"] = False
+
+
 class OpenAIRequest(BaseModel):
     """What both endpoints share; the extensions to OpenAI's fields are vLLM's."""
 
-    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+    # `extra` so that check_extra can tell unknown fields from those that are not implemented.
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=(), json_schema_extra=_tell_the_rest)
 
     model: str | None = None
     stream: bool | None = None
