@@ -53,10 +53,10 @@ class NativeDecoder:
         """Memory of the weights."""
         return self.weights.num_bytes
 
-    def forward(self, batch: InputBatch, cache: KvCache) -> Tensor:
+    def forward(self, batch: InputBatch, cache: KvCache, states: FinalStates | None = None) -> Tensor:
         """As `Decoder.forward`."""
         logits = torch.empty(len(batch.arrays.logit_rows), self.config.vocab_size)
-        self._run(batch, cache, logits.data_ptr(), None, None)
+        self._run(batch, cache, logits.data_ptr(), None, states)
         return logits
 
     def step(

@@ -11,14 +11,15 @@ from functools import cached_property
 
 from quire import __version__
 from quire.columns import pack_u32
-from quire.errors import QuireError, ServiceUnavailableError
+from quire.errors import OverloadedError, QuireError, ServiceUnavailableError
 from quire.gateway.generation import Generation
-from quire.gateway.pooling import Embedder, Embedding, Pooling, PoolingParams, own_pooling
+from quire.gateway.pooling import Embedder, Embedding, field_names, own_pooling
 from quire.gateway.scheduler_client import SchedulerClient
 from quire.gateway.tokenizer import ModelTokenizer
 from quire.gateway.validation import ModelLimits, RequestContext, Validator, ValidRequest
 from quire.internal.v1 import scheduler_pb2
 from quire.outputs import GenerationDelta
+from quire.pooling_params import Pooling, PoolingParams
 from quire.process import in_daemon_thread
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Engine:
         `model` is a folder or hub id, and the model's name unless others are given; `startup_timeout` is in seconds.
         Raises StartupError, and CheckpointError where the tokenizer cannot be loaded.
         """
-        connecting = asyncio.create_task(SchedulerClient.connect(scheduler, startup_timeout, max_concurrent_requests))
+        connecting = asyncio.create_task(SchedulerClient.connect(scheduler, startup_timeout))
         try:
             pooling = await in_daemon_thread(lambda: own_pooling(model, revision))
             tokenizer = await ModelTokenizer.load(model, revision)
@@ -77,6 +78,7 @@ class Engine:
             max_num_seqs=description.max_num_seqs,
             max_logprobs=max_logprobs,
             hidden_size=description.executors[0].hidden_size,
+            max_concurrent_requests=max_concurrent_requests,
         )
         return cls(tokenizer, client, limits, pooling)
 
@@ -96,11 +98,15 @@ class Engine:
 
         Raises OverloadedError, ServiceUnavailableError, ContextLengthError and what else the scheduler says of it.
         """
+        self._check_load(1)
+        params = request.params.to_proto()
+        if request.needs_logprobs:
+            params.logprobs = request.params.logprobs or 0
         message = scheduler_pb2.SubmitRequest(
             request_id=request.request_id,
             prompt_token_ids=pack_u32(request.prompt_token_ids),
-            sequences=[scheduler_pb2.SequenceState(index=index) for index in range(request.n)],
-            sampling_params=request.params.to_proto(),
+            sequences=[scheduler_pb2.SequenceState(index=index) for index in range(request.num_sequences)],
+            sampling_params=params,
             eos_token_ids=pack_u32(request.eos_token_ids),
             constraints=request.constraints,
             priority=request.context.priority,
@@ -124,10 +130,11 @@ class Engine:
         params: PoolingParams,
         context: RequestContext,
         *,
-        field: str = "input",
+        fields: Sequence[str] | None = None,
     ) -> list[Embedding]:
-        """See Embedder.embed."""
-        return await self._embedder.embed(inputs, params, context, field=field)
+        """See Embedder.embed; without other names inputs are called `input`. Also raises OverloadedError."""
+        self._check_load(len(inputs))
+        return await self._embedder.embed(inputs, params, context, fields or field_names("input", inputs))
 
     async def wait_lost(self) -> QuireError:
         """Waits until the scheduler is lost; returns why. The engine takes no requests after that."""
@@ -146,7 +153,14 @@ class Engine:
         """Aborts what runs and leaves nothing behind."""
         self._fail_running()
         await self._client.close()
+        await self.validator.close()
         self.tokenizer.close()
+
+    def _check_load(self, num_new: int) -> None:
+        """Raises OverloadedError if so many more prompts are too many."""
+        most = self.limits.max_concurrent_requests
+        if most is not None and self._client.num_running + num_new > most:
+            raise OverloadedError(f"the server takes {most} requests at a time; try again later")
 
     def _fail_running(self) -> None:
         error = ServiceUnavailableError("the server is shutting down")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from quire.errors import QuireError
+from quire.gateway.best_of import BestOf
 from quire.gateway.detokenizer import Detokenizer
 from quire.gateway.scheduler_client import RequestStream, SchedulerClient, SequenceChunk, SequenceEnd, StepChunk
 from quire.gateway.stop_strings import StopStrings
@@ -21,7 +22,7 @@ class SequenceText:
         self._include_stop = request.include_stop
         self._stops = StopStrings(request.params.stop_strings, include=request.include_stop)
         self._min_tokens = request.min_tokens
-        self._wants_logprobs = request.params.logprobs is not None
+        self._wants_logprobs = request.needs_logprobs
         self.num_tokens = 0
         self.finished = False
 
@@ -52,6 +53,7 @@ class SequenceText:
             logprobs=chunk.logprobs[:num_taken] if self._wants_logprobs else None,
             finish_reason=reason,
             stop_reason=stop_reason,
+            cumulative_logprob=None if end is None else end.cumulative_logprob,
         )
 
     def _watch(self, piece: str, num_tokens: int) -> tuple[str, str | None]:
@@ -81,9 +83,14 @@ class Generation:
         self._client = client
         skip = request.skip_special_tokens
         self._sequences = [
-            SequenceText(index, request, tokenizer.detokenizer(skip_special_tokens=skip)) for index in range(request.n)
+            SequenceText(index, request, tokenizer.detokenizer(skip_special_tokens=skip))
+            for index in range(request.num_sequences)
         ]
-        self._num_unfinished = request.n
+        self._num_unfinished = request.num_sequences
+        self._best_of: BestOf | None = None
+        if request.num_sequences > request.n:
+            with_logprobs = request.params.logprobs is not None
+            self._best_of = BestOf(request.num_sequences, request.n, with_logprobs=with_logprobs)
         self._cached_tokens = 0
         # Until they leave with the first tokens; None if they are not asked for, or have left.
         self._prompt_logprobs: list[TokenLogprobs | None] | None = (
@@ -130,6 +137,9 @@ class Generation:
             # A sequence that a stop string ended may still get tokens of steps in flight.
             if not self._sequences[index].finished
         ]
+        if self._best_of is not None:
+            self._best_of.add(deltas)
+            deltas = [] if self._num_unfinished else self._best_of.best()
         prompt_logprobs = None
         if deltas and self._prompt_logprobs is not None:
             prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, None

@@ -17,6 +17,7 @@ from quire.errors import StartupError
 from quire.gateway.access import ApiKeys, KeyInterceptor
 from quire.gateway.engine import Engine
 from quire.gateway.generate_service import GenerateService
+from quire.gateway.grpc_api.requests import TolerateMalformed
 from quire.gateway.rest import create_app
 from quire.v1 import generate_pb2, generate_pb2_grpc
 
@@ -67,7 +68,8 @@ class Listeners:
         self._socket = _bind(host, port)
         keys = ApiKeys(access.api_key)
         try:
-            self._grpc = rpc.new_server([KeyInterceptor(keys)] if keys else [])
+            interceptors = [TolerateMalformed(GENERATE_SERVICE), *([KeyInterceptor(keys)] if keys else [])]
+            self._grpc = rpc.new_server(interceptors)
             address = f"[{host}]" if ":" in host else host
             self.grpc_port = rpc.bind(self._grpc, f"{address}:{grpc_port}")
         except StartupError as error:

@@ -7,7 +7,7 @@ import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final
 
 from quire.columns import pack_u32
 from quire.errors import ContextLengthError, InvalidRequestError, QuireError
@@ -16,45 +16,16 @@ from quire.gateway.scheduler_client import SchedulerClient
 from quire.gateway.validation import ModelLimits, RequestContext, Validator
 from quire.internal.v1 import scheduler_pb2
 from quire.outputs import Usage
-from quire.v1 import generate_pb2
-
-# last: the last token's state is the embedding. mean: the mean of all tokens' states.
-Pooling = Literal["last", "mean"]
+from quire.pooling_params import Pooling, PoolingParams, pooling_to_proto
 
 # Inputs of one request; OpenAI's bound.
 MAX_INPUTS: Final = 2048
 
-_TO_PROTO: Final = {"last": generate_pb2.POOLING_TYPE_LAST, "mean": generate_pb2.POOLING_TYPE_MEAN}
-_FROM_PROTO: Final[dict[int, Pooling | None]] = {
-    generate_pb2.POOLING_TYPE_UNSPECIFIED: None,
-    generate_pb2.POOLING_TYPE_LAST: "last",
-    generate_pb2.POOLING_TYPE_MEAN: "mean",
-}
+# Inputs on their way to the scheduler at a time. gRPC cancels some of two thousand calls that begin at once.
+_MAX_SUBMITTING: Final = 32
 # What sentence-transformers calls them, in the file where it says how a model is pooled.
 _POOLING_FILE: Final = "1_Pooling/config.json"
 _MODES: Final[dict[str, Pooling]] = {"pooling_mode_lasttoken": "last", "pooling_mode_mean_tokens": "mean"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolingParams:
-    """How inputs become vectors. Raises InvalidRequestError, with `field`, for what is out of range.
-
-    pooling: None for the model's own.
-    dimensions: keep the first so many, and scale the vector to length 1 again; None for all.
-    truncate_prompt_tokens: keep the last so many tokens of an input; -1 for as many as fit, None to refuse others.
-    """
-
-    pooling: Pooling | None = None
-    dimensions: int | None = None
-    truncate_prompt_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.dimensions is not None and self.dimensions < 1:
-            raise InvalidRequestError(f"dimensions must be at least 1, not {self.dimensions}", field="dimensions")
-        kept = self.truncate_prompt_tokens
-        if kept is not None and kept != -1 and kept < 1:
-            message = f"truncate_prompt_tokens must be -1 or at least 1, not {kept}"
-            raise InvalidRequestError(message, field="truncate_prompt_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +50,24 @@ class Embedder:
         self._client = client
         self._limits = limits
         self._own_pooling = own_pooling
+        self._submitting = asyncio.Semaphore(_MAX_SUBMITTING)
 
     async def embed(
-        self, inputs: Sequence[str | Sequence[int]], params: PoolingParams, context: RequestContext, *, field: str
+        self,
+        inputs: Sequence[str | Sequence[int]],
+        params: PoolingParams,
+        context: RequestContext,
+        fields: Sequence[str],
     ) -> list[Embedding]:
         """The embeddings of texts or token ids, in their order; all inputs run at once.
 
-        `field` is what the client calls them. If any of them is refused, none runs: raises InvalidRequestError and
-        ContextLengthError for inputs and parameters, and what the scheduler says.
+        `fields` are the client's names of the inputs. If any of them is refused, none runs: raises InvalidRequestError
+        and ContextLengthError for inputs and parameters, and what the scheduler says.
         """
         pooling = self._check(params)
         valid = []
-        for index, entry in enumerate(inputs):
-            name = field if len(inputs) == 1 else f"{field}[{index}]"
-            valid.append(await self._token_ids(entry, params.truncate_prompt_tokens, name))
+        for entry, field in zip(inputs, fields, strict=True):
+            valid.append(await self._token_ids(entry, params.truncate_prompt_tokens, context, field))
             await asyncio.sleep(0)  # short texts are tokenised without a pause: others have their turn in between
         try:
             async with asyncio.TaskGroup() as group:
@@ -113,23 +88,28 @@ class Embedder:
         if params.dimensions is not None and params.dimensions > hidden_size:
             message = f"dimensions must be at most {hidden_size}, which the model has, not {params.dimensions}"
             raise InvalidRequestError(message, field="dimensions")
+        longest, kept = self._limits.max_model_len, params.truncate_prompt_tokens
+        if kept is not None and kept > longest:
+            message = f"truncate_prompt_tokens must be at most {longest}, the model's context, not {kept}"
+            raise InvalidRequestError(message, field="truncate_prompt_tokens")
         pooling = params.pooling or self._own_pooling
         if pooling is None:
             message = f'the model\'s own pooling ({_POOLING_FILE}) is not supported; pooling must be "last" or "mean"'
             raise InvalidRequestError(message, field="pooling")
         return pooling
 
-    async def _token_ids(self, entry: str | Sequence[int], truncate: int | None, field: str) -> list[int]:
+    async def _token_ids(
+        self, entry: str | Sequence[int], truncate: int | None, context: RequestContext, field: str
+    ) -> list[int]:
         if isinstance(entry, str):
-            token_ids = await self._validator.encode(entry, field=field)
+            token_ids = await self._validator.encode(
+                entry, field=field, add_special_tokens=context.add_special_tokens, truncates=truncate is not None
+            )
         else:
             token_ids = list(entry)
             self._validator.check_token_ids(token_ids, field)
         longest = self._limits.max_model_len
         if truncate is not None:
-            if truncate > longest:
-                message = f"truncate_prompt_tokens must be at most {longest}, the model's context, not {truncate}"
-                raise InvalidRequestError(message, field="truncate_prompt_tokens")
             token_ids = token_ids[-(longest if truncate == -1 else truncate) :]
         if not token_ids:
             raise InvalidRequestError(f"{field} is empty", field=field)
@@ -145,11 +125,12 @@ class Embedder:
             request_id=context.request_id,
             prompt_token_ids=pack_u32(token_ids),
             sequences=[scheduler_pb2.SequenceState(index=0)],
-            pooling=_TO_PROTO[pooling],
+            pooling=pooling_to_proto(pooling),
             priority=context.priority,
             cache_salt=context.cache_salt.encode(),
         )
-        stream = await self._client.submit(message)
+        async with self._submitting:
+            stream = await self._client.submit(message)
         try:
             chunk = await stream.next_chunk()
         except BaseException:
@@ -180,6 +161,11 @@ def cosine_similarity(one: Embedding, other: Embedding) -> float:
     return max(-1.0, min(1.0, sum(a * b for a, b in zip(one.values, other.values, strict=True))))
 
 
+def field_names(field: str, inputs: Sequence[object]) -> list[str]:
+    """What inputs are called in errors, where `field` holds one or several."""
+    return [field] if len(inputs) == 1 else [f"{field}[{index}]" for index in range(len(inputs))]
+
+
 def usage_of(embeddings: Sequence[Embedding]) -> Usage:
     """Tokens of all inputs together."""
     return Usage(
@@ -187,13 +173,6 @@ def usage_of(embeddings: Sequence[Embedding]) -> Usage:
         completion_tokens=0,
         cached_tokens=sum(embedding.cached_tokens for embedding in embeddings),
     )
-
-
-def pooling_from_proto(number: int) -> Pooling | None:
-    """None for the model's own. Raises InvalidRequestError for a number that means nothing."""
-    if number not in _FROM_PROTO:
-        raise InvalidRequestError(f"pooling has no value {number}", field="pooling")
-    return _FROM_PROTO[number]
 
 
 def own_pooling(model: str, revision: str | None) -> Pooling | None:

@@ -15,7 +15,8 @@ from typing import Any
 import grpc
 
 from quire.columns import unpack_u32, unpack_u64
-from quire.errors import DeadlineError, OverloadedError, QuireError, ServiceUnavailableError, StartupError
+from quire.errors import DeadlineError, QuireError, ServiceUnavailableError, StartupError
+from quire.gateway.flow_control import FlowControl, FlowLimits, ReaderFlow
 from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
 from quire.outputs import FinishReason, TokenLogprobs, finish_reason_from_proto
 from quire.rpc import errors_from_status, from_rpc_error, open_channel
@@ -35,6 +36,8 @@ class SequenceEnd:
 
     reason: FinishReason
     stop_token_id: int | None = None
+    # Of beam search.
+    cumulative_logprob: float | None = None
 
 
 @dataclass(slots=True)
@@ -71,12 +74,12 @@ class StepChunk:
 class RequestStream:
     """What the scheduler gives one request. Its owner must pass it to `SchedulerClient.release`.
 
-    It has one reader. What comes before the reader looks again is one chunk, which is not bounded by itself: it
-    holds at most the n * max_tokens tokens of a request whose reader is slow.
+    It has one reader. What comes before the reader looks again is one chunk; how large it may grow is for its flow.
     """
 
-    def __init__(self, key: int, num_sequences: int) -> None:
+    def __init__(self, key: int, num_sequences: int, flow: ReaderFlow) -> None:
         self.key = key
+        self.flow = flow
         # Counts up when the request is submitted again after a failure; outputs of older attempts are dropped.
         self.attempt = 0
         # Per sequence: the position of the token that comes next.
@@ -94,6 +97,7 @@ class RequestStream:
             await self._reader
         chunk, self._pending = self._pending, None
         if chunk is not None:
+            self.flow.take()
             return chunk
         assert self._error is not None, "woken for nothing"
         raise self._error
@@ -115,8 +119,11 @@ class RequestStream:
         self._next_positions[index] = expected + 1
         chunk = self.pending().of_sequence(index)
         chunk.token_ids.append(token_id)
-        if logprobs is not None:
+        if logprobs is None:
+            self.flow.add(1)
+        else:
             chunk.logprobs.append(logprobs)
+            self.flow.add(2 + len(logprobs.top))
 
     def add_prompt_logprobs(self, start: int, positions: Sequence[generate_pb2.TokenLogprobs]) -> None:
         """Adds those of `positions`, which begin at token `start` of the prompt, that did not come before.
@@ -148,9 +155,8 @@ class SchedulerClient:
     resubmits them: `RequestStream.attempt` and the positions are what it needs.)
     """
 
-    def __init__(self, address: str, channel: grpc.aio.Channel, max_requests: int | None = None) -> None:
+    def __init__(self, address: str, channel: grpc.aio.Channel, flow_limits: FlowLimits | None = None) -> None:
         """Use `connect`."""
-        self._max_requests = max_requests
         self._address = address
         self._channel = channel
         self._stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
@@ -158,6 +164,7 @@ class SchedulerClient:
         self._keys = itertools.count(1)
         self._running: dict[int, RequestStream] = {}
         self._background: set[asyncio.Task[Any]] = set()
+        self.flow = FlowControl(self._set_flow, self._spawn, flow_limits)
         self._idle = asyncio.Event()
         self._idle.set()
         self._lost: asyncio.Future[QuireError] = asyncio.get_running_loop().create_future()
@@ -165,12 +172,9 @@ class SchedulerClient:
         self.description = scheduler_pb2.DescribeResponse()
 
     @classmethod
-    async def connect(cls, address: str, timeout: float, max_requests: int | None = None) -> SchedulerClient:
-        """Waits up to `timeout` seconds for the scheduler to be ready. Raises StartupError.
-
-        At most `max_requests` may run or wait at a time; None for any number.
-        """
-        client = cls(address, open_channel(address), max_requests)
+    async def connect(cls, address: str, timeout: float, *, flow_limits: FlowLimits | None = None) -> SchedulerClient:
+        """Waits up to `timeout` seconds for the scheduler to be ready. Raises StartupError."""
+        client = cls(address, open_channel(address), flow_limits)
         try:
             async with asyncio.timeout(timeout):
                 client.description = await client._describe()
@@ -189,6 +193,11 @@ class SchedulerClient:
         """Whether requests can be submitted."""
         return self._reader is not None and not self._lost.done()
 
+    @property
+    def num_running(self) -> int:
+        """Requests of this gateway that run or wait."""
+        return len(self._running)
+
     async def wait_lost(self) -> QuireError:
         """Waits until the connection is lost; returns why."""
         return await asyncio.shield(self._lost)
@@ -198,12 +207,11 @@ class SchedulerClient:
         await self._idle.wait()
 
     async def submit(self, request: scheduler_pb2.SubmitRequest) -> RequestStream:
-        """Queues a request, after filling in who sends it. Raises OverloadedError and what the scheduler says of it."""
+        """Queues a request, after filling in who sends it. Raises what the scheduler says of it."""
         if self._lost.done():
             raise self._lost.result()
-        if self._max_requests is not None and len(self._running) >= self._max_requests:
-            raise OverloadedError(f"the server has {self._max_requests} requests already; try again later")
-        stream = RequestStream(next(self._keys), len(request.sequences))
+        key = next(self._keys)
+        stream = RequestStream(key, len(request.sequences), self.flow.new_reader(key))
         request.gateway_id = self._gateway_id
         request.request_key = stream.key
         request.attempt = stream.attempt
@@ -239,6 +247,7 @@ class SchedulerClient:
     def release(self, stream: RequestStream) -> None:
         """Forgets a request; what still arrives for it is dropped."""
         self._running.pop(stream.key, None)
+        stream.flow.forget()
         if not self._running:
             self._idle.set()
 
@@ -316,7 +325,12 @@ class SchedulerClient:
             stream = self._current(end.request_key, end.attempt)
             if stream is not None and reason is not None:
                 stop_token_id = end.stop_token_id if end.HasField("stop_token_id") else None
-                stream.pending().of_sequence(end.sequence_index).end = SequenceEnd(reason, stop_token_id)
+                logprob = end.cumulative_logprob if end.HasField("cumulative_logprob") else None
+                stream.pending().of_sequence(end.sequence_index).end = SequenceEnd(reason, stop_token_id, logprob)
+        for failed in message.failed:
+            if stream := self._current(failed.request_key, failed.attempt):
+                stream.fail(QuireError(failed.message))
+                self.release(stream)
 
     def _dispatch_tokens(self, message: scheduler_pb2.StepOutputs) -> None:
         logprobs = {entry.row: entry.logprobs for entry in message.logprobs}
@@ -361,6 +375,19 @@ class SchedulerClient:
         # If it fails the connection is about to be lost, and the scheduler aborts all that it carried.
         with contextlib.suppress(grpc.RpcError):
             await self._stub.Abort(request, timeout=_CALL_TIMEOUT_S)
+
+    async def _set_flow(self, key: int, paused: bool) -> None:
+        """Pauses or resumes a request at the scheduler; one that cannot be told fails, or it might wait for ever."""
+        if key not in self._running:
+            return
+        request = scheduler_pb2.SetFlowRequest(gateway_id=self._gateway_id, request_key=key, paused=paused)
+        try:
+            with errors_from_status("the scheduler"):
+                await self._stub.SetFlow(request, timeout=_CALL_TIMEOUT_S)
+        except QuireError as error:
+            if (stream := self._running.get(key)) is not None:
+                stream.fail(ServiceUnavailableError(f"the scheduler does not answer: {error.message}"))
+                self.abort(stream, scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)

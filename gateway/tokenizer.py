@@ -40,6 +40,8 @@ class ModelTokenizer:
 
     def __init__(self, loaded: LoadedTokenizer, generation_config: Mapping[str, Any]) -> None:
         """Raises InvalidRequestError for a generation config with values out of range."""
+        # tokenizer.json, where the checkpoint has one.
+        self.file = loaded.file
         self._backend = loaded.backend
         # A checkpoint may ask for truncation; a prompt that is too long is an error here, never cut.
         self._backend.no_truncation()

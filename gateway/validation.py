@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from quire.columns import pack_u32
 from quire.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
+from quire.gateway.bad_words import bad_word_sequences
+from quire.gateway.beam_params import check_beam_search, without_sampling
 from quire.gateway.chat.prompt import ChatPrompt
+from quire.gateway.structured import rules
+from quire.gateway.structured.compiler import GrammarCompiler
 from quire.gateway.tokenizer import ModelTokenizer
 from quire.internal.v1 import executor_pb2
 from quire.sampling_params import SamplingParams, is_encodable
@@ -33,6 +38,8 @@ class ModelLimits:
     max_logprobs: int
     # Dimensions of an embedding.
     hidden_size: int
+    # Prompts that may run or wait at a time; None for any number.
+    max_concurrent_requests: int | None = None
 
     @property
     def model(self) -> str:
@@ -77,6 +84,16 @@ class ValidRequest:
         return self.params.n or 1
 
     @property
+    def num_sequences(self) -> int:
+        """Continuations to generate; the n best of them are given. (Beams are the scheduler's.)"""
+        return self.n if self.params.use_beam_search else self.params.best_of or self.n
+
+    @property
+    def needs_logprobs(self) -> bool:
+        """Whether the client gets logprobs or continuations are chosen by them."""
+        return self.params.logprobs is not None or self.num_sequences > self.n
+
+    @property
     def min_tokens(self) -> int:
         """Tokens before which nothing ends a continuation."""
         return self.params.min_tokens or 0
@@ -98,6 +115,11 @@ class Validator:
     def __init__(self, tokenizer: ModelTokenizer, limits: ModelLimits) -> None:
         self._tokenizer = tokenizer
         self.limits = limits
+        self._grammars = GrammarCompiler(tokenizer.file, limits.vocab_size, tokenizer.eos_token_ids)
+
+    async def close(self) -> None:
+        """Ends the process that compiles grammars, if there is one."""
+        await self._grammars.close()
 
     def check_model(self, model: str | None) -> None:
         """Raises ModelNotFoundError for a model that is not served; None and "" stand for the one that is."""
@@ -114,10 +136,13 @@ class Validator:
             raise InvalidRequestError(f"token ids outside of [0, {size}): {named}", field=field)
 
     async def encode(
-        self, prompt: str | ChatPrompt, *, field: str, add_special_tokens: bool | None = None
+        self, prompt: str | ChatPrompt, *, field: str, add_special_tokens: bool | None = None, truncates: bool = False
     ) -> list[int]:
-        """The token ids of a text or a chat; see RequestContext. Raises InvalidRequestError."""
-        _, token_ids = await self._tokenize(prompt, field, add_special_tokens)
+        """The token ids of a text or a chat; see RequestContext. Raises InvalidRequestError.
+
+        `truncates`: only the last tokens will be used, so that the text may be of any length.
+        """
+        _, token_ids = await self._tokenize(prompt, field, add_special_tokens, truncates=truncates)
         return token_ids
 
     async def validate(
@@ -133,8 +158,8 @@ class Validator:
 
         Without max_tokens it may fill the context, or `default_max_tokens` if that is given and less.
 
-        Raises InvalidRequestError for empty prompts, unknown token ids and parameters beyond the server's
-        limits, ContextLengthError for what does not fit the context.
+        Raises InvalidRequestError for empty prompts, unknown token ids, parameters beyond the server's limits and
+        constraints that cannot be enforced, ContextLengthError for what does not fit the context.
         """
         self._check_params(params)
         if isinstance(prompt, (str, ChatPrompt)):
@@ -150,7 +175,17 @@ class Validator:
         room = self._check_length(len(token_ids), params.max_tokens, field)
         max_tokens = room if default_max_tokens is None else min(room, default_max_tokens)
         resolved = params.resolved(self._tokenizer.generation_defaults, max_tokens)
-        return ValidRequest(context, text, token_ids, resolved, self._tokenizer.eos_token_ids)
+        if resolved.use_beam_search:
+            resolved = without_sampling(resolved)
+        constraints = executor_pb2.Constraints()
+        if resolved.bad_words:
+            sequences = await bad_word_sequences(self._tokenizer, resolved.bad_words)
+            constraints.bad_words.extend(map(pack_u32, sequences))
+        if params.structured_outputs is not None:
+            rules.check_combination(params)
+            constraints.grammar = await self._grammars.compile(params.structured_outputs)
+            resolved = rules.adapt(resolved)
+        return ValidRequest(context, text, token_ids, resolved, self._tokenizer.eos_token_ids, constraints)
 
     def truncate(self, token_ids: list[int], keep: int | None, max_tokens: int | None) -> list[int]:
         """The last `keep` tokens of a prompt. -1 keeps as many as leave room for max_tokens (or one); None keeps all.
@@ -191,15 +226,18 @@ class Validator:
 
     def _check_params(self, params: SamplingParams) -> None:
         limits = self.limits
-        if params.n is not None and params.n > limits.max_num_seqs:
-            message = f"n must be at most {limits.max_num_seqs} (the server's max_num_seqs), not {params.n}"
-            raise InvalidRequestError(message, field="n")
+        for name, value in (("n", params.n), ("best_of", params.best_of)):
+            if value is not None and value > limits.max_num_seqs:
+                message = f"{name} must be at most {limits.max_num_seqs} (the server's max_num_seqs), not {value}"
+                raise InvalidRequestError(message, field=name)
         for name, count in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
             if count is not None and count > limits.max_logprobs:
                 message = f"{name} must be at most {limits.max_logprobs}, not {count}"
                 raise InvalidRequestError(message, field=name)
         self.check_token_ids(params.stop_token_ids or (), "stop_token_ids")
         self.check_token_ids(list(params.logit_bias or ()), "logit_bias")
+        self.check_token_ids(params.allowed_token_ids or (), "allowed_token_ids")
+        check_beam_search(params, limits, self._tokenizer.eos_token_ids)
 
     @property
     def _most_characters(self) -> int:

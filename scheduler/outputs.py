@@ -36,6 +36,16 @@ class StepEvents:
     # What else was read off the step.
     prompt_logprobs: list[tuple[Request, executor_pb2.PromptLogprobs]] = field(default_factory=list)
     embeddings: list[tuple[Request, bytes]] = field(default_factory=list)
+    # Requests that cannot go on, and why; all of their sequences have ended.
+    failed: list[tuple[Request, str]] = field(default_factory=list)
+
+    def add_output(self, sequence: Sequence) -> None:
+        """The whole output of a sequence that has ended."""
+        output = sequence.token_ids[sequence.num_prompt_tokens :]
+        self.sequences.extend([sequence] * len(output))
+        self.positions.extend(range(len(output)))
+        self.token_ids.extend(output)
+        self.finished.append(sequence)
 
 
 class GatewayOutputs:
@@ -124,6 +134,9 @@ class OutputRouter:
         for request, values in events.embeddings:
             if (outputs := self._gateways.get(request.key.gateway_id)) is not None:
                 outputs.of_step(events.step).add_embedding(request, values)
+        for request, reason in events.failed:
+            if (outputs := self._gateways.get(request.key.gateway_id)) is not None:
+                outputs.of_step(events.step).add_failed(request, reason)
 
 
 class _Address:
@@ -192,6 +205,8 @@ class _Columns:
             attempt=request.attempt,
             reason=_FINISH_REASONS[sequence.status],
         )
+        if sequence.beams is not None:
+            finished.cumulative_logprob = sequence.cumulative_logprob
         newest = sequence.token_ids[-1]
         if sequence.status is SequenceStatus.STOPPED and newest in request.params.stop_token_ids:
             finished.stop_token_id = newest
@@ -203,6 +218,9 @@ class _Columns:
 
     def add_embedding(self, request: Request, values: bytes) -> None:
         self._message.embeddings.add(request_key=request.key.number, attempt=request.attempt, values=values)
+
+    def add_failed(self, request: Request, reason: str) -> None:
+        self._message.failed.add(request_key=request.key.number, attempt=request.attempt, message=reason)
 
     def to_proto(self) -> scheduler_pb2.StepOutputs:
         message = self._message

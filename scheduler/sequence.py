@@ -6,11 +6,14 @@ import enum
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from quire.internal.v1 import executor_pb2
 from quire.scheduler.block_pool import Block, CachedPrefix
 from quire.v1 import generate_pb2
+
+if TYPE_CHECKING:
+    from quire.scheduler.beam_group import BeamGroup
 
 
 class SequenceStatus(enum.Enum):
@@ -73,6 +76,8 @@ class Request:
     start_reported: bool = False
     # Leading tokens of the prompt whose logprobs are known; the first has none.
     num_scored_tokens: int = 1
+    # Its reader lags: none of its sequences runs or queues.
+    is_paused: bool = False
     # Tokens that end a sequence. The sampler cannot choose one before min_tokens, so only the token itself counts.
     ending_token_ids: frozenset[int] = field(init=False)
 
@@ -90,6 +95,11 @@ class Request:
         return all(sequence.is_finished for sequence in self.sequences)
 
 
+def arrival_order(priority: int, arrival: int) -> int:
+    """(priority, arrival) as one number, since sequences are compared in every step; arrivals are below 2**64."""
+    return (priority << 64) + arrival
+
+
 class Sequence:
     """One continuation of a request's prompt.
 
@@ -98,8 +108,10 @@ class Sequence:
     """
 
     __slots__ = (
+        "beams",
         "block_hashes",
         "blocks",
+        "cumulative_logprob",
         "decode_end",
         "ending_token_ids",
         "index",
@@ -131,8 +143,11 @@ class Sequence:
     ) -> None:
         self.request = request
         self.index = index
-        # Arrival order; ties between a request's sequences do not exist. The least favoured is the last.
+        # By priority and arrival (`arrival_order`); ties do not exist. The least favoured is the last.
         self.order = order
+        # Of beam search: the beams of the request, and the sum of the output's logprobs.
+        self.beams: BeamGroup | None = None
+        self.cumulative_logprob = 0.0
         self.status = SequenceStatus.WAITING
         self.is_finished = False
         self.token_ids = array("I", prompt_token_ids)

@@ -9,6 +9,7 @@ from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.engine import Engine
 from quire.gateway.generation import Generation
 from quire.gateway.validation import RequestContext, ValidRequest
+from quire.internal.v1 import scheduler_pb2
 from quire.outputs import CompletionDelta, TokenLogprobs, Usage
 from quire.sampling_params import SamplingParams
 
@@ -47,6 +48,10 @@ class ChatRun:
     def num_choices(self) -> int:
         return self._generation.request.n
 
+    @property
+    def prompt_token_ids(self) -> Sequence[int]:
+        return self._generation.request.prompt_token_ids
+
     async def batches(self) -> AsyncGenerator[Sequence[tuple[int, ChatDelta]], None]:
         """(choice, what is new in it), as it comes, for all choices that a step touched.
 
@@ -59,9 +64,9 @@ class ChatRun:
                 self.usages.append(delta.usage)
             yield [(part.index, _text_only(part)) for part in delta.deltas]
 
-    def close(self) -> None:
+    def close(self, reason: scheduler_pb2.AbortReason.ValueType = scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED) -> None:
         """Aborts what still runs."""
-        self._generation.close()
+        self._generation.close(reason)
 
 
 def _text_only(part: CompletionDelta) -> ChatDelta:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from quire.errors import InvalidRequestError
+from quire.gateway.openai.structured import StructuredFields
 from quire.gateway.request_ids import REQUEST_ID_PATTERN
 from quire.gateway.validation import RequestContext
 from quire.sampling_params import MAX_STOP_STRINGS, SamplingParams, number_schemas
@@ -38,9 +39,7 @@ _IGNORED = frozenset(
 # Known fields that are not implemented, and their values that ask for nothing; so does null.
 _NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "add_generation_prompt": (True,),
-    "allowed_token_ids": (),
     "audio": (),
-    "bad_words": ([],),
     "chat_template": (),
     "chat_template_kwargs": ({},),
     "detokenize": (True,),
@@ -50,13 +49,8 @@ _NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "echo": (False,),
     "function_call": ("none",),
     "functions": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "include_reasoning": (True,),
     "kv_transfer_params": ({},),
-    "length_penalty": (1.0, 1),
     "logits_processors": ([],),
     "logprob_token_ids": (),
     "media_io_kwargs": ({},),
@@ -67,7 +61,6 @@ _NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "prompt_embeds": (),
     "reasoning_effort": ("none",),
     "repetition_detection": (),
-    "response_format": ({"type": "text"},),
     "return_mm_kwargs": (True,),
     "return_prompt_text": (False,),
     "return_token_offsets": (False,),
@@ -75,13 +68,11 @@ _NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     # Texts have spaces where their tokens have them.
     "spaces_between_special_tokens": (True, False),
     "stream_interval": (1,),
-    "structured_outputs": (),
     "suffix": ("",),
     "thinking_token_budget": (-1,),
     "tool_choice": ("none",),
     "tools": ([],),
     "truncation_side": ("left",),
-    "use_beam_search": (False,),
     "verbosity": ("medium",),
     "vllm_xargs": ({},),
     "watermarking": (False,),
@@ -102,6 +93,7 @@ def _integer(value: object) -> object:
 
 
 Integer = Annotated[int, BeforeValidator(_integer)]
+EarlyStop = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "boolean"}, {"const": "never"}, {"type": "null"}]})]
 Stop = Annotated[Any, WithJsonSchema(_STOP_SCHEMA)]
 
 
@@ -132,7 +124,7 @@ def _tell_the_rest(schema: dict[str, Any]) -> None:
     schema["additionalProperties"] = False
 
 
-class OpenAIRequest(BaseModel):
+class OpenAIRequest(StructuredFields):
     """What both endpoints share; the extensions to OpenAI's fields are vLLM's."""
 
     # `extra` so that check_extra can tell unknown fields from those that are not implemented.
@@ -160,6 +152,11 @@ class OpenAIRequest(BaseModel):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: EarlyStop = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[Integer] | None = None
     truncate_prompt_tokens: Integer | None = None
     prompt_logprobs: Integer | None = None
     add_special_tokens: bool | None = None
@@ -204,14 +201,21 @@ class OpenAIRequest(BaseModel):
 
     def _names(self) -> dict[str, str]:
         """Fields of SamplingParams that the client calls by another name."""
-        return {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+        names = {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+        return names | self._structured_names()
 
     def _max_tokens(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     def _sampling_params(self, logprobs: int | None) -> SamplingParams:
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            raise InvalidRequestError("best_of other than n is not supported", field="best_of")
+        if self.stream and self.use_beam_search:
+            raise InvalidRequestError(
+                "beam search cannot be streamed: its outputs are known at the end", field="stream"
+            )
+        if self.stream and self.best_of is not None and self.best_of != (self.n or 1):
+            raise InvalidRequestError(
+                "best_of must equal n in a stream: the best are known at the end", field="best_of"
+            )
         return SamplingParams(
             n=self.n,
             max_tokens=self._max_tokens(),
@@ -233,6 +237,13 @@ class OpenAIRequest(BaseModel):
             include_stop_str_in_output=self.include_stop_str_in_output,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
             prompt_logprobs=self.prompt_logprobs,
+            best_of=self.best_of,
+            use_beam_search=self.use_beam_search,
+            length_penalty=self.length_penalty,
+            early_stopping=self.early_stopping,
+            bad_words=self.bad_words,
+            allowed_token_ids=self.allowed_token_ids,
+            structured_outputs=self._structured_outputs(),
         )
 
 

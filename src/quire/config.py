@@ -139,6 +139,9 @@ class SchedulingOptions(_Settings):
     max_num_batched_tokens: int = Field(
         512, ge=1, description="Token budget of a step; longer prompts are computed in chunks."
     )
+    scheduling_policy: Literal["fcfs", "priority"] = Field(
+        "fcfs", description="Order of requests: by arrival, or by their priority (lowest first) and then arrival."
+    )
     step_transport: StepTransport = Field(
         "auto", description="How steps reach an executor; auto: through shared memory on this host, else over gRPC."
     )

@@ -14,13 +14,14 @@ from msgspec import Struct
 from quire.v1 import generate_pb2
 
 # stop: a stop string, a stop token or an end-of-sequence token. length: max_tokens or the end of the context.
-# abort: cancelled by the client or by the server.
-FinishReason = Literal["stop", "length", "abort"]
+# abort: cancelled by the client or by the server. tool_calls: only of a chat, whose turn is complete and calls tools.
+FinishReason = Literal["stop", "length", "abort", "tool_calls"]
 
 _FROM_PROTO: dict[int, FinishReason] = {
     generate_pb2.FINISH_REASON_STOP: "stop",
     generate_pb2.FINISH_REASON_LENGTH: "length",
     generate_pb2.FINISH_REASON_ABORT: "abort",
+    generate_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
 _TO_PROTO = {reason: number for number, reason in _FROM_PROTO.items()}
 
@@ -81,6 +82,8 @@ class CompletionDelta(Struct, frozen=True):
     finish_reason: FinishReason | None = None
     # The stop string or stop token of the request that ended it; None after an end-of-sequence token.
     stop_reason: str | int | None = None
+    # Of beam search and best_of, at the end: the sum of all its tokens' logprobs.
+    cumulative_logprob: float | None = None
 
 
 def merge_deltas(deltas: Sequence[CompletionDelta]) -> CompletionDelta:
@@ -93,6 +96,7 @@ def merge_deltas(deltas: Sequence[CompletionDelta]) -> CompletionDelta:
         logprobs=None if last.logprobs is None else [position for delta in deltas for position in delta.logprobs or ()],
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
+        cumulative_logprob=last.cumulative_logprob,
     )
 
 
@@ -104,6 +108,25 @@ class GenerationDelta(Struct, frozen=True):
     usage: Usage | None = None
     # Only on the first one, if asked for: an entry per token of the prompt, None for the first.
     prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingOutput:
+    """A vector of length 1."""
+
+    embedding: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequestOutput:
+    """A prompt and its embedding."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    outputs: EmbeddingOutput
+    # Prompt tokens whose KV came from the prefix cache.
+    num_cached_tokens: int
+    finished: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +195,8 @@ class RequestOutput:
             output.logprobs.extend(_by_token_id(position, decode) for position in part.logprobs)
             total = sum(position.logprob for position in part.logprobs)
             output.cumulative_logprob = (output.cumulative_logprob or 0.0) + total
+        if part.cumulative_logprob is not None:
+            output.cumulative_logprob = part.cumulative_logprob
         if part.finish_reason is not None:
             output.finish_reason = part.finish_reason
             output.stop_reason = part.stop_reason

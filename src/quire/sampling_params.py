@@ -24,7 +24,7 @@ _U32_MAX = 2**32 - 1
 _U64_MAX = 2**64 - 1
 # Nothing in the mathematics ends here, but nothing sensible lies beyond.
 _MAX_REPETITION_PENALTY = 100.0
-_MAX_LENGTH_PENALTY = 100.0
+_MAX_LENGTH_PENALTY = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class SamplingParams:
             )
 
     def _check_early_stopping(self) -> None:
-        if self.early_stopping not in (None, True, False, "never"):
+        if not isinstance(self.early_stopping, bool | None) and self.early_stopping != "never":
             message = f'early_stopping must be true, false or "never", not {self.early_stopping!r}'
             raise InvalidRequestError(message, field="early_stopping")
 

@@ -18,8 +18,9 @@ from support.gateway_fixtures import Gateway
 
 from quire.errors import CheckpointError, ContextLengthError, InvalidRequestError, QuireError, ServiceUnavailableError
 from quire.gateway.engine import Engine
-from quire.gateway.pooling import PoolingParams, cosine_similarity, own_pooling, unit_vector
+from quire.gateway.pooling import cosine_similarity, own_pooling, unit_vector
 from quire.gateway.validation import RequestContext
+from quire.pooling_params import PoolingParams
 from quire.v1 import generate_pb2, generate_pb2_grpc
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -106,6 +107,7 @@ async def test_one_bad_input_refuses_all(
     ("params", "field"),
     [
         ({"dimensions": 0}, "dimensions"),
+        ({"pooling": "max"}, "pooling"),
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
         ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
     ],

@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support.fake_executor import true_embedding
 from support.scheduling import Bench
 
+from quire.errors import InvalidRequestError
 from quire.v1 import generate_pb2
 
 NONE = generate_pb2.POOLING_TYPE_UNSPECIFIED
@@ -16,7 +17,7 @@ MAX_IN_FLIGHT = 3
 
 
 class RandomHistories(RuleBasedStateMachine):
-    """Arrivals, aborts, forks and preemptions in any order, with any number of steps in flight."""
+    """Arrivals, aborts, pauses, forks and preemptions in any order, with any number of steps in flight."""
 
     @initialize(
         num_blocks=st.integers(8, 24),
@@ -35,6 +36,7 @@ class RandomHistories(RuleBasedStateMachine):
             max_model_len=num_blocks * block_size,
             num_lanes=num_lanes,
             prefix_caching=prefix_caching,
+            with_priorities=True,
         )
         self.aborted = set()
         self.capacity = num_blocks * block_size
@@ -46,10 +48,11 @@ class RandomHistories(RuleBasedStateMachine):
         max_tokens=st.integers(1, 12),
         stop=st.sampled_from([(), (7,), (1, 2, 3, 4, 5)]),
         extra_key=st.sampled_from([b"", b"tenant"]),
+        priority=st.sampled_from([0, 0, 1, -1]),
         prompt_logprobs=st.sampled_from([None, None, 3]),
         pooling=st.sampled_from([NONE, NONE, NONE, LAST, MEAN]),
     )
-    def submit(self, shared, own, n, max_tokens, stop, extra_key, prompt_logprobs, pooling):
+    def submit(self, shared, own, n, max_tokens, stop, extra_key, priority, prompt_logprobs, pooling):
         prompt = ([9, 8, 7] * shared)[:shared] + own
         if len(prompt) < self.capacity:
             max_tokens = min(max_tokens, self.capacity - len(prompt))
@@ -59,9 +62,38 @@ class RandomHistories(RuleBasedStateMachine):
                 max_tokens=max_tokens,
                 stop=stop,
                 extra_key=extra_key,
+                priority=priority,
                 prompt_logprobs=None if pooling else prompt_logprobs,
                 pooling=pooling,
             )
+
+    @rule(
+        shared=st.integers(0, 12),
+        own=st.lists(st.integers(0, 3), min_size=1, max_size=6),
+        width=st.integers(1, 4),
+        n=st.integers(1, 2),
+        max_tokens=st.integers(1, 12),
+        stop=st.sampled_from([(), (7,), (1, 2, 3, 4, 5)]),
+        length_penalty=st.sampled_from([0.0, 1.0, -0.5]),
+        early_stopping=st.integers(0, 2),
+    )
+    def submit_beams(self, shared, own, width, n, max_tokens, stop, length_penalty, early_stopping):
+        prompt = ([9, 8, 7] * shared)[:shared] + own
+        if len(prompt) >= self.capacity:
+            return
+        max_tokens = min(max_tokens, self.capacity - len(prompt))
+        try:
+            self.bench.submit_beams(
+                prompt,
+                width,
+                n=min(n, width),
+                max_tokens=max_tokens,
+                stop=stop,
+                length_penalty=length_penalty,
+                early_stopping=early_stopping,
+            )
+        except InvalidRequestError as error:  # might not fit
+            assert error.field in ("best_of", "max_tokens")
 
     @precondition(lambda self: self.bench.scheduler.requests)
     @rule(data=st.data())
@@ -69,8 +101,19 @@ class RandomHistories(RuleBasedStateMachine):
         request = data.draw(st.sampled_from(list(self.bench.scheduler.requests.values())))
         everything = [sequence.index for sequence in request.sequences]
         indices = data.draw(st.sampled_from([[], [0], [everything[-1]]]))
-        self.aborted.update((request.key, index) for index in indices or everything)
+        # A beam search ends as a whole.
+        aborted = everything if request.params.use_beam_search else indices or everything
+        self.aborted.update((request.key, index) for index in aborted)
         self.bench.scheduler.abort(request.key, indices)
+
+    @precondition(lambda self: self.bench.scheduler.requests)
+    @rule(data=st.data(), paused=st.booleans())
+    def set_flow(self, data, paused):
+        key = data.draw(st.sampled_from(list(self.bench.scheduler.requests)))
+        if paused:
+            self.bench.scheduler.pause(key)
+        else:
+            self.bench.scheduler.resume(key)
 
     @rule(lane=st.integers(0, 1))
     def plan(self, lane):
@@ -98,6 +141,8 @@ class RandomHistories(RuleBasedStateMachine):
     def teardown(self):
         if not hasattr(self, "bench"):
             return
+        for key in list(self.bench.scheduler.requests):
+            self.bench.scheduler.resume(key)
         self.bench.drain()
         self.bench.check_idle()
         for entry in self.bench.submitted.values():
@@ -116,4 +161,4 @@ class RandomHistories(RuleBasedStateMachine):
 
 
 TestRandomHistories = RandomHistories.TestCase
-TestRandomHistories.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+TestRandomHistories.settings = settings(max_examples=250, stateful_step_count=60, deadline=None)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
-from support.fake_executor import FakeExecutor, FakeKvMemory, true_output, true_prompt_logprobs
+from support.fake_executor import FakeExecutor, FakeKvMemory, true_hypotheses, true_output, true_prompt_logprobs
 
 from quire.internal.v1 import executor_pb2
+from quire.scheduler.beam_search import BeamSearch
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.scheduler import Scheduler, SchedulerLimits
 from quire.scheduler.sequence import Request, RequestKey, Sequence
@@ -32,6 +34,12 @@ class Submitted:
     embedding: bytes | None = None
 
     def truth(self, index: int) -> list[int]:
+        params = self.request.params
+        if params.use_beam_search:
+            search = BeamSearch(
+                params.best_of, self.stop, 0, self.max_tokens, params.length_penalty, params.early_stopping
+            )
+            return list(true_hypotheses(self.prompt, search)[index].token_ids)
         return true_output(self.prompt, index, self.max_tokens, self.stop)
 
     def check_prompt_logprobs(self) -> None:
@@ -64,9 +72,10 @@ class Bench:
         max_model_len: int = 64,
         num_lanes: int = 1,
         prefix_caching: bool = True,
+        with_priorities: bool = False,
     ) -> None:
         cache = KvCache(num_blocks, block_size, num_lanes=num_lanes, prefix_caching=prefix_caching)
-        limits = SchedulerLimits(max_model_len, max_num_seqs, max_num_batched_tokens)
+        limits = SchedulerLimits(max_model_len, max_num_seqs, max_num_batched_tokens, with_priorities)
         self.scheduler = Scheduler(cache, limits)
         memory = FakeKvMemory(block_size)
         self.lanes = [_Lane(FakeExecutor(memory)) for _ in range(num_lanes)]
@@ -83,18 +92,25 @@ class Bench:
         n: int = 1,
         stop: tuple[int, ...] = (),
         extra_key: bytes = b"",
-        prompt_logprobs: int | None = None,
+        priority: int = 0,
         pooling: generate_pb2.PoolingType.ValueType = generate_pb2.POOLING_TYPE_UNSPECIFIED,
+        **params: Any,
     ) -> Submitted:
-        params = generate_pb2.SamplingParams(
-            n=n, max_tokens=max_tokens, stop_token_ids=stop, prompt_logprobs=prompt_logprobs
-        )
+        message = generate_pb2.SamplingParams(n=n, max_tokens=max_tokens, stop_token_ids=stop, **params)
         key = RequestKey("gateway", len(self.submitted))
-        request = Request(key, f"request-{key.number}", 0, params, frozenset(), extra_key, pooling=pooling)
+        request = Request(
+            key, f"request-{key.number}", 0, message, frozenset(), extra_key, priority=priority, pooling=pooling
+        )
         entry = Submitted(request, prompt, max_tokens, frozenset(stop), {i: [] for i in range(n)})
         self.scheduler.add_request(request, prompt, {i: [] for i in range(n)})
         self.submitted[key] = entry
         return entry
+
+    def submit_beams(
+        self, prompt: list[int], width: int, *, n: int = 1, length_penalty: float = 1.0, **params: Any
+    ) -> Submitted:
+        """A beam search."""
+        return self.submit(prompt, n=n, best_of=width, use_beam_search=True, length_penalty=length_penalty, **params)
 
     def plan(self, lane: int = 0) -> StepPlan | None:
         """Plans a step and sends it."""

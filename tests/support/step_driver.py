@@ -47,6 +47,7 @@ class Planned:
     sequence_index: int = 0
     eos_token_ids: tuple[int, ...] = ()
     pooling: generate_pb2.PoolingType.ValueType = generate_pb2.POOLING_TYPE_UNSPECIFIED
+    constraints: executor_pb2.Constraints | None = None
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     sent_blocks: int = 0
@@ -67,6 +68,7 @@ class Planned:
             sampling_params=self.params,
             eos_token_ids=pack_u32(self.eos_token_ids),
             pooling=self.pooling,
+            constraints=self.constraints,
         )
 
 
