@@ -78,6 +78,7 @@ _NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "watermarking": (False,),
     "web_search_options": (),
 }
+TEXTS_SCHEMA: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
 _STOP_SCHEMA: dict[str, Any] = {
     "anyOf": [
         {"type": "string", "minLength": 1},
