@@ -15,6 +15,8 @@ from quire.errors import QuireError, ServiceUnavailableError
 from quire.gateway.engine import Engine
 from quire.gateway.openai.errors import error_response, install_error_handlers
 from quire.gateway.openai.protocol import body_schemas
+from quire.gateway.openai.responses.routes import BODIES as RESPONSES_BODIES
+from quire.gateway.openai.responses.routes import responses_routes
 from quire.gateway.openai.routes import BODIES, generation_routes
 
 logger = logging.getLogger(__name__)
@@ -26,9 +28,11 @@ def create_app(engine: Engine) -> FastAPI:
     """The application for one served model."""
     app = _Application(title="Quire", version=__version__, description="OpenAI-compatible REST API of Quire.")
     install_error_handlers(app)
-    routes = generation_routes(engine)
-    app.include_router(routes)
-    app.short_ways = {route.path: route.endpoint for route in routes.routes if isinstance(route, APIRoute)}
+    routers = [generation_routes(engine), responses_routes(engine)]
+    for router in routers:
+        app.include_router(router)
+    routes = [route for router in routers for route in router.routes]
+    app.short_ways = {route.path: route.endpoint for route in routes if isinstance(route, APIRoute)}
 
     @app.get("/v1/models", tags=["models"])
     async def list_models() -> dict[str, Any]:
@@ -83,7 +87,7 @@ class _Application(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         schema = super().openapi()
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(body_schemas(BODIES))
+        schema.setdefault("components", {}).setdefault("schemas", {}).update(body_schemas((*BODIES, *RESPONSES_BODIES)))
         return schema
 
 

@@ -147,7 +147,7 @@ class OpenAIRequest(BaseModel):
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             repetition_penalty=self.repetition_penalty,
-            logit_bias=_biases_by_token(self.logit_bias),
+            logit_bias=biases_by_token(self.logit_bias),
             logprobs=logprobs,
             stop=self.stop,
             stop_token_ids=self.stop_token_ids,
@@ -194,7 +194,8 @@ def check_extra(extra: Mapping[str, object], known: Mapping[str, Sequence[object
             raise InvalidRequestError(f"{prefix}{name} is not supported by this server", field=prefix + name)
 
 
-def _biases_by_token(biases: dict[str, float] | None) -> dict[int, float] | None:
+def biases_by_token(biases: dict[str, float] | None) -> dict[int, float] | None:
+    """`logit_bias` with its keys as token ids. Raises InvalidRequestError for a key that is none."""
     if biases is None:
         return None
     for key in biases:
@@ -207,6 +208,15 @@ def _explain(error: ValidationError) -> InvalidRequestError:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if first["type"] == "json_invalid":
         return InvalidRequestError(f"the body is not valid JSON: {first['msg']}")
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    field = "".join(map(_step, first["loc"])).lstrip(".")
+    if first["type"] == "extra_forbidden":
+        return InvalidRequestError(f"Unrecognized request argument: {field}", field=field)
     message = first["msg"].removeprefix("Value error, ")
     return InvalidRequestError(f"{field}: {message}" if field else message, field=field or None)
+
+
+def _step(part: int | str) -> str:
+    """A step on the way to a field. Pydantic's tags of unions (`<…>`) are none of the client's."""
+    if isinstance(part, int):
+        return f"[{part}]"
+    return "" if part.startswith("<") else f".{part}"
