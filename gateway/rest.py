@@ -12,6 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 from quire import __version__
 from quire.errors import QuireError, ServiceUnavailableError
+from quire.gateway.anthropic.routes import BODIES as ANTHROPIC_BODIES
+from quire.gateway.anthropic.routes import anthropic_routes
 from quire.gateway.engine import Engine
 from quire.gateway.openai.errors import error_response, install_error_handlers
 from quire.gateway.openai.protocol import body_schemas
@@ -28,7 +30,7 @@ def create_app(engine: Engine) -> FastAPI:
     """The application for one served model."""
     app = _Application(title="Quire", version=__version__, description="OpenAI-compatible REST API of Quire.")
     install_error_handlers(app)
-    routers = [generation_routes(engine), responses_routes(engine)]
+    routers = [generation_routes(engine), responses_routes(engine), anthropic_routes(engine)]
     for router in routers:
         app.include_router(router)
     routes = [route for router in routers for route in router.routes]
@@ -87,7 +89,8 @@ class _Application(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         schema = super().openapi()
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(body_schemas((*BODIES, *RESPONSES_BODIES)))
+        bodies = body_schemas((*BODIES, *RESPONSES_BODIES, *ANTHROPIC_BODIES))
+        schema.setdefault("components", {}).setdefault("schemas", {}).update(bodies)
         return schema
 
 

@@ -8,7 +8,7 @@ from quire.gateway.chat.deltas import ChatDelta
 from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.engine import Engine
 from quire.gateway.generation import Generation
-from quire.gateway.validation import RequestContext
+from quire.gateway.validation import RequestContext, ValidRequest
 from quire.outputs import CompletionDelta, Usage
 from quire.sampling_params import SamplingParams
 
@@ -35,6 +35,11 @@ class ChatRun:
         """Validates a chat and queues it; `field` is what the client calls its messages. Raises QuireError."""
         valid = await engine.validator.validate(prompt, params, context, field=field)
         return cls(await engine.submit(valid))
+
+    @property
+    def requests(self) -> Sequence[ValidRequest]:
+        """Its only one."""
+        return [self._generation.request]
 
     @property
     def num_choices(self) -> int:

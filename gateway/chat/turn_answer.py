@@ -10,12 +10,26 @@ from typing import Protocol
 from fastapi import Response
 
 from quire.errors import QuireError, RequestAbortedError
-from quire.gateway.chat.run import ChatRun
+from quire.gateway.chat.deltas import ChatDelta
 from quire.gateway.chat.turn import BlockEvent, Turn
 from quire.gateway.streaming import EventStream
 from quire.outputs import Usage
 
 logger = logging.getLogger(__name__)
+
+
+class TurnSource(Protocol):
+    """A running chat of one choice; see ChatRun."""
+
+    @property
+    def usages(self) -> Sequence[Usage]:
+        """Its only one, once it has ended."""
+
+    def batches(self) -> AsyncGenerator[Sequence[tuple[int, ChatDelta]], None]:
+        """(choice, what is new in it). Raises the QuireError that ends the run."""
+
+    def close(self) -> None:
+        """Aborts what still runs."""
 
 
 class TurnWriter(Protocol):
@@ -37,7 +51,7 @@ class TurnWriter(Protocol):
         """The events that end a stream which failed."""
 
 
-async def answer_turn(run: ChatRun, writer: TurnWriter, *, stream: bool) -> Response:
+async def answer_turn(run: TurnSource, writer: TurnWriter, *, stream: bool) -> Response:
     """Answers with the run's only choice, and ends the run. Raises QuireError for a whole answer that fails."""
     if stream:
         return EventStream(_events(run, writer), run.close)
@@ -47,7 +61,7 @@ async def answer_turn(run: ChatRun, writer: TurnWriter, *, stream: bool) -> Resp
         run.close()
 
 
-async def _whole(run: ChatRun, writer: TurnWriter) -> bytes:
+async def _whole(run: TurnSource, writer: TurnWriter) -> bytes:
     turn = Turn()
     async with contextlib.aclosing(run.batches()) as batches:
         async for batch in batches:
@@ -57,7 +71,7 @@ async def _whole(run: ChatRun, writer: TurnWriter) -> bytes:
     return writer.whole(turn, run.usages[0])
 
 
-async def _events(run: ChatRun, writer: TurnWriter) -> AsyncGenerator[bytes, None]:
+async def _events(run: TurnSource, writer: TurnWriter) -> AsyncGenerator[bytes, None]:
     turn = Turn()
     yield writer.opening()
     try:

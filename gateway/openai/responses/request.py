@@ -111,7 +111,8 @@ class ResponsesRequest(Options):
     def in_its_words(self) -> Iterator[None]:
         """Makes errors inside the block name a field as this request does."""
         names = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs", "messages": "input"}
-        with renamed_fields({**names, "structured_outputs": "text.format"}):
+        schema = {"structured_outputs": "text.format", "structured_outputs.json": "text.format.schema"}
+        with renamed_fields({**names, **schema}):
             yield
 
     def chat(self) -> ChatPrompt:
