@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from quire.gateway.chat.turn import Block, Turn
+from quire.gateway.chat.blocks import Block, TurnBlocks
 from quire.outputs import Usage
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
@@ -54,7 +54,7 @@ class MessageUsage(Struct):
     output_tokens_details: OutputTokensDetails | None = None
 
     @classmethod
-    def of(cls, turn: Turn, usage: Usage) -> MessageUsage:
+    def of(cls, turn: TurnBlocks, usage: Usage) -> MessageUsage:
         """At the end."""
         details = OutputTokensDetails(turn.reasoning_tokens)
         fresh = usage.prompt_tokens - usage.cached_tokens
@@ -87,7 +87,7 @@ def content(block: Block) -> Content:
     return TextContent(block.text) if block.kind == "text" else ThinkingContent(block.text)
 
 
-def stop_of(turn: Turn) -> tuple[StopReason, str | None]:
+def stop_of(turn: TurnBlocks) -> tuple[StopReason, str | None]:
     """Why the turn ended, and the stop sequence if it was one."""
     if turn.finish_reason == "tool_calls":
         return "tool_use", None

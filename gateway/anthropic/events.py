@@ -16,7 +16,7 @@ from quire.gateway.anthropic.answer import (
     stop_of,
 )
 from quire.gateway.anthropic.errors import error_frame
-from quire.gateway.chat.turn import BlockEvent, BlockGrew, BlockKind, BlockStarted, Turn
+from quire.gateway.chat.blocks import BlockEvent, BlockGrew, BlockKind, BlockStarted, TurnBlocks
 from quire.gateway.sse import encode, named_event
 from quire.outputs import Usage
 
@@ -104,7 +104,7 @@ class MessageWriter:
         self._model = model
         self._prompt_tokens = prompt_tokens
 
-    def whole(self, turn: Turn, usage: Usage) -> bytes:
+    def whole(self, turn: TurnBlocks, usage: Usage) -> bytes:
         """See TurnWriter."""
         reason, sequence = stop_of(turn)
         return encode(
@@ -127,12 +127,12 @@ class MessageWriter:
         """See TurnWriter."""
         return b"".join([named_event(_event(event)) for event in events])
 
-    def closing(self, turn: Turn, usage: Usage) -> bytes:
+    def closing(self, turn: TurnBlocks, usage: Usage) -> bytes:
         """See TurnWriter."""
         ending = MessageDelta(Stop(*stop_of(turn)), MessageUsage.of(turn, usage))
         return named_event(ending) + named_event(MessageStop())
 
-    def failure(self, turn: Turn, error: Exception) -> bytes:
+    def failure(self, turn: TurnBlocks, error: Exception) -> bytes:
         """See TurnWriter."""
         return named_event(error_frame(error, self._request_id))
 

@@ -10,8 +10,8 @@ from typing import Protocol
 from fastapi import Response
 
 from quire.errors import QuireError, RequestAbortedError
+from quire.gateway.chat.blocks import BlockEvent, TurnBlocks
 from quire.gateway.chat.deltas import ChatDelta
-from quire.gateway.chat.turn import BlockEvent, Turn
 from quire.gateway.streaming import EventStream
 from quire.outputs import Usage
 
@@ -35,7 +35,7 @@ class TurnSource(Protocol):
 class TurnWriter(Protocol):
     """How an API writes a turn: `whole`, or `opening`, `events`, and `closing` or `failure`. All give bytes."""
 
-    def whole(self, turn: Turn, usage: Usage) -> bytes:
+    def whole(self, turn: TurnBlocks, usage: Usage) -> bytes:
         """The JSON of a whole answer."""
 
     def opening(self) -> bytes:
@@ -44,10 +44,10 @@ class TurnWriter(Protocol):
     def events(self, events: Sequence[BlockEvent]) -> bytes:
         """The events of what is new."""
 
-    def closing(self, turn: Turn, usage: Usage) -> bytes:
+    def closing(self, turn: TurnBlocks, usage: Usage) -> bytes:
         """The events after the last block."""
 
-    def failure(self, turn: Turn, error: Exception) -> bytes:
+    def failure(self, turn: TurnBlocks, error: Exception) -> bytes:
         """The events that end a stream which failed."""
 
 
@@ -62,7 +62,7 @@ async def answer_turn(run: TurnSource, writer: TurnWriter, *, stream: bool) -> R
 
 
 async def _whole(run: TurnSource, writer: TurnWriter) -> bytes:
-    turn = Turn()
+    turn = TurnBlocks()
     async with contextlib.aclosing(run.batches()) as batches:
         async for batch in batches:
             for _, delta in batch:
@@ -72,7 +72,7 @@ async def _whole(run: TurnSource, writer: TurnWriter) -> bytes:
 
 
 async def _events(run: TurnSource, writer: TurnWriter) -> AsyncGenerator[bytes, None]:
-    turn = Turn()
+    turn = TurnBlocks()
     yield writer.opening()
     try:
         async with contextlib.aclosing(run.batches()) as batches:
@@ -87,7 +87,7 @@ async def _events(run: TurnSource, writer: TurnWriter) -> AsyncGenerator[bytes, 
         yield writer.failure(turn, error)
 
 
-def _check_ended(turn: Turn) -> None:
+def _check_ended(turn: TurnBlocks) -> None:
     """Raises RequestAbortedError for a turn that the server ended early."""
     if turn.finish_reason == "abort":
         raise RequestAbortedError("the server aborted the request")

@@ -9,7 +9,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from quire.errors import QuireError
-from quire.gateway.chat.turn import Block, Turn
+from quire.gateway.chat.blocks import Block, TurnBlocks
 from quire.gateway.openai.chat import TokenLogprobFrame, TopLogprob
 from quire.gateway.openai.frames import finite
 from quire.gateway.openai.responses.items import ItemStatus
@@ -69,7 +69,7 @@ class ResponseAnswer:
             user=request.user,
         )
 
-    def ended(self, turn: Turn, usage: Usage) -> ResponseObject:
+    def ended(self, turn: TurnBlocks, usage: Usage) -> ResponseObject:
         """With all items."""
         is_cut = turn.finish_reason == "length"
         return replace(
@@ -81,7 +81,7 @@ class ResponseAnswer:
             usage=_usage(turn, usage),
         )
 
-    def failed(self, turn: Turn, error: QuireError) -> ResponseObject:
+    def failed(self, turn: TurnBlocks, error: QuireError) -> ResponseObject:
         """With what there is."""
         return replace(
             self.running,
@@ -128,7 +128,7 @@ class ResponseAnswer:
         return self._vocabulary.text_of(token_id), finite(logprob), list(self._vocabulary.bytes_of(token_id))
 
 
-def _usage(turn: Turn, usage: Usage) -> ResponseUsage:
+def _usage(turn: TurnBlocks, usage: Usage) -> ResponseUsage:
     return ResponseUsage(
         usage.prompt_tokens,
         InputTokensDetails(usage.cached_tokens),

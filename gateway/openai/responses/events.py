@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from msgspec import Struct
 
 from quire.errors import QuireError
-from quire.gateway.chat.turn import Block, BlockEnded, BlockEvent, BlockGrew, BlockStarted, Turn
+from quire.gateway.chat.blocks import Block, BlockEnded, BlockEvent, BlockGrew, BlockStarted, TurnBlocks
 from quire.gateway.openai.chat import TokenLogprobFrame
 from quire.gateway.openai.responses.answer import ResponseAnswer
 from quire.gateway.openai.responses.objects import OutputItem, ReasoningPart, ResponseObject, TextPart
@@ -147,7 +147,7 @@ class ResponseWriter:
         self._answer = answer
         self._num_events = 0
 
-    def whole(self, turn: Turn, usage: Usage) -> bytes:
+    def whole(self, turn: TurnBlocks, usage: Usage) -> bytes:
         """See TurnWriter."""
         return encode(self._answer.ended(turn, usage))
 
@@ -160,13 +160,13 @@ class ResponseWriter:
         """See TurnWriter."""
         return b"".join([self._write(written) for event in events for written in self._events(event)])
 
-    def closing(self, turn: Turn, usage: Usage) -> bytes:
+    def closing(self, turn: TurnBlocks, usage: Usage) -> bytes:
         """See TurnWriter."""
         response = self._answer.ended(turn, usage)
         last = ResponseCompleted if response.status == "completed" else ResponseIncomplete
         return self._write(last(response=response))
 
-    def failure(self, turn: Turn, error: Exception) -> bytes:
+    def failure(self, turn: TurnBlocks, error: Exception) -> bytes:
         """See TurnWriter; what is not a QuireError is a defect, and its text stays inside."""
         if not isinstance(error, QuireError):
             error = QuireError("internal error")

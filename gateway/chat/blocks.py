@@ -64,7 +64,7 @@ class BlockEnded:
 BlockEvent = BlockStarted | BlockGrew | BlockEnded
 
 
-class Turn:
+class TurnBlocks:
     """Takes the deltas of one choice and cuts them into blocks, of which one at a time is open.
 
     A delta's tokens count for the last block that it adds to. Tokens that say nothing (the mark of a thought's start,

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from support.fake_chat import WHOLE_TURN, calls, ends, says, thinks
 
+from quire.gateway.chat.blocks import Block, BlockEnded, BlockEvent, BlockGrew, BlockStarted, TurnBlocks
 from quire.gateway.chat.deltas import ChatDelta, ToolCallDelta
-from quire.gateway.chat.turn import Block, BlockEnded, BlockEvent, BlockGrew, BlockStarted, Turn
 from quire.outputs import TokenLogprobs
 
 
-def told(turn: Turn, deltas: list[ChatDelta]) -> list[tuple[str, int, str]]:
+def told(turn: TurnBlocks, deltas: list[ChatDelta]) -> list[tuple[str, int, str]]:
     """(what happened, block, text) of all events."""
     events: list[BlockEvent] = [event for delta in deltas for event in turn.add(delta)]
     names = {BlockStarted: "start", BlockGrew: "grow", BlockEnded: "end"}
@@ -19,7 +19,7 @@ def shown(blocks: list[Block]) -> list[tuple[str, str, str, str]]:
 
 
 def test_blocks_come_one_after_the_other() -> None:
-    turn = Turn()
+    turn = TurnBlocks()
     assert told(turn, WHOLE_TURN) == [
         ("start", 0, ""),
         ("grow", 0, "Let me "),
@@ -48,7 +48,7 @@ def test_blocks_come_one_after_the_other() -> None:
 
 
 def test_one_delta_may_hold_it_all() -> None:
-    turn = Turn()
+    turn = TurnBlocks()
     call_a, call_b = ToolCallDelta(0, "{}", "a", "f"), ToolCallDelta(1, "[]", "b", "g")
     delta = ChatDelta(
         0, content="text", reasoning_content="thought", tool_calls=[call_a, call_b], finish_reason="tool_calls"
@@ -63,25 +63,25 @@ def test_one_delta_may_hold_it_all() -> None:
 
 
 def test_text_after_a_call_is_a_block_of_its_own() -> None:
-    turn = Turn()
+    turn = TurnBlocks()
     told(turn, [says("a"), calls(0, "{}", "id", "f"), says("b"), ends()])
     assert [block.kind for block in turn.blocks] == ["text", "call", "text"]
 
 
 def test_a_cut_leaves_the_last_block_incomplete() -> None:
-    turn = Turn()
+    turn = TurnBlocks()
     told(turn, [says("a"), calls(0, '{"x', "id", "f"), ends("length")])
     assert [block.complete for block in turn.blocks] == [True, False]
 
 
 def test_an_empty_turn_has_no_blocks() -> None:
-    turn = Turn()
+    turn = TurnBlocks()
     assert told(turn, [ends(stop_reason="\n")]) == []
     assert (turn.blocks, turn.finish_reason, turn.stop_reason) == ([], "stop", "\n")
 
 
 def test_silent_tokens_count_for_what_comes_next() -> None:
-    turn = Turn()
+    turn = TurnBlocks()
     silent = ChatDelta(0, token_ids=[5, 6])
     told(turn, [silent, thinks("hm", tokens=3), silent, says("well"), silent, ends()])
     assert [block.num_tokens for block in turn.blocks] == [5, 3]
@@ -92,7 +92,7 @@ def test_logprobs_are_those_of_the_text() -> None:
     def entry(token_id: int) -> list[TokenLogprobs]:
         return [TokenLogprobs(token_id, -0.5)]
 
-    turn = Turn()
+    turn = TurnBlocks()
     deltas = [
         ChatDelta(0, reasoning_content="hm", token_ids=[1], logprobs=entry(1)),
         ChatDelta(0, token_ids=[2], logprobs=entry(2)),
