@@ -6,6 +6,8 @@
     model_runner.py    one step: block copies, the forward pass, sampling
     sequence.py        what is kept of the sequences between steps, in arrays by slot
     sampling_table.py  their sampling parameters
+    token_masks.py     bit masks of the tokens that a row may get
+    structured.py      their grammars: what the next token may be
     input_batch.py     a step plan and the sequences it names → arrays and tensors
     kv_cache.py        the KV pool as one key view and one value view per layer
     native_decoder.py  the forward pass on a CPU: one native call for a whole step

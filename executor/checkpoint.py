@@ -18,8 +18,8 @@ from quire.errors import CheckpointError
 _SINGLE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 _WEIGHT_TYPES: Final = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-# What an executor reads; the gateway fetches the tokeniser for itself.
-_HUB_PATTERNS: Final = ("config.json", "model.safetensors", "model-*.safetensors", _INDEX)
+# What an executor reads; structured output needs the tokenizer.
+_HUB_PATTERNS: Final = ("config.json", "model.safetensors", "model-*.safetensors", _INDEX, "tokenizer.json")
 
 
 def locate_checkpoint(model: str, revision: str | None) -> Path:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -39,6 +40,8 @@ class Model:
     """A decoder with its weights on its device."""
 
     name: str
+    # Of the checkpoint.
+    folder: Path
     decoder: Decoder | NativeDecoder
     dtype: torch.dtype
     kv_cache_dtype: torch.dtype
@@ -86,7 +89,7 @@ def load_model(settings: ExecutorSettings) -> Model:
         checkpoint.close()
     identity = _identity(config, dtype, kv_cache_dtype, formats, device)
     fingerprint = hashlib.sha256(identity.encode() + content).digest()
-    return Model(settings.model, decoder, dtype, kv_cache_dtype, device, max_model_len, fingerprint)
+    return Model(settings.model, folder, decoder, dtype, kv_cache_dtype, device, max_model_len, fingerprint)
 
 
 def _formats(quantization: str | None, dtype: torch.dtype, device: torch.device) -> WeightFormats | None:

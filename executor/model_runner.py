@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from quire import kernels
 from quire.errors import KvPoolError
 from quire.executor.input_batch import PlanRows, build_input_batch, update_block_tables
 from quire.executor.kv_cache import KvCache, check_layout, check_model
 from quire.executor.model import Model
 from quire.executor.sequence import SequenceTable
+from quire.executor.structured import GrammarTable, StepMasks
 from quire.internal.v1 import executor_pb2
 from quire.kernels import SampledTokens, SamplingBatch
 from quire.kv_pool import KvPool
@@ -30,6 +33,7 @@ class ModelRunner:
         self.model = model
         self.rank = rank
         self.sequences = SequenceTable(model.config.vocab_size)
+        self._grammars = GrammarTable(model.config.vocab_size, model.folder / "tokenizer.json")
         self._cache: KvCache | None = None
         self._epoch: int | None = None
 
@@ -46,6 +50,7 @@ class ModelRunner:
     def detach(self) -> None:
         """Lets go of the pool and forgets every sequence."""
         self.sequences.clear()
+        self._grammars.clear()
         self._cache, self._epoch = None, None
 
     def execute(self, plan: executor_pb2.StepPlan) -> executor_pb2.StepResult:
@@ -57,6 +62,7 @@ class ModelRunner:
         started = time.monotonic_ns()
         cache = self._attached(plan.epoch)
         self.sequences.apply(plan)
+        self._grammars.apply(plan)
         _copy_blocks(plan, cache)
         rows = PlanRows.of(plan, self.sequences)
         update_block_tables(plan, rows, self.sequences)
@@ -73,12 +79,21 @@ class ModelRunner:
                 rows, sequences, cache.block_size, self.model.device, rotary_lengths=decoder.needs_rotary_lengths
             )
             sampling = sequences.sampling_batch(batch.sampled) if len(batch.sampled) else None
-            sampled = decoder.step(batch, cache, sampling)
+            masks = None
+            if (wait_for_masks := self._grammars.begin(batch.sampled, sequences)) is None or sampling is None:
+                sampled = decoder.step(batch, cache, sampling)
+            else:
+                logits = decoder.forward(batch, cache)
+                masks = wait_for_masks()
+                sampling = masks.apply(sampling)
+                sampled = kernels.sample(logits, sampling)
         if sampling is None or sampled is None:
             return
         sequences.append(batch.sampled, sampled.token_ids)
         result.slots = batch.sampled.astype("<u4").tobytes()
         result.token_ids = sampled.token_ids.tobytes()
+        if masks is not None:
+            result.failures.extend(_failures(batch.sampled, masks, sampled))
         if impossible := np.count_nonzero(sampled.impossible):
             logger.warning("step %d: no token of %d sequences has a logit that is a number", result.step, impossible)
         if sampled.logprobs is not None:
@@ -127,6 +142,16 @@ def _copy_blocks(plan: executor_pb2.StepPlan, cache: KvCache) -> None:
             np.frombuffer(plan.copy_sources, dtype="<u4").astype(np.int64),
             np.frombuffer(plan.copy_destinations, dtype="<u4").astype(np.int64),
         )
+
+
+def _failures(
+    slots: NDArray[np.int64], masks: StepMasks, sampled: SampledTokens
+) -> Iterator[executor_pb2.SequenceFailure]:
+    """One message for each row whose grammar failed, or which has no token that its grammar allows."""
+    nothing_left = sampled.impossible & (masks.mask_rows >= 0)
+    for row in sorted({*masks.failures, *np.flatnonzero(nothing_left).tolist()}):
+        reason = masks.failures.get(row, "no token that its grammar allows has a logit that is a number")
+        yield executor_pb2.SequenceFailure(slot=slots[row], message=f"structured output failed: {reason}")
 
 
 def _logprobs(sampling: SamplingBatch, sampled: SampledTokens) -> Iterator[executor_pb2.SampledLogprobs]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from quire.executor.token_masks import Mask, mask_of, restrict
 from quire.internal.v1 import executor_pb2
 from quire.kernels import SAMPLING_ROW, SamplingBatch
 from quire.v1 import generate_pb2
@@ -27,6 +28,8 @@ class SamplingTable:
         self._bias: dict[int, tuple[_Ids, NDArray[np.float32]]] = {}
         # End-of-sequence and stop tokens of the sequences that have min_tokens.
         self._banned: dict[int, _Ids] = {}
+        self._bad_words: dict[int, list[_Ids]] = {}
+        self._allowed: dict[int, Mask] = {}
 
     def grow(self, num_slots: int) -> None:
         """Makes room for as many slots."""
@@ -47,11 +50,16 @@ class SamplingTable:
             eos = np.frombuffer(message.eos_token_ids, "<u4")
             banned = np.union1d(eos, np.array(params.stop_token_ids, np.uint32))
             self._banned[slot] = banned[banned < self._vocab_size].astype(np.int32)
+        if message.constraints.bad_words:
+            words = (np.frombuffer(column, "<u4") for column in message.constraints.bad_words)
+            self._bad_words[slot] = [word.astype(np.int32) for word in words if word[-1] < self._vocab_size]
+        if params.allowed_token_ids:
+            self._allowed[slot] = mask_of(params.allowed_token_ids, self._vocab_size)
 
     def forget(self, slot: int) -> None:
         """Drops a sequence's lists."""
-        self._bias.pop(slot, None)
-        self._banned.pop(slot, None)
+        for lists in (self._bias, self._banned, self._bad_words, self._allowed):
+            lists.pop(slot, None)
 
     def batch(self, slots: NDArray[np.int64], num_tokens: NDArray[np.int64], token_ids: _Ids) -> SamplingBatch:
         """The rows of `slots`.
@@ -68,10 +76,30 @@ class SamplingTable:
             lists["bias_starts"], entries = _select(self._bias, slots)
             lists["bias_ids"] = np.concatenate([np.empty(0, np.int32), *(ids for ids, _ in entries)])
             lists["bias_values"] = np.concatenate([np.empty(0, np.float32), *(values for _, values in entries)])
-        if self._banned:
-            lists["banned_starts"], banned = _select({slot: (ids,) for slot, ids in self._banned.items()}, slots)
+        if self._banned or self._bad_words:
+            banned_now = self._banned | self._bad_words_now(rows, slots, token_ids)
+            lists["banned_starts"], banned = _select({slot: (ids,) for slot, ids in banned_now.items()}, slots)
             lists["banned_ids"] = np.concatenate([np.empty(0, np.int32), *(ids for (ids,) in banned)])
-        return SamplingBatch(rows, token_ids, **lists)
+        batch = SamplingBatch(rows, token_ids, **lists)
+        if not self._allowed:
+            return batch
+        masks = {row: self._allowed[slot] for row, slot in enumerate(slots.tolist()) if slot in self._allowed}
+        return restrict(batch, masks)
+
+    def _bad_words_now(self, rows: NDArray[np.void], slots: NDArray[np.int64], token_ids: _Ids) -> dict[int, _Ids]:
+        """What the sequences with bad words must not get next, by slot; all that is banned for another reason too."""
+        banned_now: dict[int, _Ids] = {}
+        for row, slot in enumerate(slots.tolist()):
+            if (words := self._bad_words.get(slot)) is None:
+                continue
+            start, end = rows["num_prompt_tokens"][row], rows["num_tokens"][row]
+            banned = _last_of_begun(words, token_ids[slot, start:end])
+            if slot in self._banned and end - start < rows["min_tokens"][row]:
+                banned = np.union1d(banned, self._banned[slot])
+            banned_now[slot] = banned
+            # The sampler bans below min_tokens; this list is right at any length.
+            rows["min_tokens"][row] = _LARGEST
+        return banned_now
 
 
 def _row(message: executor_pb2.NewSequence, vocab_size: int) -> tuple[float | int, ...]:
@@ -94,6 +122,16 @@ def _row(message: executor_pb2.NewSequence, vocab_size: int) -> tuple[float | in
         message.slot,
         -1,
     )
+
+
+def _last_of_begun(words: list[_Ids], output: _Ids) -> _Ids:
+    """The last token of each word whose other tokens are the latest of the output."""
+    begun = [word[-1] for word in words if _ends_with(output, word[:-1])]
+    return np.unique(np.array(begun, np.int32))
+
+
+def _ends_with(output: _Ids, tail: _Ids) -> bool:
+    return len(tail) <= len(output) and np.array_equal(output[len(output) - len(tail) :], tail)
 
 
 def _select(lists: Mapping[int, tuple[Any, ...]], slots: NDArray[np.int64]) -> tuple[_Ids, list[tuple[Any, ...]]]:

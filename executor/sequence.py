@@ -49,13 +49,20 @@ class SequenceTable:
         return int(np.count_nonzero(self.num_tokens))
 
     def apply(self, plan: executor_pb2.StepPlan) -> None:
-        """Forgets finished sequences and takes in new ones; a new one replaces what its slot held."""
+        """Forgets finished sequences, takes in new ones and chosen tokens; a new one replaces what its slot held.
+
+        Raises QuireError for a plan that contradicts what is known.
+        """
         for slot in np.frombuffer(plan.finished_slots, "<u4").tolist():
             if slot < len(self.num_tokens):
                 self.num_tokens[slot] = 0
                 self._sampling.forget(slot)
         for message in plan.new_sequences:
             self._put(message)
+        if plan.chosen_slots:
+            self._choose(
+                np.frombuffer(plan.chosen_slots, "<u4").astype(np.int64), np.frombuffer(plan.chosen_token_ids, "<u4")
+            )
 
     def lengths(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """num_tokens of slots, [n]. Raises QuireError for a slot that holds no sequence."""
@@ -96,6 +103,12 @@ class SequenceTable:
         self.token_ids = _with_columns(self.token_ids, int(np.maximum.reduce(lengths)) + 1)
         self.token_ids[slots, lengths] = token_ids
         self.num_tokens[slots] = lengths + 1
+
+    def _choose(self, slots: NDArray[np.int64], token_ids: NDArray[np.uint32]) -> None:
+        """Replaces the last tokens of slots. Raises QuireError for columns that do not fit."""
+        if len(slots) != len(token_ids):
+            raise QuireError("the columns of the plan's chosen tokens differ in length")
+        self.token_ids[slots, self.lengths(slots) - 1] = token_ids
 
     def sampling_batch(self, slots: NDArray[np.int64]) -> SamplingBatch:
         """How the next tokens of the slots are sampled."""

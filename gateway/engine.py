@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from functools import cached_property
 
+from quire import __version__
 from quire.columns import pack_u32
-from quire.errors import QuireError, ServiceUnavailableError
+from quire.errors import OverloadedError, QuireError, ServiceUnavailableError
 from quire.gateway.generation import Generation
 from quire.gateway.scheduler_client import SchedulerClient
 from quire.gateway.tokenizer import ModelTokenizer
@@ -38,14 +41,15 @@ class Engine:
         scheduler: str,
         model: str,
         revision: str | None = None,
-        served_model_name: str | None = None,
+        served_model_names: Sequence[str] = (),
         max_logprobs: int = 20,
+        max_concurrent_requests: int | None = None,
         startup_timeout: float = 600.0,
     ) -> Engine:
         """Loads the tokenizer and connects to the scheduler, both at once.
 
-        `model` is a folder or hub id; `startup_timeout` is in seconds. Raises StartupError, and CheckpointError
-        where the tokenizer cannot be loaded.
+        `model` is a folder or hub id, and the model's name unless others are given; `startup_timeout` is in seconds.
+        Raises StartupError, and CheckpointError where the tokenizer cannot be loaded.
         """
         connecting = asyncio.create_task(SchedulerClient.connect(scheduler, startup_timeout))
         try:
@@ -60,13 +64,21 @@ class Engine:
             raise
         description = client.description
         limits = ModelLimits(
-            model=served_model_name or model,
+            models=tuple(served_model_names) or (model,),
+            root=model,
             max_model_len=description.max_model_len,
             vocab_size=description.vocab_size,
             max_num_seqs=description.max_num_seqs,
             max_logprobs=max_logprobs,
+            max_concurrent_requests=max_concurrent_requests,
         )
         return cls(tokenizer, client, limits)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names what outputs depend on besides the request: the code, the weights and their format."""
+        executors = (executor.fingerprint for executor in self._client.description.executors)
+        return "fp_" + hashlib.sha256(b"\0".join((__version__.encode(), *executors))).hexdigest()[:12]
 
     @property
     def is_ready(self) -> bool:
@@ -76,13 +88,19 @@ class Engine:
     async def submit(self, request: ValidRequest) -> Generation:
         """Queues a request at the scheduler; the caller must exhaust or close what it gets.
 
-        Raises ServiceUnavailableError, ContextLengthError and what else the scheduler says of it.
+        Raises OverloadedError, ServiceUnavailableError, ContextLengthError and what else the scheduler says of it.
         """
+        most = self.limits.max_concurrent_requests
+        if most is not None and self._client.num_running >= most:
+            raise OverloadedError(f"the server has {most} requests already; try again later")
+        params = request.params.to_proto()
+        if request.needs_logprobs:
+            params.logprobs = request.params.logprobs or 0
         message = scheduler_pb2.SubmitRequest(
             request_id=request.request_id,
             prompt_token_ids=pack_u32(request.prompt_token_ids),
-            sequences=[scheduler_pb2.SequenceState(index=index) for index in range(request.n)],
-            sampling_params=request.params.to_proto(),
+            sequences=[scheduler_pb2.SequenceState(index=index) for index in range(request.num_sequences)],
+            sampling_params=params,
             eos_token_ids=pack_u32(request.eos_token_ids),
             constraints=request.constraints,
             priority=request.context.priority,
@@ -117,6 +135,7 @@ class Engine:
         """Aborts what runs and leaves nothing behind."""
         self._fail_running()
         await self._client.close()
+        await self.validator.close()
         self.tokenizer.close()
 
     def _fail_running(self) -> None:

@@ -1,4 +1,4 @@
-"""The public gRPC service: from messages to the engine's own types and back."""
+"""The public gRPC service: who is asked, and what the calls have in common; the work is elsewhere."""
 
 from __future__ import annotations
 
@@ -9,26 +9,30 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 
-from quire.errors import InvalidRequestError, ServiceUnavailableError
-from quire.gateway.chat.prompt import ChatPrompt
+from quire.errors import DeadlineError, InvalidRequestError, ServiceUnavailableError
 from quire.gateway.engine import Engine
-from quire.gateway.generation import Generation
-from quire.gateway.idempotency import AbortReason, RunRegistry, run_once
-from quire.gateway.validation import Prompt, RequestContext
+from quire.gateway.grpc_api.idempotency import RunRegistry, run_once
+from quire.gateway.grpc_api.requests import chat_prompt, check_well_formed
+from quire.gateway.grpc_api.runs import AbortReason, ResponseRun, start_run
 from quire.internal.v1 import scheduler_pb2
-from quire.outputs import CompletionDelta, GenerationDelta, finish_reason_to_proto
 from quire.rpc import errors_to_status
-from quire.sampling_params import SamplingParams
 from quire.v1 import generate_pb2, generate_pb2_grpc
 
 _MAX_REQUEST_ID_LENGTH = 256
+# A client's own timer fires a little before the server's: one that leaves with so little left (in seconds) ran out
+# of time.
+_DEADLINE_SLACK_S = 0.05
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
-    """Serves while an engine is attached; before and after, every call is UNAVAILABLE."""
+    """Serves while an engine is attached; before and after, every call is UNAVAILABLE.
+
+    A deadline that passes and a client that cancels end the call's task, wherever it waits; that aborts the request.
+    """
 
     def __init__(self) -> None:
         self._attached: Engine | None = None
@@ -47,36 +51,33 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
     ) -> AsyncIterator[generate_pb2.GenerateResponse]:
         """See the proto."""
         async with errors_to_status(context):
-            engine = self._engine_for(request.model)
+            engine = self._engine_for(request)
+            _check_time_left(context)
             if len(request.request_id) > _MAX_REQUEST_ID_LENGTH:
                 message = f"request_id is longer than {_MAX_REQUEST_ID_LENGTH} characters"
                 raise InvalidRequestError(message, field="request_id")
             request_id = request.request_id or uuid.uuid4().hex
 
-            async def start() -> Generation:
-                params = SamplingParams.from_proto(request.sampling_params)
-                prompt, field = _prompt(request)
-                about = RequestContext(request_id, request.priority, request.cache_salt)
-                valid = await engine.validator.validate(prompt, params, about, field=field)
-                return await engine.submit(valid)
+            async def start() -> ResponseRun:
+                return await start_run(engine, request, request_id)
 
             def leaving() -> AbortReason:
                 return _leaving(context)
 
             if request.request_id:
-                deltas = self._runs.follow(request_id, _content(request), start, leaving)
+                responses = self._runs.follow(request_id, _content(request), start, leaving)
             else:  # an id that nobody knows is never joined
-                deltas = run_once(start, leaving)
-            async with contextlib.aclosing(deltas):
-                async for delta in deltas:
-                    yield _response(request_id, delta)
+                responses = run_once(start, leaving)
+            async with contextlib.aclosing(responses):
+                async for response in responses:
+                    yield response
 
     async def ListModels(  # noqa: N802
         self, request: generate_pb2.ListModelsRequest, context: Context
     ) -> generate_pb2.ListModelsResponse:
         """See the proto."""
         async with errors_to_status(context):
-            engine = self._engine_for("")
+            engine = self._engine_for(request)
             model = generate_pb2.Model(
                 id=engine.limits.model, max_model_len=engine.limits.max_model_len, created=engine.created
             )
@@ -87,14 +88,14 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
     ) -> generate_pb2.TokenizeResponse:
         """See the proto."""
         async with errors_to_status(context):
-            engine = self._engine_for(request.model)
+            engine = self._engine_for(request)
             field = request.WhichOneof("input")
             if field is None:
                 raise InvalidRequestError("one of text and chat must be set", field="input")
             token_ids = await engine.validator.encode(
-                request.text if field == "text" else _chat(request.chat),
+                request.text if field == "text" else chat_prompt(request.chat),
                 field=field,
-                add_special_tokens=request.add_special_tokens if request.HasField("add_special_tokens") else True,
+                add_special_tokens=request.add_special_tokens if request.HasField("add_special_tokens") else None,
             )
             return generate_pb2.TokenizeResponse(token_ids=token_ids, max_model_len=engine.limits.max_model_len)
 
@@ -103,41 +104,18 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
     ) -> generate_pb2.DetokenizeResponse:
         """See the proto."""
         async with errors_to_status(context):
-            engine = self._engine_for(request.model)
+            engine = self._engine_for(request)
             engine.validator.check_token_ids(request.token_ids, "token_ids")
             return generate_pb2.DetokenizeResponse(text=await engine.tokenizer.decode(request.token_ids))
 
-    def _engine_for(self, model: str) -> Engine:
-        """The engine, if it serves this model; empty means whichever it serves."""
+    def _engine_for(self, request: Message) -> Engine:
+        """The engine, if it serves the request's model; an empty name means whichever it serves."""
+        check_well_formed(request)
         if self._attached is None:
             raise ServiceUnavailableError("the server is starting or shutting down")
-        if model:
+        if model := getattr(request, "model", ""):
             self._attached.validator.check_model(model)
         return self._attached
-
-
-def _prompt(request: generate_pb2.GenerateRequest) -> tuple[Prompt, str]:
-    """The prompt, and what the client calls it."""
-    field = request.WhichOneof("prompt")
-    if field == "text":
-        return request.text, field
-    if field == "token_ids":
-        return list(request.token_ids.ids), field
-    if field == "chat":
-        return _chat(request.chat), field
-    raise InvalidRequestError("one of text, token_ids and chat must be set", field="prompt")
-
-
-def _chat(chat: generate_pb2.ChatPrompt) -> ChatPrompt:
-    messages: list[dict[str, str]] = []
-    for index, message in enumerate(chat.messages):
-        if not message.role:
-            field = f"chat.messages[{index}].role"
-            raise InvalidRequestError(f"{field} is empty", field=field)
-        entry = {"role": message.role, "content": message.content}
-        messages.append({**entry, "name": message.name} if message.name else entry)
-    opens_turn = chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True
-    return ChatPrompt(messages, opens_turn)
 
 
 def _content(request: generate_pb2.GenerateRequest) -> bytes:
@@ -145,34 +123,15 @@ def _content(request: generate_pb2.GenerateRequest) -> bytes:
     return hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
 
 
+def _check_time_left(context: Context) -> None:
+    """Raises DeadlineError for a call that came too late to begin."""
+    if context.time_remaining() == 0:
+        raise DeadlineError("the deadline passed before the request began")
+
+
 def _leaving(context: Context) -> AbortReason:
     """Why a call ends before its request does."""
-    # The client's own timer fires a little before ours.
     remaining = context.time_remaining()
-    if remaining is not None and remaining < 0.05:
+    if remaining is not None and remaining < _DEADLINE_SLACK_S:
         return scheduler_pb2.ABORT_REASON_DEADLINE_EXCEEDED
     return scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED
-
-
-def _response(request_id: str, delta: GenerationDelta) -> generate_pb2.GenerateResponse:
-    response = generate_pb2.GenerateResponse(
-        request_id=request_id, deltas=[_completion_delta(part) for part in delta.deltas]
-    )
-    if (usage := delta.usage) is not None:
-        response.usage.prompt_tokens = usage.prompt_tokens
-        response.usage.completion_tokens = usage.completion_tokens
-        response.usage.cached_tokens = usage.cached_tokens
-    return response
-
-
-def _completion_delta(delta: CompletionDelta) -> generate_pb2.CompletionDelta:
-    message = generate_pb2.CompletionDelta(index=delta.index, text=delta.text, token_ids=delta.token_ids)
-    if delta.logprobs:
-        message.logprobs.extend(position.to_proto() for position in delta.logprobs)
-    if delta.finish_reason is not None:
-        message.finish_reason = finish_reason_to_proto(delta.finish_reason)
-    if isinstance(delta.stop_reason, str):
-        message.stop_string = delta.stop_reason
-    elif delta.stop_reason is not None:
-        message.stop_token_id = delta.stop_reason
-    return message

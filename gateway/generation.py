@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from quire.errors import QuireError
+from quire.gateway.best_of import BestOf
 from quire.gateway.detokenizer import Detokenizer
 from quire.gateway.scheduler_client import RequestStream, SchedulerClient, SequenceChunk, SequenceEnd, StepChunk
 from quire.gateway.stop_strings import StopStrings
 from quire.gateway.tokenizer import ModelTokenizer
 from quire.gateway.validation import ValidRequest
 from quire.internal.v1 import scheduler_pb2
-from quire.outputs import CompletionDelta, FinishReason, GenerationDelta, Usage
+from quire.outputs import CompletionDelta, FinishReason, GenerationDelta, TokenLogprobs, Usage
 
 
 class SequenceText:
@@ -18,17 +19,19 @@ class SequenceText:
     def __init__(self, index: int, request: ValidRequest, detokenizer: Detokenizer) -> None:
         self._index = index
         self._detokenizer = detokenizer
-        self._stops = StopStrings(request.params.stop_strings)
+        self._include_stop = request.include_stop
+        self._stops = StopStrings(request.params.stop_strings, include=request.include_stop)
         self._min_tokens = request.min_tokens
-        self._wants_logprobs = request.params.logprobs is not None
+        self._wants_logprobs = request.needs_logprobs
         self.num_tokens = 0
         self.finished = False
 
     def advance(self, chunk: SequenceChunk) -> CompletionDelta:
         """What a chunk adds. A stop string ends the continuation whatever the scheduler says of it."""
         end, token_ids = chunk.end, chunk.token_ids
-        # The last token of a sequence that a token stopped ends the text and is no part of it.
-        num_texts = len(token_ids) - 1 if end is not None and end.reason == "stop" else len(token_ids)
+        # The last token of a sequence that a token stopped ends the text and is no part of it, unless asked for.
+        ends_before = end is not None and end.reason == "stop" and not self._include_stop
+        num_texts = len(token_ids) - 1 if ends_before else len(token_ids)
         text, num_taken, stop = "", 0, None
         for token_id in token_ids:
             num_taken += 1
@@ -50,6 +53,7 @@ class SequenceText:
             logprobs=chunk.logprobs[:num_taken] if self._wants_logprobs else None,
             finish_reason=reason,
             stop_reason=stop_reason,
+            cumulative_logprob=None if end is None else end.cumulative_logprob,
         )
 
     def _watch(self, piece: str, num_tokens: int) -> tuple[str, str | None]:
@@ -79,10 +83,19 @@ class Generation:
         self._client = client
         skip = request.skip_special_tokens
         self._sequences = [
-            SequenceText(index, request, tokenizer.detokenizer(skip_special_tokens=skip)) for index in range(request.n)
+            SequenceText(index, request, tokenizer.detokenizer(skip_special_tokens=skip))
+            for index in range(request.num_sequences)
         ]
-        self._num_unfinished = request.n
+        self._num_unfinished = request.num_sequences
+        self._best_of: BestOf | None = None
+        if request.num_sequences > request.n:
+            with_logprobs = request.params.logprobs is not None
+            self._best_of = BestOf(request.num_sequences, request.n, with_logprobs=with_logprobs)
         self._cached_tokens = 0
+        # Until they leave with the first tokens; None if they are not asked for, or have left.
+        self._prompt_logprobs: list[TokenLogprobs | None] | None = (
+            None if request.params.prompt_logprobs is None else [None]
+        )
         self._closed = False
 
     async def __aenter__(self) -> Generation:
@@ -116,17 +129,31 @@ class Generation:
     def _advance(self, chunk: StepChunk) -> GenerationDelta:
         if chunk.cached_tokens is not None:
             self._cached_tokens = chunk.cached_tokens
+        if chunk.prompt_logprobs:
+            self._keep_prompt_logprobs(chunk)
         deltas = [
             self._advance_sequence(index, new)
             for index, new in chunk.sequences.items()
             # A sequence that a stop string ended may still get tokens of steps in flight.
             if not self._sequences[index].finished
         ]
+        if self._best_of is not None:
+            self._best_of.add(deltas)
+            deltas = [] if self._num_unfinished else self._best_of.best()
+        prompt_logprobs = None
+        if deltas and self._prompt_logprobs is not None:
+            prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, None
         if self._num_unfinished:
-            return GenerationDelta(deltas)
+            return GenerationDelta(deltas, prompt_logprobs=prompt_logprobs)
         self._closed = True
         self._client.release(self._stream)
-        return GenerationDelta(deltas, self._usage())
+        return GenerationDelta(deltas, self._usage(), prompt_logprobs)
+
+    def _keep_prompt_logprobs(self, chunk: StepChunk) -> None:
+        known = self._prompt_logprobs
+        if known is not None:
+            token_ids = self.request.prompt_token_ids[len(known) :]
+            known.extend(map(TokenLogprobs.from_proto, token_ids, chunk.prompt_logprobs))
 
     def _advance_sequence(self, index: int, chunk: SequenceChunk) -> CompletionDelta:
         sequence = self._sequences[index]

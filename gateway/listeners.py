@@ -12,9 +12,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from quire import rpc
+from quire.config import AccessOptions
 from quire.errors import StartupError
+from quire.gateway.access import ApiKeys, KeyInterceptor
 from quire.gateway.engine import Engine
 from quire.gateway.generate_service import GenerateService
+from quire.gateway.grpc_api.requests import TolerateMalformed
 from quire.gateway.rest import create_app
 from quire.v1 import generate_pb2, generate_pb2_grpc
 
@@ -59,11 +62,14 @@ class RestServer(uvicorn.Server):
 class Listeners:
     """Both servers. Their ports are taken at once; gRPC answers NOT_SERVING until `serve`."""
 
-    def __init__(self, host: str, port: int, grpc_port: int) -> None:
+    def __init__(self, host: str, port: int, grpc_port: int, access: AccessOptions) -> None:
         """Port 0 picks a free one. Raises StartupError naming the flag of a port that cannot be had."""
+        self._access = access
         self._socket = _bind(host, port)
+        keys = ApiKeys(access.api_key)
         try:
-            self._grpc = rpc.new_server()
+            interceptors = [TolerateMalformed(GENERATE_SERVICE), *([KeyInterceptor(keys)] if keys else [])]
+            self._grpc = rpc.new_server(interceptors)
             address = f"[{host}]" if ":" in host else host
             self.grpc_port = rpc.bind(self._grpc, f"{address}:{grpc_port}")
         except StartupError as error:
@@ -87,7 +93,7 @@ class Listeners:
     async def serve(self, engine: Engine, drain_s: int) -> None:
         """Starts REST, and takes calls on both; `drain_s` is how long calls may go on after `refuse`."""
         config = uvicorn.Config(
-            create_app(engine),
+            create_app(engine, self._access),
             http="httptools",
             ws="none",
             lifespan="off",

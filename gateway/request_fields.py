@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,11 +58,16 @@ def tag_of(default: str | None = None) -> Callable[[object], str | None]:
 
 @contextlib.contextmanager
 def renamed_fields(names: Mapping[str, str]) -> Iterator[None]:
-    """Makes errors inside the block name a field as the client does; `names` has that by our own name."""
+    """Makes errors inside the block name a field as the client does.
+
+    `names`: by a regular expression that a field, or what it lies in, matches; the first that matches counts.
+    """
     try:
         yield
     except InvalidRequestError as error:
-        if error.field is None or error.field not in names:
+        ours = error.field or ""
+        found = ((re.match(rf"(?:{pattern})(?=$|[.\[])", ours), name) for pattern, name in names.items())
+        theirs = next((match.expand(name) + ours[match.end() :] for match, name in found if match), None)
+        if theirs is None:
             raise
-        name = names[error.field]
-        raise type(error)(error.message.replace(error.field, name), field=name) from None
+        raise type(error)(error.message.replace(ours, theirs), field=theirs) from None

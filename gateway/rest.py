@@ -1,4 +1,4 @@
-"""The REST application: generation, models, health, version and /docs."""
+"""The REST application: who may call, where a request goes, and what every answer carries."""
 
 from __future__ import annotations
 
@@ -6,99 +6,166 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.routing import APIRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from quire import __version__
-from quire.errors import QuireError, ServiceUnavailableError
-from quire.gateway.anthropic.routes import BODIES as ANTHROPIC_BODIES
-from quire.gateway.anthropic.routes import anthropic_routes
+from quire.config import AccessOptions
+from quire.errors import QuireError
+from quire.gateway.access import ApiKeys
+from quire.gateway.anthropic import errors as anthropic_errors
+from quire.gateway.anthropic import routes as anthropic_routes
+from quire.gateway.api_docs import docs_routes
+from quire.gateway.cors import CorsPolicy, RawHeaders
 from quire.gateway.engine import Engine
+from quire.gateway.openai import models, routes, tokenization
 from quire.gateway.openai.errors import error_response, install_error_handlers
-from quire.gateway.openai.protocol import body_schemas
-from quire.gateway.openai.responses.routes import BODIES as RESPONSES_BODIES
-from quire.gateway.openai.responses.routes import responses_routes
-from quire.gateway.openai.routes import BODIES, generation_routes
+from quire.gateway.openai.responses import routes as responses_routes
+from quire.gateway.openai.schemas import add_components
+from quire.gateway.request_ids import begin_request_id, request_id_of
+from quire.gateway.server_routes import server_routes
 
 logger = logging.getLogger(__name__)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+# How an API writes the error of a request, which the scope names.
+ErrorWriter = Callable[[Exception, Scope], Response]
+
+# What needs no API key: it says nothing of models or users. Below /docs lie that page's files.
+_OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/docs", "/openapi.json"})
+# The modules of routes that take a body.
+_DESCRIBED = (routes, responses_routes, tokenization, anthropic_routes)
 
 
-def create_app(engine: Engine) -> FastAPI:
+def create_app(engine: Engine, access: AccessOptions) -> FastAPI:
     """The application for one served model."""
-    app = _Application(title="Quire", version=__version__, description="OpenAI-compatible REST API of Quire.")
+    app = _Application(access)
     install_error_handlers(app)
-    routers = [generation_routes(engine), responses_routes(engine), anthropic_routes(engine)]
-    for router in routers:
+    app.add_short_ways(routes.generation_routes(engine))
+    app.add_short_ways(responses_routes.responses_routes(engine))
+    app.add_short_ways(tokenization.tokenization_routes(engine))
+    app.add_short_ways(anthropic_routes.anthropic_routes(engine), anthropic_errors.answer_error)
+    for router in (models.model_routes(engine), server_routes(engine), docs_routes()):
         app.include_router(router)
-    routes = [route for router in routers for route in router.routes]
-    app.short_ways = {route.path: route.endpoint for route in routes if isinstance(route, APIRoute)}
-
-    @app.get("/v1/models", tags=["models"])
-    async def list_models() -> dict[str, Any]:
-        """The models that are served."""
-        return {"object": "list", "data": [_model(engine)]}
-
-    @app.get("/v1/models/{model:path}", tags=["models"])
-    async def retrieve_model(model: str) -> dict[str, Any]:
-        """One model."""
-        engine.validator.check_model(model)
-        return _model(engine)
-
-    @app.get("/health", tags=["server"])
-    async def health() -> dict[str, str]:
-        """200 while the scheduler is connected, else 503."""
-        if not engine.is_ready:
-            raise ServiceUnavailableError("the scheduler is not connected")
-        return {"status": "ok"}
-
-    @app.get("/version", tags=["server"])
-    async def show_version() -> dict[str, str]:
-        """The server's version."""
-        return {"version": __version__}
-
     return app
 
 
+def _answer_error(error: Exception, scope: Scope) -> Response:
+    """OpenAI's way."""
+    return error_response(error)
+
+
 class _Application(FastAPI):
-    """FastAPI with a short way to the routes of generation, whose bodies it adds to the API's description.
+    """FastAPI with a short way to the routes that take a body.
 
     FastAPI's own way to an endpoint goes through a dozen coroutines (middleware, exit stacks, dependencies). These
-    routes need none of it, and each of the coroutines would be resumed for every token of a stream.
+    routes need none of it, and each of the coroutines would be resumed for every token of a stream. So what other
+    applications leave to middleware is done here: request ids, API keys, CORS, the root path.
     """
 
-    # By path; all are POST.
-    short_ways: Mapping[str, Endpoint] = {}
+    def __init__(self, access: AccessOptions) -> None:
+        description = "OpenAI-compatible REST API of Quire."
+        super().__init__(title="Quire", version=__version__, description=description, docs_url=None, redoc_url=None)
+        self._keys = ApiKeys(access.api_key)
+        self._cors = CorsPolicy(access)
+        self._root_path = access.root_path
+        # By path; all are POST.
+        self._short_ways: dict[str, Endpoint] = {}
+        self._error_writers: dict[str, ErrorWriter] = {}
+
+    def add_short_ways(self, router: APIRouter, answer_error: ErrorWriter = _answer_error) -> None:
+        """Adds routes whose endpoints take a Request and give a Response, and nothing else of FastAPI's."""
+        self.include_router(router)
+        endpoints = {route.path: route.endpoint for route in router.routes if isinstance(route, APIRoute)}
+        self._short_ways |= endpoints
+        self._error_writers |= dict.fromkeys(endpoints, answer_error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request (ASGI)."""
-        is_post = scope["type"] == "http" and scope["method"] == "POST"
-        endpoint = self.short_ways.get(scope["path"]) if is_post else None
-        if endpoint is None:
+        if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
-        try:
-            response = await endpoint(Request(scope, receive))
-        except Exception as error:
-            if not isinstance(error, QuireError):
-                logger.exception("a request failed")
-            response = error_response(error)
+        begin_request_id(scope)
+        headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        path = self._local_path(scope)
+        added = self._cors.headers(headers)
+        endpoint = self._short_ways.get(path) if scope["method"] == "POST" else None
+        if (response := self._answer_at_once(scope, path, headers)) is not None:
+            pass
+        elif endpoint is not None:
+            response = await _call(endpoint, Request(scope, receive), self._error_writers[path])
+        else:
+            # A server leaves out the body of an answer to HEAD.
+            get = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+            await super().__call__(get, receive, _adding(send, [*added, _id_header(scope)]))
+            return
+        response.raw_headers += [*added, _id_header(scope)]
         await response(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
-        schema = super().openapi()
-        bodies = body_schemas((*BODIES, *RESPONSES_BODIES, *ANTHROPIC_BODIES))
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(bodies)
-        return schema
+        """The description of the API, with the schemas of bodies and answers."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            add_components(
+                document,
+                [body for module in _DESCRIBED for body in module.BODIES],
+                [*models.ANSWERS, *(answer for module in _DESCRIBED for answer in module.ANSWERS)],
+            )
+            if self._keys:
+                _require_keys(document)
+        assert self.openapi_schema is not None
+        return self.openapi_schema
+
+    def _answer_at_once(self, scope: Scope, path: str, headers: Mapping[bytes, bytes]) -> Response | None:
+        """The answer to a browser's preflight request, and to whoever has no key."""
+        if (preflight := self._cors.preflight(scope, headers)) is not None:
+            return preflight
+        if path in _OPEN_PATHS or path.startswith("/docs/"):
+            return None
+        try:
+            self._keys.check(headers)
+        except QuireError as error:
+            return self._error_writers.get(path, _answer_error)(error, scope)
+        return None
+
+    def _local_path(self, scope: Scope) -> str:
+        """The path below the root path, which a proxy may have taken off or not; the scope then has both."""
+        root, path = self._root_path, scope["path"]
+        local: str = path.removeprefix(root) if path.startswith(f"{root}/") else path
+        if root:
+            scope["root_path"], scope["path"] = root, root + local
+        return local
 
 
-def _model(engine: Engine) -> dict[str, Any]:
-    return {
-        "id": engine.limits.model,
-        "object": "model",
-        "created": engine.created,
-        "owned_by": "quire",
-        "max_model_len": engine.limits.max_model_len,
-    }
+async def _call(endpoint: Endpoint, request: Request, answer_error: ErrorWriter) -> Response:
+    try:
+        return await endpoint(request)
+    except Exception as error:
+        if not isinstance(error, QuireError):
+            logger.exception("request %s failed", request_id_of(request.scope))
+        return answer_error(error, request.scope)
+
+
+def _id_header(scope: Scope) -> tuple[bytes, bytes]:
+    return b"x-request-id", request_id_of(scope).encode()
+
+
+def _adding(send: Send, added: RawHeaders) -> Send:
+    """`send`, with more headers on the answer."""
+
+    async def send_more(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *added]}
+        await send(message)
+
+    return send_more
+
+
+def _require_keys(document: dict[str, Any]) -> None:
+    """Tells that all but the open paths need a key."""
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, methods in document["paths"].items():
+        if path not in _OPEN_PATHS:
+            for operation in methods.values():
+                operation["security"] = [{"key": []}]

@@ -16,9 +16,11 @@ import grpc
 
 from quire.columns import unpack_u32, unpack_u64
 from quire.errors import DeadlineError, QuireError, ServiceUnavailableError, StartupError
+from quire.gateway.flow_control import FlowControl, FlowLimits, ReaderFlow
 from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
 from quire.outputs import FinishReason, TokenLogprobs, finish_reason_from_proto
 from quire.rpc import errors_from_status, from_rpc_error, open_channel
+from quire.v1 import generate_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,8 @@ class SequenceEnd:
 
     reason: FinishReason
     stop_token_id: int | None = None
+    # Of beam search.
+    cumulative_logprob: float | None = None
 
 
 @dataclass(slots=True)
@@ -54,6 +58,8 @@ class StepChunk:
     sequences: dict[int, SequenceChunk] = field(default_factory=dict)
     # Prompt tokens found in the prefix cache, when the request first ran.
     cached_tokens: int | None = None
+    # Of the prompt's next tokens, from the second on; all of them come before the first token of the output.
+    prompt_logprobs: list[generate_pb2.TokenLogprobs] = field(default_factory=list)
 
     def of_sequence(self, index: int) -> SequenceChunk:
         """The part of one sequence, made if it is not there."""
@@ -66,16 +72,18 @@ class StepChunk:
 class RequestStream:
     """What the scheduler gives one request. Its owner must pass it to `SchedulerClient.release`.
 
-    It has one reader. What comes before the reader looks again is one chunk, which is not bounded by itself: it
-    holds at most the n * max_tokens tokens of a request whose reader is slow.
+    It has one reader. What comes before the reader looks again is one chunk; how large it may grow is for its flow.
     """
 
-    def __init__(self, key: int, num_sequences: int) -> None:
+    def __init__(self, key: int, num_sequences: int, flow: ReaderFlow) -> None:
         self.key = key
+        self.flow = flow
         # Counts up when the request is submitted again after a failure; outputs of older attempts are dropped.
         self.attempt = 0
         # Per sequence: the position of the token that comes next.
         self._next_positions = [0] * num_sequences
+        # The same for logprobs of the prompt, whose first token has none.
+        self._next_prompt_position = 1
         self._pending: StepChunk | None = None
         self._error: QuireError | None = None
         self._reader: asyncio.Future[None] | None = None
@@ -87,6 +95,7 @@ class RequestStream:
             await self._reader
         chunk, self._pending = self._pending, None
         if chunk is not None:
+            self.flow.take()
             return chunk
         assert self._error is not None, "woken for nothing"
         raise self._error
@@ -108,8 +117,24 @@ class RequestStream:
         self._next_positions[index] = expected + 1
         chunk = self.pending().of_sequence(index)
         chunk.token_ids.append(token_id)
-        if logprobs is not None:
+        if logprobs is None:
+            self.flow.add(1)
+        else:
             chunk.logprobs.append(logprobs)
+            self.flow.add(2 + len(logprobs.top))
+
+    def add_prompt_logprobs(self, start: int, positions: Sequence[generate_pb2.TokenLogprobs]) -> None:
+        """Adds those of `positions`, which begin at token `start` of the prompt, that did not come before.
+
+        Raises QuireError if there are some between these and what came.
+        """
+        expected = self._next_prompt_position
+        if start > expected:
+            raise QuireError(f"the scheduler skipped the logprobs of prompt tokens {expected} to {start - 1}")
+        new = positions[expected - start :]
+        if new:
+            self._next_prompt_position = expected + len(new)
+            self.pending().prompt_logprobs.extend(new)
 
     def fail(self, error: QuireError) -> None:
         """Ends the stream after what is pending."""
@@ -128,7 +153,7 @@ class SchedulerClient:
     resubmits them: `RequestStream.attempt` and the positions are what it needs.)
     """
 
-    def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
+    def __init__(self, address: str, channel: grpc.aio.Channel, flow_limits: FlowLimits | None = None) -> None:
         """Use `connect`."""
         self._address = address
         self._channel = channel
@@ -137,6 +162,7 @@ class SchedulerClient:
         self._keys = itertools.count(1)
         self._running: dict[int, RequestStream] = {}
         self._background: set[asyncio.Task[Any]] = set()
+        self.flow = FlowControl(self._set_flow, self._spawn, flow_limits)
         self._idle = asyncio.Event()
         self._idle.set()
         self._lost: asyncio.Future[QuireError] = asyncio.get_running_loop().create_future()
@@ -144,9 +170,9 @@ class SchedulerClient:
         self.description = scheduler_pb2.DescribeResponse()
 
     @classmethod
-    async def connect(cls, address: str, timeout: float) -> SchedulerClient:
+    async def connect(cls, address: str, timeout: float, *, flow_limits: FlowLimits | None = None) -> SchedulerClient:
         """Waits up to `timeout` seconds for the scheduler to be ready. Raises StartupError."""
-        client = cls(address, open_channel(address))
+        client = cls(address, open_channel(address), flow_limits)
         try:
             async with asyncio.timeout(timeout):
                 client.description = await client._describe()
@@ -165,6 +191,11 @@ class SchedulerClient:
         """Whether requests can be submitted."""
         return self._reader is not None and not self._lost.done()
 
+    @property
+    def num_running(self) -> int:
+        """Requests of this gateway that run or wait."""
+        return len(self._running)
+
     async def wait_lost(self) -> QuireError:
         """Waits until the connection is lost; returns why."""
         return await asyncio.shield(self._lost)
@@ -177,7 +208,8 @@ class SchedulerClient:
         """Queues a request, after filling in who sends it. Raises what the scheduler says of it."""
         if self._lost.done():
             raise self._lost.result()
-        stream = RequestStream(next(self._keys), len(request.sequences))
+        key = next(self._keys)
+        stream = RequestStream(key, len(request.sequences), self.flow.new_reader(key))
         request.gateway_id = self._gateway_id
         request.request_key = stream.key
         request.attempt = stream.attempt
@@ -213,6 +245,7 @@ class SchedulerClient:
     def release(self, stream: RequestStream) -> None:
         """Forgets a request; what still arrives for it is dropped."""
         self._running.pop(stream.key, None)
+        stream.flow.forget()
         if not self._running:
             self._idle.set()
 
@@ -275,13 +308,24 @@ class SchedulerClient:
         for started in message.started:
             if stream := self._current(started.request_key, started.attempt):
                 stream.pending().cached_tokens = started.cached_tokens
+        for entry in message.prompt_logprobs:
+            if stream := self._current(entry.request_key, entry.attempt):
+                try:
+                    stream.add_prompt_logprobs(entry.start, entry.positions)
+                except QuireError as error:
+                    self._give_up(stream, error)
         self._dispatch_tokens(message)
         for end in message.finished:
             reason = finish_reason_from_proto(end.reason)
             stream = self._current(end.request_key, end.attempt)
             if stream is not None and reason is not None:
                 stop_token_id = end.stop_token_id if end.HasField("stop_token_id") else None
-                stream.pending().of_sequence(end.sequence_index).end = SequenceEnd(reason, stop_token_id)
+                logprob = end.cumulative_logprob if end.HasField("cumulative_logprob") else None
+                stream.pending().of_sequence(end.sequence_index).end = SequenceEnd(reason, stop_token_id, logprob)
+        for failed in message.failed:
+            if stream := self._current(failed.request_key, failed.attempt):
+                stream.fail(QuireError(failed.message))
+                self.release(stream)
 
     def _dispatch_tokens(self, message: scheduler_pb2.StepOutputs) -> None:
         logprobs = {entry.row: entry.logprobs for entry in message.logprobs}
@@ -302,8 +346,12 @@ class SchedulerClient:
             try:
                 stream.add_token(index, position, token_id, position_logprobs)
             except QuireError as error:
-                stream.fail(error)
-                self.abort(stream, scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
+                self._give_up(stream, error)
+
+    def _give_up(self, stream: RequestStream, error: QuireError) -> None:
+        """Ends a request whose outputs make no sense."""
+        stream.fail(error)
+        self.abort(stream, scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
 
     def _current(self, key: int, attempt: int) -> RequestStream | None:
         """The running request that an output belongs to, unless it was meant for an older attempt."""
@@ -322,6 +370,19 @@ class SchedulerClient:
         # If it fails the connection is about to be lost, and the scheduler aborts all that it carried.
         with contextlib.suppress(grpc.RpcError):
             await self._stub.Abort(request, timeout=_CALL_TIMEOUT_S)
+
+    async def _set_flow(self, key: int, paused: bool) -> None:
+        """Pauses or resumes a request at the scheduler; one that cannot be told fails, or it might wait for ever."""
+        if key not in self._running:
+            return
+        request = scheduler_pb2.SetFlowRequest(gateway_id=self._gateway_id, request_key=key, paused=paused)
+        try:
+            with errors_from_status("the scheduler"):
+                await self._stub.SetFlow(request, timeout=_CALL_TIMEOUT_S)
+        except QuireError as error:
+            if (stream := self._running.get(key)) is not None:
+                stream.fail(ServiceUnavailableError(f"the scheduler does not answer: {error.message}"))
+                self.abort(stream, scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)

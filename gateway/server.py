@@ -21,7 +21,7 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
     Raises StartupError for a port that is taken, a tokenizer that cannot be loaded or a scheduler that does not
     become ready; ServiceUnavailableError when the scheduler is lost.
     """
-    listeners = Listeners(settings.host, settings.port, settings.grpc_port)
+    listeners = Listeners(settings.host, settings.port, settings.grpc_port, settings)
     try:
         await listeners.start()
         engine = await unless_stopped(_start_engine(settings), stop)
@@ -48,7 +48,8 @@ async def _start_engine(settings: GatewaySettings) -> Engine:
         scheduler=settings.scheduler,
         model=settings.model,
         revision=settings.revision,
-        served_model_name=settings.model_name,
+        served_model_names=settings.model_names,
         max_logprobs=settings.max_logprobs,
+        max_concurrent_requests=settings.max_concurrent_requests,
         startup_timeout=settings.startup_timeout,
     )

@@ -12,12 +12,14 @@ class StopStrings:
     ends and the next begins; of several complete at the same character, the longest.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
+        """`include` leaves the stop string in the text."""
         self._stops = stops
+        self._include = include
         self._held = ""
 
     def push(self, piece: str) -> tuple[str, str | None]:
-        """The text that can be emitted, and the stop string if one is found; the text then ends before it."""
+        """The text that can be emitted, and the stop string if one is found; the text then ends before or with it."""
         if not self._stops:
             return piece, None
         text = self._held + piece
@@ -25,7 +27,7 @@ class StopStrings:
         if found is not None:
             start, stop = found
             self._held = ""
-            return text[:start], stop
+            return text[: start + len(stop) if self._include else start], stop
         keep = len(text) - self._num_held(text)
         self._held = text[keep:]
         return text[:keep], None

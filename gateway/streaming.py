@@ -7,9 +7,10 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from fastapi import Request, Response
+from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
-from quire.errors import InvalidRequestError, RequestAbortedError
+from quire.errors import BodyTooLargeError, MediaTypeError, RequestAbortedError
 from quire.rpc import MAX_MESSAGE_BYTES
 
 
@@ -74,7 +75,12 @@ async def unless_disconnected(receive: Receive) -> AsyncIterator[None]:
 
 
 async def read_body(request: Request) -> bytes:
-    """The request's body. Raises InvalidRequestError if it is too large, RequestAbortedError if it never ends."""
+    """The request's JSON, in bytes.
+
+    Raises MediaTypeError if it is said to be something else (to say nothing is fine), BodyTooLargeError, and
+    RequestAbortedError if it never ends.
+    """
+    _check_headers(request.headers)
     body = bytearray()
     more = True
     while more:
@@ -84,5 +90,18 @@ async def read_body(request: Request) -> bytes:
         body += message.get("body", b"")
         more = message.get("more_body", False)
         if len(body) > MAX_MESSAGE_BYTES:
-            raise InvalidRequestError(f"the body is larger than {MAX_MESSAGE_BYTES >> 20} MiB")
+            raise _too_large()
     return bytes(body)
+
+
+def _check_headers(headers: Headers) -> None:
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind and kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise MediaTypeError("the Content-Type must be application/json")
+    length = headers.get("content-length", "")
+    if length.isdecimal() and int(length) > MAX_MESSAGE_BYTES:
+        raise _too_large()
+
+
+def _too_large() -> BodyTooLargeError:
+    return BodyTooLargeError(f"the body is larger than {MAX_MESSAGE_BYTES >> 20} MiB")

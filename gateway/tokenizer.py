@@ -40,6 +40,8 @@ class ModelTokenizer:
 
     def __init__(self, loaded: LoadedTokenizer, generation_config: Mapping[str, Any]) -> None:
         """Raises InvalidRequestError for a generation config with values out of range."""
+        # tokenizer.json, where the checkpoint has one.
+        self.file = loaded.file
         self._backend = loaded.backend
         # A checkpoint may ask for truncation; a prompt that is too long is an error here, never cut.
         self._backend.no_truncation()
@@ -99,6 +101,10 @@ class ModelTokenizer:
             return texts[0]
 
         return await self._in_thread(decode)
+
+    def token_names(self, token_ids: Sequence[int]) -> list[str]:
+        """What the tokenizer itself calls tokens; "" for ids that it does not know."""
+        return [self._backend.id_to_token(token_id) or "" for token_id in token_ids]
 
     async def render_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
         """The prompt that the model's chat template makes of messages, special tokens included.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
@@ -30,6 +31,8 @@ class LoadedTokenizer:
     # By role, such as eos_token; chat templates read them.
     special_tokens: Mapping[str, str]
     chat_template: str | None
+    # tokenizer.json, where there is one.
+    file: Path | None = None
 
     @property
     def eos_token_id(self) -> int | None:
@@ -45,15 +48,15 @@ def load_tokenizer(model: str, revision: str | None) -> LoadedTokenizer | None:
     """
     path = find_file(model, "tokenizer.json", revision)
     if path is None:
-        return _load_with_transformers(model, revision, has_tokenizer_json=False)
+        return _load_with_transformers(model, revision, None)
     config = read_json(model, "tokenizer_config.json", revision)
     backend = Tokenizer.from_file(str(path))
     special_tokens = _named_tokens(config)
     if not _is_complete(backend, config, special_tokens) or _needs_older_files(model, revision, config):
-        return _load_with_transformers(model, revision, has_tokenizer_json=True)
+        return _load_with_transformers(model, revision, path)
     template_file = find_file(model, "chat_template.jinja", revision)
     template = config.get("chat_template") if template_file is None else template_file.read_text(encoding="utf-8")
-    return LoadedTokenizer(backend, special_tokens, _default_template(template))
+    return LoadedTokenizer(backend, special_tokens, _default_template(template), path)
 
 
 def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
@@ -91,8 +94,8 @@ def _needs_older_files(model: str, revision: str | None, config: Mapping[str, An
     return any(find_file(model, name, revision) is not None for name in _OLDER_FILES)
 
 
-def _load_with_transformers(model: str, revision: str | None, *, has_tokenizer_json: bool) -> LoadedTokenizer | None:
-    if has_tokenizer_json:
+def _load_with_transformers(model: str, revision: str | None, file: Path | None) -> LoadedTokenizer | None:
+    if file is not None:
         # Asking for the right class instead would import torch, which takes seconds and hundreds of megabytes.
         from transformers import PreTrainedTokenizerFast
 
@@ -104,7 +107,7 @@ def _load_with_transformers(model: str, revision: str | None, *, has_tokenizer_j
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         return None
-    return LoadedTokenizer(backend, loaded.special_tokens_map, _default_template(loaded.chat_template))
+    return LoadedTokenizer(backend, loaded.special_tokens_map, _default_template(loaded.chat_template), file)
 
 
 def _default_template(template: Any) -> str | None:

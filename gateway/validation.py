@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from quire.columns import pack_u32
 from quire.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
+from quire.gateway.bad_words import bad_word_sequences
+from quire.gateway.beam_params import check_beam_search, without_sampling
 from quire.gateway.chat.prompt import ChatPrompt
+from quire.gateway.structured import rules
+from quire.gateway.structured.compiler import GrammarCompiler
 from quire.gateway.tokenizer import ModelTokenizer
 from quire.internal.v1 import executor_pb2
 from quire.sampling_params import SamplingParams, is_encodable
@@ -23,11 +28,21 @@ Prompt = str | Sequence[int] | ChatPrompt
 class ModelLimits:
     """What the served model and its scheduler can take."""
 
-    model: str
+    # All names that clients may use for it.
+    models: tuple[str, ...]
+    # Where its files come from: a folder or hub id.
+    root: str
     max_model_len: int
     vocab_size: int
     max_num_seqs: int
     max_logprobs: int
+    # Prompts that may run or wait at a time; None for any number.
+    max_concurrent_requests: int | None = None
+
+    @property
+    def model(self) -> str:
+        """The name that answers carry."""
+        return self.models[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +54,8 @@ class RequestContext:
     priority: int = 0
     # Prompts share KV blocks only under an equal salt.
     cache_salt: str = ""
+    # Whether the tokenizer adds its own to the prompt; None: to a text, and not to a chat, whose template does it.
+    add_special_tokens: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +63,7 @@ class ValidRequest:
     """A request that the scheduler will take as it is."""
 
     context: RequestContext
-    # None where the client sent token ids.
+    # None where the client sent token ids, or the text was cut.
     prompt: str | None
     prompt_token_ids: list[int]
     # Resolved: every field that generation reads is set.
@@ -65,9 +82,24 @@ class ValidRequest:
         return self.params.n or 1
 
     @property
+    def num_sequences(self) -> int:
+        """Continuations to generate; the n best of them are given. (Beams are the scheduler's.)"""
+        return self.n if self.params.use_beam_search else self.params.best_of or self.n
+
+    @property
+    def needs_logprobs(self) -> bool:
+        """Whether the client gets logprobs or continuations are chosen by them."""
+        return self.params.logprobs is not None or self.num_sequences > self.n
+
+    @property
     def min_tokens(self) -> int:
         """Tokens before which nothing ends a continuation."""
         return self.params.min_tokens or 0
+
+    @property
+    def include_stop(self) -> bool:
+        """Whether what stops a continuation stays in its text."""
+        return self.params.include_stop_str_in_output is True
 
     @property
     def skip_special_tokens(self) -> bool:
@@ -81,10 +113,15 @@ class Validator:
     def __init__(self, tokenizer: ModelTokenizer, limits: ModelLimits) -> None:
         self._tokenizer = tokenizer
         self.limits = limits
+        self._grammars = GrammarCompiler(tokenizer.file, limits.vocab_size, tokenizer.eos_token_ids)
 
-    def check_model(self, model: str) -> None:
-        """Raises ModelNotFoundError for a model that is not served."""
-        if model != self.limits.model:
+    async def close(self) -> None:
+        """Ends the process that compiles grammars, if there is one."""
+        await self._grammars.close()
+
+    def check_model(self, model: str | None) -> None:
+        """Raises ModelNotFoundError for a model that is not served; None and "" stand for the one that is."""
+        if model and model not in self.limits.models:
             message = f"The model `{model}` does not exist; this server serves `{self.limits.model}`."
             raise ModelNotFoundError(message, field="model")
 
@@ -96,8 +133,10 @@ class Validator:
             named = ", ".join(map(str, wrong[:_NAMED_IDS])) + (", …" if len(wrong) > _NAMED_IDS else "")
             raise InvalidRequestError(f"token ids outside of [0, {size}): {named}", field=field)
 
-    async def encode(self, prompt: str | ChatPrompt, *, field: str, add_special_tokens: bool = True) -> list[int]:
-        """The token ids of a text or a chat. Raises InvalidRequestError."""
+    async def encode(
+        self, prompt: str | ChatPrompt, *, field: str, add_special_tokens: bool | None = None
+    ) -> list[int]:
+        """The token ids of a text or a chat; see RequestContext. Raises InvalidRequestError."""
         _, token_ids = await self._tokenize(prompt, field, add_special_tokens)
         return token_ids
 
@@ -114,25 +153,55 @@ class Validator:
 
         Without max_tokens it may fill the context, or `default_max_tokens` if that is given and less.
 
-        Raises InvalidRequestError for empty prompts, unknown token ids and parameters beyond the server's
-        limits, ContextLengthError for what does not fit the context.
+        Raises InvalidRequestError for empty prompts, unknown token ids, parameters beyond the server's limits and
+        constraints that cannot be enforced, ContextLengthError for what does not fit the context.
         """
         self._check_params(params)
         if isinstance(prompt, (str, ChatPrompt)):
-            text, token_ids = await self._tokenize(prompt, field, add_special_tokens=True)
+            truncates = params.truncate_prompt_tokens is not None
+            text, token_ids = await self._tokenize(prompt, field, context.add_special_tokens, truncates=truncates)
         else:
             text, token_ids = None, list(prompt)
             self.check_token_ids(token_ids, field)
         if not token_ids:
             raise InvalidRequestError("the prompt is empty", field=field)
+        kept = self.truncate(token_ids, params.truncate_prompt_tokens, params.max_tokens or default_max_tokens)
+        text, token_ids = (text if len(kept) == len(token_ids) else None), kept
         room = self._check_length(len(token_ids), params.max_tokens, field)
         max_tokens = room if default_max_tokens is None else min(room, default_max_tokens)
         resolved = params.resolved(self._tokenizer.generation_defaults, max_tokens)
-        return ValidRequest(context, text, token_ids, resolved, self._tokenizer.eos_token_ids)
+        if resolved.use_beam_search:
+            resolved = without_sampling(resolved)
+        constraints = executor_pb2.Constraints()
+        if resolved.bad_words:
+            sequences = await bad_word_sequences(self._tokenizer, resolved.bad_words)
+            constraints.bad_words.extend(map(pack_u32, sequences))
+        if params.structured_outputs is not None:
+            rules.check_combination(params)
+            constraints.grammar = await self._grammars.compile(params.structured_outputs)
+            resolved = rules.adapt(resolved)
+        return ValidRequest(context, text, token_ids, resolved, self._tokenizer.eos_token_ids, constraints)
 
-    async def _tokenize(self, prompt: str | ChatPrompt, field: str, add_special_tokens: bool) -> tuple[str, list[int]]:
+    def truncate(self, token_ids: list[int], keep: int | None, max_tokens: int | None) -> list[int]:
+        """The last `keep` tokens of a prompt. -1 keeps as many as leave room for max_tokens (or one); None keeps all.
+
+        Raises InvalidRequestError for 0 and for more than the context holds.
+        """
+        if keep is None:
+            return token_ids
+        context = self.limits.max_model_len
+        if keep == 0 or keep > context:
+            message = f"truncate_prompt_tokens must be -1 or in [1, {context}] (the context), not {keep}"
+            raise InvalidRequestError(message, field="truncate_prompt_tokens")
+        # Where max_tokens alone fills the context, the check of the length says so.
+        keep = max(context - (max_tokens or 1), 1) if keep == -1 else keep
+        return token_ids[-keep:]
+
+    async def _tokenize(
+        self, prompt: str | ChatPrompt, field: str, add_special_tokens: bool | None, *, truncates: bool = False
+    ) -> tuple[str, list[int]]:
         if isinstance(prompt, str):
-            text = prompt
+            text, adds_special = prompt, add_special_tokens is not False
         else:
             if not prompt.messages:
                 raise InvalidRequestError("there are no messages", field=field)
@@ -140,30 +209,40 @@ class Validator:
                 prompt.messages, add_generation_prompt=prompt.add_generation_prompt
             )
             # The template writes the special tokens itself.
-            add_special_tokens = False
+            adds_special = add_special_tokens is True
         if not text:
             raise InvalidRequestError("the prompt is empty", field=field)
+        if truncates:  # more text than any context holds, so that the end's tokens are those of the whole
+            text = text[-self._most_characters :]
         self._check_size(text, field)
         if not is_encodable(text):
             raise InvalidRequestError("the prompt is not valid Unicode", field=field)
-        return text, await self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return text, await self._tokenizer.encode(text, add_special_tokens=adds_special)
 
     def _check_params(self, params: SamplingParams) -> None:
         limits = self.limits
-        if params.n is not None and params.n > limits.max_num_seqs:
-            message = f"n must be at most {limits.max_num_seqs} (the server's max_num_seqs), not {params.n}"
-            raise InvalidRequestError(message, field="n")
-        if params.logprobs is not None and params.logprobs > limits.max_logprobs:
-            message = f"logprobs must be at most {limits.max_logprobs}, not {params.logprobs}"
-            raise InvalidRequestError(message, field="logprobs")
+        for name, value in (("n", params.n), ("best_of", params.best_of)):
+            if value is not None and value > limits.max_num_seqs:
+                message = f"{name} must be at most {limits.max_num_seqs} (the server's max_num_seqs), not {value}"
+                raise InvalidRequestError(message, field=name)
+        for name, count in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
+            if count is not None and count > limits.max_logprobs:
+                message = f"{name} must be at most {limits.max_logprobs}, not {count}"
+                raise InvalidRequestError(message, field=name)
         self.check_token_ids(params.stop_token_ids or (), "stop_token_ids")
         self.check_token_ids(list(params.logit_bias or ()), "logit_bias")
+        self.check_token_ids(params.allowed_token_ids or (), "allowed_token_ids")
+        check_beam_search(params, limits, self._tokenizer.eos_token_ids)
+
+    @property
+    def _most_characters(self) -> int:
+        """No longer text fits the context."""
+        # Normalising may join up to four characters to one (a letter and its marks).
+        return 4 * self.limits.max_model_len * self._tokenizer.vocabulary.longest_token
 
     def _check_size(self, text: str, field: str) -> None:
         """Raises ContextLengthError for a text that cannot fit, without the time that encoding it would take."""
-        # Normalising may join up to four characters to one (a letter and its marks).
-        most = 4 * self.limits.max_model_len * self._tokenizer.vocabulary.longest_token
-        if len(text) > most:
+        if len(text) > self._most_characters:
             message = f"your {field} has {len(text)} characters, more than {self.limits.max_model_len} tokens hold."
             raise ContextLengthError(f"{message} Please reduce the length of the {field}.", field=field)
 

@@ -35,7 +35,7 @@ ABI_VERSION = 2
 _ERROR_BYTES = 256
 
 #: Every instruction set there are kernels for, best first.
-ISAS = ("avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable")
+ISAS = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable")
 
 
 class NativeLibraryError(RuntimeError):

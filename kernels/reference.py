@@ -17,8 +17,8 @@ def linear(x: Tensor, weight: PackedWeight) -> Tensor:
     if weight.format == "int8":
         scales = x.abs().amax(dim=1, keepdim=True) / 127
         inputs = torch.round(x / scales.clamp(min=torch.finfo(torch.float32).tiny)).double() * scales
-    elif weight.format == "bfloat16" and current_isa() == "avx512_bf16":
-        inputs = x.to(torch.bfloat16).double()  # both sides of its dot products are
+    elif weight.format == "bfloat16" and current_isa() in ("amx", "avx512_bf16"):
+        inputs = x.to(torch.bfloat16).double()  # both sides of their dot products are
     product = inputs @ weight.dequantise().double().T
     return (product if weight.bias is None else product + weight.bias).float()
 

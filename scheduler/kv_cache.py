@@ -106,11 +106,21 @@ class KvCache:
             self.pool.release(block)
         self._reset(sequence)
 
-    def num_blocks_needed(self, sequence: Sequence, num_new_tokens: int) -> int:
-        """Blocks that `allocate` would take from the pool."""
-        end = sequence.num_computed_tokens + num_new_tokens
-        missing = max(-(-end // self.block_size) - len(sequence.blocks), 0)
-        return missing if self._shared_write(sequence) is None else missing + 1
+    def num_blocks_needed(self, chunks: Iterable[tuple[Sequence, int]]) -> int:
+        """Blocks that `allocate` would take from the pool for these sequences and their numbers of new tokens."""
+        needed = 0
+        writers: dict[Block, int] = {}
+        for sequence, num_new_tokens in chunks:
+            end = sequence.num_computed_tokens + num_new_tokens
+            needed += max(-(-end // self.block_size) - len(sequence.blocks), 0)
+            if (shared := self._shared_write(sequence)) is not None:
+                block = sequence.blocks[shared]
+                writers[block] = writers.get(block, 0) + 1
+        for block, count in writers.items():
+            # Where all who share it write it, the last of them has it for itself.
+            is_left = block.prefix is None and block.ref_count - block.retiring == count
+            needed += count - is_left
+        return needed
 
     def allocate(self, sequence: Sequence, num_new_tokens: int) -> Allocation:
         """Makes room for the KV of `num_new_tokens` more tokens; the caller has seen that the pool has the blocks."""
@@ -142,16 +152,17 @@ class KvCache:
             sequence.known_prefix = self.prefixes.insert(sequence.blocks[i], prefix)
             sequence.num_hashed_blocks = i + 1
 
-    def fork(self, parent: Sequence, child: Sequence) -> None:
-        """Shares the blocks of the parent's planned prompt with a child that has none.
+    def fork(self, parent: Sequence, child: Sequence, num_tokens: int) -> None:
+        """Shares the blocks of the parent's first `num_tokens` tokens, which are planned, with a child that has none.
 
-        The child computes the prompt's last token again, in a block of its own, to sample from it.
+        Whoever of them writes on first in a block that is not full gets a copy of it.
         """
-        num_shared = -(-parent.num_prompt_tokens // self.block_size)
-        for block in parent.blocks[:num_shared]:
+        for block in parent.blocks[: -(-num_tokens // self.block_size)]:
             self.pool.acquire(block)
             child.blocks.append(block)
-        child.num_computed_tokens = parent.num_prompt_tokens - 1
+        child.num_computed_tokens = num_tokens
+        # Its shared blocks are written by the parent's step.
+        child.last_step = parent.last_step
         child.num_hashed_blocks = child.num_computed_tokens // self.block_size
         if self.prefix_caching and child.num_hashed_blocks:
             child.known_prefix = self._prefix_at(parent, child.num_hashed_blocks)

@@ -33,6 +33,16 @@ class StepEvents:
     positions: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     finished: list[Sequence] = field(default_factory=list)
+    # Requests that cannot go on, and why; all of their sequences have ended.
+    failed: list[tuple[Request, str]] = field(default_factory=list)
+
+    def add_output(self, sequence: Sequence) -> None:
+        """The whole output of a sequence that has ended."""
+        output = sequence.token_ids[sequence.num_prompt_tokens :]
+        self.sequences.extend([sequence] * len(output))
+        self.positions.extend(range(len(output)))
+        self.token_ids.extend(output)
+        self.finished.append(sequence)
 
 
 class GatewayOutputs:
@@ -115,6 +125,9 @@ class OutputRouter:
         for sequence in events.finished:
             if (outputs := self._gateways.get(sequence.request.key.gateway_id)) is not None:
                 outputs.of_step(events.step).add_finished(sequence)
+        for request, reason in events.failed:
+            if (outputs := self._gateways.get(request.key.gateway_id)) is not None:
+                outputs.of_step(events.step).add_failed(request, reason)
 
 
 class _Address:
@@ -183,9 +196,14 @@ class _Columns:
             attempt=request.attempt,
             reason=_FINISH_REASONS[sequence.status],
         )
+        if sequence.beams is not None:
+            finished.cumulative_logprob = sequence.cumulative_logprob
         newest = sequence.token_ids[-1]
         if sequence.status is SequenceStatus.STOPPED and newest in request.params.stop_token_ids:
             finished.stop_token_id = newest
+
+    def add_failed(self, request: Request, reason: str) -> None:
+        self._message.failed.add(request_key=request.key.number, attempt=request.attempt, message=reason)
 
     def to_proto(self) -> scheduler_pb2.StepOutputs:
         message = self._message

@@ -1,4 +1,4 @@
-"""Sequences that wait to run, in order of arrival."""
+"""Sequences that wait to run, by priority and arrival."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from quire.scheduler.sequence import Sequence
 
 
 class RequestQueue:
-    """First come, first served; a preempted sequence returns to the place its arrival gave it."""
+    """A preempted sequence returns to the place that its priority and its arrival gave it."""
 
     def __init__(self) -> None:
         # Sorted by falling order, so that the head is popped from the end.

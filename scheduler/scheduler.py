@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from quire.columns import unpack_u32
 from quire.errors import ContextLengthError, DuplicateRequestError, InvalidRequestError, QuireError
 from quire.internal.v1 import executor_pb2
+from quire.scheduler.beam_group import BeamGroup
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.outputs import StepEvents
 from quire.scheduler.request_queue import RequestQueue
-from quire.scheduler.sequence import Request, RequestKey, Sequence, SequenceStatus
-from quire.scheduler.step_plan import StepPlan
+from quire.scheduler.sequence import Request, RequestKey, Sequence, SequenceStatus, arrival_order
+from quire.scheduler.step_plan import SlotChanges, StepPlan
 from quire.v1 import generate_pb2
 
 
@@ -34,6 +35,8 @@ class SchedulerLimits:
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    # Whether requests may have a priority; if not, all have the same.
+    with_priorities: bool = False
 
 
 class Scheduler:
@@ -48,11 +51,10 @@ class Scheduler:
         self.num_preemptions = 0
         # Lanes with a running sequence that waits for blocks: whoever is admitted now would take them away.
         self._starved_lanes: set[int] = set()
-        # In order of arrival; the last is the least favoured.
+        # By priority and arrival; the last is the least favoured.
         self._running: list[list[Sequence]] = [[] for _ in kv_cache.lanes]
         self._free_slots = [list(range(limits.max_num_seqs))[::-1] for _ in kv_cache.lanes]
-        # Slots whose executor has not been told yet that their sequence is gone.
-        self._finished_slots: list[list[int]] = [[] for _ in kv_cache.lanes]
+        self._changes = [SlotChanges() for _ in kv_cache.lanes]
         self._num_arrivals = 0
 
     # Steps
@@ -68,9 +70,10 @@ class Scheduler:
 
         # Running ones first. Most only need the next token in a block they have; these others may need blocks.
         for sequence in self._after_plain_decodes(plan):
-            num_new = min(sequence.num_uncomputed_tokens, plan.budget)
-            if num_new and self._make_room(sequence, num_new):
-                self._add_chunk(plan, sequence, num_new)
+            chunks = _next_chunks(sequence, plan.budget)
+            if chunks and self._make_room(sequence, chunks):
+                for member, num_new in chunks:
+                    self._add_chunk(plan, member, num_new)
 
         # Then waiting ones, while tokens, slots and blocks are left.
         while plan.budget and self.num_preemptions == preempted and self._may_admit(lane):
@@ -94,11 +97,12 @@ class Scheduler:
         sampled, token_ids = plan.sampled, unpack_u32(result.token_ids)
         if len(sampled) != len(token_ids):
             raise QuireError(f"step {plan.step} gave {len(token_ids)} tokens where {len(sampled)} were due")
-        events = StepEvents(plan.step, _first_run(plan), _logprobs_of_live(sampled, result))
+        failed = self._end_failed(plan, result) if result.failures else []
+        events = StepEvents(plan.step, _first_run(plan), _logprobs_of_live(sampled, result), failed=failed)
         add_sequence, add_position = events.sequences.append, events.positions.append
         add_token = events.token_ids.append
         for sequence, token_id in zip(sampled, token_ids, strict=True):
-            if sequence.is_finished:  # aborted, or sampled past its stop
+            if sequence.is_finished or sequence.beams is not None:  # aborted, sampled past its stop, or not sampled
                 continue
             known = sequence.token_ids
             add_sequence(sequence)
@@ -112,6 +116,8 @@ class Scheduler:
                 self._finish(sequence, SequenceStatus.LENGTH_CAPPED)
                 events.finished.append(sequence)
         self.kv_cache.acknowledge(plan.lane, plan.step)
+        for beams in _record_candidates(plan, sampled, result):
+            self._advance(beams, events)
         return events
 
     # Requests
@@ -122,13 +128,21 @@ class Scheduler:
         Raises InvalidRequestError for what can never run, and DuplicateRequestError.
         """
         prompt_ids = array("I", prompt)
+        if request.params.use_beam_search:
+            # A search that comes again begins again: nothing of it was emitted.
+            outputs = {index: [] for index in range(max(request.params.best_of, request.params.n))}
         self._check(request, prompt_ids, outputs)
-        self.requests[request.key] = request
         for index, output in sorted(outputs.items()):
-            sequence = Sequence(request, index, prompt_ids, output, self.limits.max_model_len, order=self._num_arrivals)
+            order = arrival_order(request.priority, self._num_arrivals)
+            sequence = Sequence(request, index, prompt_ids, output, self.limits.max_model_len, order)
             self._num_arrivals += 1
             request.sequences.append(sequence)
-            if output:
+        self.requests[request.key] = request
+        if request.params.use_beam_search:
+            self.waiting.push(BeamGroup.of(request.sequences).leader)
+            return
+        for sequence in request.sequences:
+            if sequence.num_output_tokens:
                 self.waiting.push(sequence)
             else:
                 request.unforked.append(sequence)
@@ -140,7 +154,8 @@ class Scheduler:
         request = self.requests.get(key)
         if request is None:
             return
-        named = set(indices)
+        # The sequences of a beam search are not its continuations: it ends as a whole.
+        named = set() if request.params.use_beam_search else set(indices)
         for sequence in request.sequences:
             if not sequence.is_finished and (not named or sequence.index in named):
                 self._finish(sequence, SequenceStatus.ABORTED)
@@ -149,6 +164,32 @@ class Scheduler:
         """Ends everything that a gateway submitted."""
         for key in [key for key in self.requests if key.gateway_id == gateway_id]:
             self.abort(key)
+
+    def pause(self, key: RequestKey) -> None:
+        """Computes nothing more of a request and takes its blocks, until `resume`; its output is unchanged.
+
+        Not of a beam search, which gives nothing to read before its end.
+        """
+        request = self.requests.get(key)
+        if request is None or request.is_paused or request.sequences[0].beams is not None:
+            return
+        request.is_paused = True
+        for sequence in request.sequences:
+            if sequence.status is SequenceStatus.RUNNING:
+                self._leave(sequence)
+                sequence.move_to(SequenceStatus.PREEMPTED)
+            elif sequence in self.waiting:
+                self.waiting.remove(sequence)
+
+    def resume(self, key: RequestKey) -> None:
+        """Queues what was paused, at the place that its arrival gave it."""
+        request = self.requests.get(key)
+        if request is None or not request.is_paused:
+            return
+        request.is_paused = False
+        for sequence in request.sequences:
+            if not sequence.is_finished and sequence not in request.unforked:
+                self.waiting.push(sequence)
 
     @property
     def has_work(self) -> bool:
@@ -181,14 +222,14 @@ class Scheduler:
         progress = self.kv_cache.lanes[lane]
         progress.planned_step += 1
         budget = self.limits.max_num_batched_tokens
-        return StepPlan(progress.planned_step, lane, budget, self._finished_slots[lane])
+        return StepPlan(progress.planned_step, lane, budget, self._changes[lane])
 
     def _end_step(self, plan: StepPlan) -> StepPlan | None:
         if not plan.sequences:
             # Nothing was sent, so nothing can be acknowledged: the number is used again.
             self.kv_cache.lanes[plan.lane].planned_step -= 1
             return None
-        self._finished_slots[plan.lane] = []
+        self._changes[plan.lane] = SlotChanges()
         plan.seal()
         for chunk in plan.chunks:
             if (sequence := plan.sequences[chunk.row]).request.unforked:
@@ -219,18 +260,18 @@ class Scheduler:
         plan.budget = budget
 
     def _fits(self, sequence: Sequence, num_new_tokens: int) -> bool:
-        num_needed = self.kv_cache.num_blocks_needed(sequence, num_new_tokens)
+        num_needed = self.kv_cache.num_blocks_needed([(sequence, num_new_tokens)])
         return num_needed <= self.kv_cache.pool.num_available
 
-    def _make_room(self, sequence: Sequence, num_new_tokens: int) -> bool:
-        """Preempts later arrivals until a running sequence fits; False if it has to sit this step out.
+    def _make_room(self, sequence: Sequence, chunks: list[tuple[Sequence, int]]) -> bool:
+        """Preempts later arrivals until a running sequence (or all its beams) fits; False if it sits this step out.
 
         It sits out when an earlier one of its lane does and it needs a block too, when it was the last one and
         preempted itself, or when blocks that steps in flight still name will be enough: preempting for these would
         be waste, and nobody is admitted until they have come.
         """
         while sequence.status is SequenceStatus.RUNNING:
-            num_needed = self.kv_cache.num_blocks_needed(sequence, num_new_tokens)
+            num_needed = self.kv_cache.num_blocks_needed(chunks)
             available = self.kv_cache.pool.num_available
             if num_needed == 0 or (num_needed <= available and sequence.lane not in self._starved_lanes):
                 return True
@@ -248,19 +289,35 @@ class Scheduler:
         chunk = plan.add_chunk(sequence, num_new_tokens, allocation, is_new=is_new)
         sequence.num_computed_tokens += num_new_tokens
         sequence.last_step = plan.step
-        if chunk.samples:
+        # What a beam goes on with is not known before the result is in.
+        if chunk.samples and sequence.beams is None:
             sequence.num_tokens += 1
             room = len(sequence.blocks) * self.kv_cache.block_size
             # The last token a sequence can have is sampled but never computed.
             sequence.decode_end = min(room, sequence.max_num_tokens - 1)
         self.kv_cache.hash_full_blocks(sequence)
 
+    def _end_failed(self, plan: StepPlan, result: executor_pb2.StepResult) -> list[tuple[Request, str]]:
+        """Ends the requests of sequences that cannot go on; returns them, and why. Nothing of the step is theirs."""
+        by_slot = dict(zip(plan.slots, plan.sequences, strict=True))
+        failed = []
+        for failure in result.failures:
+            sequence = by_slot.get(failure.slot)
+            if sequence is None:
+                raise QuireError(f"step {plan.step} fails slot {failure.slot}, which is not in its plan")
+            if not sequence.is_finished:
+                failed.append((sequence.request, failure.message))
+                self.abort(sequence.request.key)
+        return failed
+
     # Moves of a sequence
 
     def _may_admit(self, lane: int) -> bool:
         """Whether this lane should take the head of the queue: it is ready and the lane has its fair share free."""
         head = self.waiting.head()
-        if head is None or self.num_running >= self.limits.max_num_seqs or self._starved_lanes:
+        if head is None or self._starved_lanes:
+            return False
+        if self.num_running + len(_members(head)) > self.limits.max_num_seqs:
             return False
         if head.last_step > self.kv_cache.lanes[head.lane].acknowledged_step:
             return False
@@ -268,7 +325,8 @@ class Scheduler:
         return len(self._running[lane]) < share
 
     def _admit(self, sequence: Sequence, lane: int, num_cached_blocks: int) -> None:
-        self._start(sequence, lane)
+        for member in _members(sequence):
+            self._start(member, lane)
         self.kv_cache.num_queries += len(sequence.token_ids) // self.kv_cache.block_size
         self.kv_cache.num_hits += num_cached_blocks
         if sequence.request.num_cached_tokens is None:
@@ -285,10 +343,9 @@ class Scheduler:
             return
         for sibling in request.unforked:
             if self.num_running < self.limits.max_num_seqs:
-                self.kv_cache.fork(parent, sibling)
+                # The prompt's last token is computed again, to sample from it.
+                self.kv_cache.fork(parent, sibling, parent.num_prompt_tokens - 1)
                 self._start(sibling, parent.lane)
-                # Its shared blocks are written by the parent's step.
-                sibling.last_step = parent.last_step
             else:
                 self.waiting.push(sibling)
         request.unforked = []
@@ -303,8 +360,12 @@ class Scheduler:
     def _preempt_least_favoured(self) -> None:
         """Takes the blocks of the latest arrival; it is recomputed later and its output is unchanged."""
         victim = max((running[-1] for running in self._running if running), key=_arrival)
-        self._leave(victim)
-        victim.move_to(SequenceStatus.PREEMPTED)
+        for member in _members(victim):
+            self._leave(member)
+            member.move_to(SequenceStatus.PREEMPTED)
+        if victim.beams is not None:
+            victim.beams.lose_blocks()
+            victim = victim.beams.leader
         self.waiting.push(victim)
         self.num_preemptions += 1
 
@@ -315,14 +376,34 @@ class Scheduler:
             self._leave(sequence)
         elif sequence in request.unforked:
             request.unforked.remove(sequence)
-        else:
+        elif not request.is_paused and (sequence.beams is None or sequence is sequence.beams.leader):
             self.waiting.remove(sequence)
         sequence.move_to(end)
         # Whoever was to compute the prompt for the others is gone: the next of them does it.
         if request.unforked and all(other.is_finished or other in request.unforked for other in request.sequences):
-            self.waiting.push(request.unforked.pop(0))
+            heir = request.unforked.pop(0)
+            if not request.is_paused:
+                self.waiting.push(heir)
         if request.is_finished:
             del self.requests[request.key]
+
+    def _advance(self, beams: BeamGroup, events: StepEvents) -> None:
+        """Goes on with the beams that the search chooses, or ends it."""
+        going_on = beams.advance(self.kv_cache)
+        if going_on is not None:
+            chosen = self._changes[beams.leader.lane].chosen
+            for sequence in going_on:
+                assert sequence.slot is not None
+                chosen[sequence.slot] = sequence.token_ids[-1]
+            return
+        for sequence, hypothesis in itertools.zip_longest(beams.sequences, beams.hypotheses):
+            if hypothesis is None:
+                self._finish(sequence, SequenceStatus.ABORTED)
+                continue
+            self._finish(sequence, SequenceStatus.STOPPED if hypothesis.is_ended else SequenceStatus.LENGTH_CAPPED)
+            sequence.token_ids[sequence.num_prompt_tokens :] = array("I", hypothesis.token_ids)
+            sequence.cumulative_logprob = hypothesis.logprob
+            events.add_output(sequence)
 
     def _leave(self, sequence: Sequence) -> None:
         """Gives back a running sequence's slot and, once the steps in flight are done, its blocks.
@@ -333,7 +414,8 @@ class Scheduler:
         self._running[sequence.lane].remove(sequence)
         self.num_running -= 1
         self._free_slots[sequence.lane].append(sequence.slot)
-        self._finished_slots[sequence.lane].append(sequence.slot)
+        self._changes[sequence.lane].finished.append(sequence.slot)
+        self._changes[sequence.lane].chosen.pop(sequence.slot, None)
         sequence.slot = None
         self.kv_cache.hash_full_blocks(sequence)
         self.kv_cache.release(sequence)
@@ -347,6 +429,9 @@ class Scheduler:
             raise InvalidRequestError("the request has no sequences", field="sequences")
         if request.params.max_tokens < 1:
             raise InvalidRequestError("max_tokens must be at least 1", field="max_tokens")
+        if request.priority and not self.limits.with_priorities:
+            message = "priority is not 0, and the server does not schedule by priority (--scheduling-policy priority)"
+            raise InvalidRequestError(message, field="priority")
         longest = min(self.limits.max_model_len, self.kv_cache.max_num_tokens)
         if len(prompt) >= longest:
             raise ContextLengthError(
@@ -356,10 +441,54 @@ class Scheduler:
         for index, output in outputs.items():
             if len(output) >= request.params.max_tokens or len(prompt) + len(output) >= longest:
                 raise InvalidRequestError(f"sequence {index} is already finished", field="sequences")
+        if request.params.use_beam_search:
+            self._check_beams(request, len(prompt), len(outputs))
+
+    def _check_beams(self, request: Request, num_prompt_tokens: int, width: int) -> None:
+        """A search must be able to run when it has slots and pool to itself, however its beams part."""
+        if width > self.limits.max_num_seqs:
+            message = f"best_of must be at most {self.limits.max_num_seqs} (max_num_seqs) for beam search, not {width}"
+            raise InvalidRequestError(message, field="best_of")
+        block_size, num_blocks = self.kv_cache.block_size, self.kv_cache.pool.num_blocks
+        # The last token a beam can have is chosen but never computed.
+        num_tokens = min(num_prompt_tokens + request.params.max_tokens, self.limits.max_model_len) - 1
+        num_shared = num_prompt_tokens // block_size
+        most = num_shared + width * (-(-num_tokens // block_size) - num_shared)
+        if most > num_blocks:
+            message = f"{width} beams of {request.params.max_tokens} tokens may need {most} KV blocks of {num_blocks}"
+            raise InvalidRequestError(f"{message}; ask for a smaller max_tokens or best_of", field="max_tokens")
 
 
 def _arrival(sequence: Sequence) -> int:
     return sequence.order
+
+
+def _members(sequence: Sequence) -> list[Sequence]:
+    """The sequences that start and lose their blocks together."""
+    return [sequence] if sequence.beams is None else sequence.beams.sequences
+
+
+def _next_chunks(sequence: Sequence, budget: int) -> list[tuple[Sequence, int]]:
+    """What to compute of a running sequence; of beams, all at once, where their leader stands."""
+    if sequence.beams is not None:
+        return sequence.beams.chunks(budget) if sequence is sequence.beams.leader else []
+    num_new = min(sequence.num_uncomputed_tokens, budget)
+    return [(sequence, num_new)] if num_new else []
+
+
+def _record_candidates(plan: StepPlan, sampled: list[Sequence], result: executor_pb2.StepResult) -> Iterable[BeamGroup]:
+    """Gives beams that still run their likeliest next tokens. Raises QuireError where these are missing."""
+    if all(plan.sequences[chunk.row].beams is None for chunk in plan.chunks):
+        return ()
+    logprobs = {entry.row: entry.logprobs for entry in result.logprobs}
+    touched: dict[RequestKey, BeamGroup] = {}
+    for row, sequence in enumerate(sampled):
+        if sequence.beams is not None and sequence.status is SequenceStatus.RUNNING:
+            if row not in logprobs:
+                raise QuireError(f"step {plan.step} gave no candidates for {sequence}")
+            sequence.beams.record(sequence, logprobs[row])
+            touched[sequence.request.key] = sequence.beams
+    return touched.values()
 
 
 def _first_run(plan: StepPlan) -> list[Request]:
@@ -379,6 +508,6 @@ def _logprobs_of_live(
     """Logprobs by row among those rows of a result whose sequences go on."""
     if not result.logprobs:
         return {}
-    live = [not sequence.is_finished for sequence in sampled]
+    live = [not sequence.is_finished and sequence.beams is None for sequence in sampled]
     rows = list(itertools.accumulate(live, initial=0))
     return {rows[entry.row]: entry.logprobs for entry in result.logprobs if live[entry.row]}

@@ -6,11 +6,14 @@ import enum
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from quire.internal.v1 import executor_pb2
 from quire.scheduler.block_pool import Block, CachedPrefix
 from quire.v1 import generate_pb2
+
+if TYPE_CHECKING:
+    from quire.scheduler.beam_group import BeamGroup
 
 
 class SequenceStatus(enum.Enum):
@@ -67,6 +70,8 @@ class Request:
     # Prompt tokens that were in the prefix cache when the request first ran; None before that.
     num_cached_tokens: int | None = None
     start_reported: bool = False
+    # Its reader lags: none of its sequences runs or queues.
+    is_paused: bool = False
     # Tokens that end a sequence. The sampler cannot choose one before min_tokens, so only the token itself counts.
     ending_token_ids: frozenset[int] = field(init=False)
 
@@ -79,6 +84,11 @@ class Request:
         return all(sequence.is_finished for sequence in self.sequences)
 
 
+def arrival_order(priority: int, arrival: int) -> int:
+    """(priority, arrival) as one number, since sequences are compared in every step; arrivals are below 2**64."""
+    return (priority << 64) + arrival
+
+
 class Sequence:
     """One continuation of a request's prompt.
 
@@ -87,8 +97,10 @@ class Sequence:
     """
 
     __slots__ = (
+        "beams",
         "block_hashes",
         "blocks",
+        "cumulative_logprob",
         "decode_end",
         "ending_token_ids",
         "index",
@@ -120,8 +132,11 @@ class Sequence:
     ) -> None:
         self.request = request
         self.index = index
-        # Arrival order; ties between a request's sequences do not exist. The least favoured is the last.
+        # By priority and arrival (`arrival_order`); ties do not exist. The least favoured is the last.
         self.order = order
+        # Of beam search: the beams of the request, and the sum of the output's logprobs.
+        self.beams: BeamGroup | None = None
+        self.cumulative_logprob = 0.0
         self.status = SequenceStatus.WAITING
         self.is_finished = False
         self.token_ids = array("I", prompt_token_ids)

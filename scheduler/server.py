@@ -113,7 +113,12 @@ def _make_scheduler(settings: SchedulerSettings, met: _Meeting) -> Scheduler:
         num_lanes=len(settings.executors),
         prefix_caching=settings.enable_prefix_caching,
     )
-    limits = SchedulerLimits(met.description.max_model_len, settings.max_num_seqs, settings.max_num_batched_tokens)
+    limits = SchedulerLimits(
+        met.description.max_model_len,
+        settings.max_num_seqs,
+        settings.max_num_batched_tokens,
+        with_priorities=settings.scheduling_policy == "priority",
+    )
     return Scheduler(kv_cache, limits)
 
 

@@ -65,6 +65,17 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         self._work.notify()
         return scheduler_pb2.AbortResponse()
 
+    async def SetFlow(  # noqa: N802
+        self, request: scheduler_pb2.SetFlowRequest, context: Context
+    ) -> scheduler_pb2.SetFlowResponse:
+        key = RequestKey(request.gateway_id, request.request_key)
+        if request.paused:
+            self._scheduler.pause(key)
+        else:
+            self._scheduler.resume(key)
+        self._work.notify()
+        return scheduler_pb2.SetFlowResponse()
+
     async def StreamOutputs(  # noqa: N802
         self, request: scheduler_pb2.StreamOutputsRequest, context: Context
     ) -> AsyncIterator[scheduler_pb2.StepOutputs]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 
 from quire.columns import pack_u32
@@ -27,6 +27,16 @@ class Chunk:
     allocation: Allocation
 
 
+@dataclass(slots=True)
+class SlotChanges:
+    """What an executor has not been told yet of the sequences it knows."""
+
+    # Slots whose sequence is gone.
+    finished: list[int] = field(default_factory=list)
+    # By slot: the token that a beam goes on with.
+    chosen: dict[int, int] = field(default_factory=dict)
+
+
 class StepPlan:
     """What one executor computes in one step.
 
@@ -34,14 +44,24 @@ class StepPlan:
     executor knows. These are in the first columns only; a row that differs has a `Chunk` that says how.
     """
 
-    __slots__ = ("budget", "chunks", "computed_tokens", "finished_slots", "kept", "lane", "sequences", "slots", "step")
+    __slots__ = (
+        "budget",
+        "changes",
+        "chunks",
+        "computed_tokens",
+        "kept",
+        "lane",
+        "sequences",
+        "slots",
+        "step",
+    )
 
-    def __init__(self, step: int, lane: int, budget: int, finished_slots: list[int]) -> None:
+    def __init__(self, step: int, lane: int, budget: int, changes: SlotChanges) -> None:
         self.step = step
         self.lane = lane
         # Tokens that may still be planned.
         self.budget = budget
-        self.finished_slots = finished_slots
+        self.changes = changes
         self.sequences: list[Sequence] = []
         self.computed_tokens: list[int] = []
         self.chunks: list[Chunk] = []
@@ -108,8 +128,11 @@ class StepPlan:
             samples=bytes(self.samples),
         )
         # An empty field costs as much as a full one.
-        if self.finished_slots:
-            message.finished_slots = pack_u32(self.finished_slots)
+        if self.changes.finished:
+            message.finished_slots = pack_u32(self.changes.finished)
+        if chosen := self.changes.chosen:
+            message.chosen_slots = pack_u32(chosen)
+            message.chosen_token_ids = pack_u32(chosen.values())
         if copies := [copy for chunk in self.chunks for copy in chunk.allocation.copies]:
             message.copy_sources = pack_u32([source for source, _ in copies])
             message.copy_destinations = pack_u32([destination for _, destination in copies])
@@ -126,6 +149,8 @@ class StepPlan:
         new.prompt_token_ids = sequence.token_ids[: sequence.num_prompt_tokens].tobytes()
         new.output_token_ids = sequence.token_ids[sequence.num_prompt_tokens :].tobytes()
         new.sampling_params.CopyFrom(sequence.request.params)
+        if sequence.beams is not None:
+            new.sampling_params.logprobs = sequence.beams.search.num_candidates
         new.eos_token_ids = pack_u32(sorted(sequence.request.eos_token_ids))
         new.constraints.CopyFrom(sequence.request.constraints)
         new.pooling = sequence.request.pooling

@@ -40,6 +40,7 @@ COMMON_FLAGS = (
 X86 = platform.machine() in ("x86_64", "AMD64")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512")
 ISA_FLAGS = {
+    "isa_amx.cpp": (*_AVX512, "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
     "isa_avx512_bf16.cpp": (*_AVX512, "-mavx512vnni", "-mavx512bf16"),
     "isa_avx512_vnni.cpp": (*_AVX512, "-mavx512vnni"),
     "isa_avx512.cpp": _AVX512,

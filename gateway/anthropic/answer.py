@@ -38,7 +38,7 @@ class ToolUseContent(Struct, tag_field="type", tag="tool_use"):
 Content = TextContent | ThinkingContent | ToolUseContent
 
 
-class OutputTokensDetails(Struct):
+class OutputDetails(Struct):
     """What the output's tokens were for."""
 
     thinking_tokens: int
@@ -51,12 +51,12 @@ class MessageUsage(Struct):
     output_tokens: int
     cache_read_input_tokens: int = 0
     cache_creation_input_tokens: int = 0
-    output_tokens_details: OutputTokensDetails | None = None
+    output_tokens_details: OutputDetails | None = None
 
     @classmethod
     def of(cls, turn: TurnBlocks, usage: Usage) -> MessageUsage:
         """At the end."""
-        details = OutputTokensDetails(turn.reasoning_tokens)
+        details = OutputDetails(turn.reasoning_tokens)
         fresh = usage.prompt_tokens - usage.cached_tokens
         return cls(fresh, usage.completion_tokens, usage.cached_tokens, output_tokens_details=details)
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import logging
-from collections.abc import Awaitable, Callable
-
-from fastapi import Request, Response
+from fastapi import Response
 from msgspec import Struct
+from starlette.types import Scope
 
-from quire.errors import QuireError, RequestAbortedError
+from quire.errors import QuireError
+from quire.gateway.openai.schemas import ERRORS as OPENAI_ERRORS
+from quire.gateway.request_ids import request_id_of
 from quire.gateway.sse import encode
 
-logger = logging.getLogger(__name__)
-
-Endpoint = Callable[[Request], Awaitable[Response]]
-
+REQUEST_ID_HEADER = "request-id"
 # By our HTTP status: Anthropic's own, and the type of the error. The rest are api_errors.
 _KINDS = {
     400: (400, "invalid_request_error"),
@@ -30,6 +26,10 @@ _KINDS = {
 }
 
 
+# By status, for the API's description: the same conditions as everywhere.
+ERRORS = {str(_KINDS.get(int(status), (int(status), ""))[0]): text for status, text in OPENAI_ERRORS.items()}
+
+
 class ErrorDetail(Struct):
     """What went wrong."""
 
@@ -41,10 +41,10 @@ class ErrorFrame(Struct, tag_field="type", tag="error"):
     """An error, as a body and as an event."""
 
     error: ErrorDetail
-    request_id: str | None
+    request_id: str
 
 
-def error_frame(error: Exception, request_id: str | None) -> ErrorFrame:
+def error_frame(error: Exception, request_id: str) -> ErrorFrame:
     """What is not a QuireError is a defect, and its text stays inside."""
     if not isinstance(error, QuireError):
         error = QuireError("internal error")
@@ -54,25 +54,12 @@ def error_frame(error: Exception, request_id: str | None) -> ErrorFrame:
     return ErrorFrame(ErrorDetail(kind, error.message if named else f"{error.field}: {error.message}"), request_id)
 
 
-def error_response(error: Exception, request_id: str | None = None) -> Response:
+def answer_error(error: Exception, scope: Scope) -> Response:
     """The answer to a request that failed before its first byte."""
-    ours = error.http_status if isinstance(error, QuireError) else QuireError.http_status
-    status, _ = _KINDS.get(ours, (ours, "api_error"))
-    return Response(encode(error_frame(error, request_id)), status, media_type="application/json")
-
-
-def in_anthropic_shape(endpoint: Endpoint) -> Endpoint:
-    """An endpoint whose errors have this shape. One that nobody is left to be told of goes on."""
-
-    @functools.wraps(endpoint)
-    async def shaped(http: Request) -> Response:
-        try:
-            return await endpoint(http)
-        except RequestAbortedError:
-            raise
-        except Exception as error:
-            if not isinstance(error, QuireError):
-                logger.exception("a request failed")
-            return error_response(error)
-
-    return shaped
+    kind = type(error) if isinstance(error, QuireError) else QuireError
+    status, _ = _KINDS.get(kind.http_status, (kind.http_status, "api_error"))
+    request_id = request_id_of(scope)
+    headers = {REQUEST_ID_HEADER: request_id}
+    if kind.retry_after is not None:
+        headers["Retry-After"] = str(kind.retry_after)
+    return Response(encode(error_frame(error, request_id)), status, headers, media_type="application/json")

@@ -11,10 +11,19 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from quire.errors import InvalidRequestError
 from quire.gateway.anthropic.blocks import Message, Texts, to_messages
 from quire.gateway.chat.prompt import ChatPrompt, Tool, ToolChoice
+from quire.gateway.openai.protocol import Integer
 from quire.gateway.request_fields import Only, renamed_fields, tag_of
 from quire.sampling_params import SamplingParams
 from quire.structured_outputs import StructuredOutputs
 
+# What the client calls fields of SamplingParams and ChatPrompt.
+_NAMES = {
+    "stop": "stop_sequences",
+    r"structured_outputs(\.json)?": "output_config.format",
+    r"(tools\[\d+\])\.function\.parameters": r"\1.input_schema",
+    r"(tools\[\d+\])\.function": r"\1",
+    "reasoning_effort": "output_config.effort",
+}
 # As published: with less, a budget makes no sense.
 _LEAST_BUDGET = 1024
 
@@ -49,7 +58,7 @@ class AnyToolChoice(_Object):
     disable_parallel_tool_use: bool | None = None
 
 
-class NamedToolChoice(_Object):
+class NamedTool(_Object):
     """The tool that must be called."""
 
     type: Literal["tool"]
@@ -61,7 +70,7 @@ ToolChoiceParam = Annotated[
     Annotated[AnyToolChoice, Tag("<auto>")]
     | Annotated[AnyToolChoice, Tag("<any>")]
     | Annotated[AnyToolChoice, Tag("<none>")]
-    | Annotated[NamedToolChoice, Tag("<tool>")],
+    | Annotated[NamedTool, Tag("<tool>")],
     Discriminator(
         tag_of(),
         custom_error_type="tool_choice",
@@ -74,7 +83,7 @@ class Thinking(_Object):
     """Whether the model thinks. How much is for the model to say: a budget is checked, and does not bind it."""
 
     type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: Annotated[int, Field(ge=_LEAST_BUDGET)] | None = None
+    budget_tokens: Annotated[Integer, Field(ge=_LEAST_BUDGET)] | None = None
     display: Annotated[Any, Only("summarized")] = None
 
 
@@ -92,7 +101,7 @@ class OutputConfig(_Object):
     format: JsonFormat | None = None
 
 
-class Metadata(_Object):
+class MessageMetadata(_Object):
     """About the request."""
 
     user_id: str | None = None
@@ -121,10 +130,7 @@ class CountTokensRequest(_Object):
     @contextmanager
     def in_its_words(self) -> Iterator[None]:
         """Makes errors inside the block name a field as this request does."""
-        schema = "output_config.format.schema"
-        with renamed_fields(
-            {"stop": "stop_sequences", "structured_outputs": schema, "structured_outputs.json": schema}
-        ):
+        with renamed_fields(_NAMES):
             yield
 
     def chat(self) -> ChatPrompt:
@@ -148,7 +154,7 @@ class CountTokensRequest(_Object):
 
     def _tool_choice(self) -> ToolChoice:
         names, choice = [tool.name for tool in self.tools or ()], self.tool_choice
-        if isinstance(choice, NamedToolChoice):
+        if isinstance(choice, NamedTool):
             if choice.name not in names:
                 message = f"tool_choice names {choice.name!r}, which is not among the tools"
                 raise InvalidRequestError(message, field="tool_choice.name")
@@ -171,15 +177,15 @@ class CountTokensRequest(_Object):
 class MessagesRequest(CountTokensRequest):
     """What a message is made from."""
 
-    max_tokens: int
+    max_tokens: Integer
     stop_sequences: list[str] | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Integer | None = None
     stream: bool | None = None
 
     # Without influence on the output.
-    metadata: Metadata | None = None
+    metadata: MessageMetadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
 
     container: Annotated[Any, Only()] = None

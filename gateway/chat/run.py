@@ -9,7 +9,8 @@ from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.engine import Engine
 from quire.gateway.generation import Generation
 from quire.gateway.validation import RequestContext, ValidRequest
-from quire.outputs import CompletionDelta, Usage
+from quire.internal.v1 import scheduler_pb2
+from quire.outputs import CompletionDelta, TokenLogprobs, Usage
 from quire.sampling_params import SamplingParams
 
 
@@ -21,6 +22,8 @@ class ChatRun:
         self._generation = generation
         # Its only one, once it has ended.
         self.usages: list[Usage] = []
+        # The same, if asked for, from its first batch on.
+        self.prompt_logprobs: dict[int, Sequence[TokenLogprobs | None]] = {}
 
     @classmethod
     async def submit(
@@ -45,19 +48,25 @@ class ChatRun:
     def num_choices(self) -> int:
         return self._generation.request.n
 
+    @property
+    def prompt_token_ids(self) -> Sequence[int]:
+        return self._generation.request.prompt_token_ids
+
     async def batches(self) -> AsyncGenerator[Sequence[tuple[int, ChatDelta]], None]:
         """(choice, what is new in it), as it comes, for all choices that a step touched.
 
         Raises the QuireError that ends the run.
         """
         async for delta in self._generation:
+            if delta.prompt_logprobs is not None:
+                self.prompt_logprobs[0] = delta.prompt_logprobs
             if delta.usage is not None:
                 self.usages.append(delta.usage)
             yield [(part.index, _text_only(part)) for part in delta.deltas]
 
-    def close(self) -> None:
+    def close(self, reason: scheduler_pb2.AbortReason.ValueType = scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED) -> None:
         """Aborts what still runs."""
-        self._generation.close()
+        self._generation.close(reason)
 
 
 def _text_only(part: CompletionDelta) -> ChatDelta:

@@ -13,7 +13,7 @@ from quire.gateway.chat.deltas import ChatDelta, ChatFinishReason, merge_chat_de
 from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.openai.frames import finite
 from quire.gateway.openai.protocol import OpenAIRequest, check_extra
-from quire.gateway.vocabulary import Vocabulary
+from quire.gateway.openai.tokens import TokenView
 from quire.outputs import TokenLogprobs
 from quire.sampling_params import SamplingParams
 
@@ -143,6 +143,8 @@ class ChatChoice(Struct, kw_only=True):
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinishReason | None
     stop_reason: str | int | None
+    # With return_token_ids.
+    token_ids: Sequence[int] | UnsetType = UNSET
 
 
 class ChatShape:
@@ -151,14 +153,15 @@ class ChatShape:
     id_prefix = "chatcmpl-"
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
+    service_tier: str | UnsetType = "default"
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self, tokens: TokenView) -> None:
+        self._tokens = tokens
         self._opened: set[int] = set()
 
     def chunk(self, delta: ChatDelta, index: int) -> ChatChoice | None:
         """See Shape; a choice's first chunk carries the role."""
-        if not (delta.content or delta.finish_reason or delta.logprobs):
+        if not (delta.content or delta.finish_reason or delta.logprobs or self._tokens.with_ids):
             return None
         role = UNSET if index in self._opened else "assistant"
         self._opened.add(index)
@@ -184,6 +187,7 @@ class ChatShape:
             logprobs=self._logprobs(source.logprobs),
             finish_reason=source.finish_reason,
             stop_reason=source.stop_reason,
+            token_ids=self._tokens.ids(source.token_ids),
         )
 
     def _logprobs(self, positions: Sequence[TokenLogprobs] | None) -> ChatLogprobs | None:
@@ -200,4 +204,4 @@ class ChatShape:
         )
 
     def _entry(self, token_id: int, logprob: float) -> tuple[str, float, list[int]]:
-        return self._vocabulary.text_of(token_id), finite(logprob), list(self._vocabulary.bytes_of(token_id))
+        return self._tokens.text_of(token_id), finite(logprob), list(self._tokens.bytes_of(token_id))

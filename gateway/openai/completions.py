@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from pydantic import PlainValidator, WithJsonSchema
 
 from quire.errors import InvalidRequestError
+from quire.gateway.generation_group import GenerationGroup
 from quire.gateway.openai.frames import finite
-from quire.gateway.openai.protocol import TEXTS_SCHEMA, OpenAIRequest
-from quire.gateway.vocabulary import Vocabulary
-from quire.outputs import CompletionDelta, FinishReason, TokenLogprobs, merge_deltas
+from quire.gateway.openai.protocol import TEXTS_SCHEMA, Integer, OpenAIRequest
+from quire.gateway.openai.tokens import TokenView
+from quire.outputs import (
+    CompletionDelta,
+    FinishReason,
+    Logprob,
+    TokenLogprobs,
+    merge_deltas,
+    prompt_logprobs_by_token_id,
+)
 from quire.sampling_params import SamplingParams
 
 # OpenAI's default; a chat may fill the context.
@@ -60,7 +69,13 @@ class CompletionRequest(OpenAIRequest):
     """The body of POST /v1/completions."""
 
     prompt: Prompts
-    logprobs: int | None = None
+    logprobs: Integer | None = None
+    echo: bool | None = None
+
+    @property
+    def prompts_only(self) -> bool:
+        """Whether nothing is generated: only with `echo` may max_tokens be 0, as OpenAI allows it."""
+        return self.echo is True and super()._max_tokens() == 0
 
     def sampling_params(self) -> SamplingParams:
         """Raises InvalidRequestError."""
@@ -68,15 +83,23 @@ class CompletionRequest(OpenAIRequest):
         if num_choices > _MAX_CHOICES:
             message = f"{len(self.prompt)} prompts with n = {self.n or 1} make {num_choices} choices"
             raise InvalidRequestError(f"{message}; at most {_MAX_CHOICES} fit one request", field="n")
-        return self._sampling_params(self.logprobs)
+        params = self._sampling_params(self.logprobs)
+        if self.echo and params.prompt_logprobs is None:
+            return replace(params, prompt_logprobs=self.logprobs)
+        return params
+
+    def _max_tokens(self) -> int | None:
+        # A step samples one token at least.
+        return 1 if self.prompts_only else super()._max_tokens()
 
 
 class CompletionLogprobs(Struct):
     """`logprobs` of /v1/completions: parallel lists, one entry per token."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    # None for the first token of a prompt, before which there is nothing.
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     # Where each token begins in the choice's text, in characters.
     text_offset: list[int]
 
@@ -89,6 +112,11 @@ class CompletionChoice(Struct):
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason | None
     stop_reason: str | int | None
+    # With return_token_ids; those of the prompt on a choice's first chunk.
+    token_ids: Sequence[int] | UnsetType = UNSET
+    prompt_token_ids: Sequence[int] | UnsetType = UNSET
+    # With prompt_logprobs, on a choice's first chunk.
+    prompt_logprobs: list[dict[int, Logprob] | None] | UnsetType = UNSET
 
 
 class CompletionShape:
@@ -97,36 +125,89 @@ class CompletionShape:
     id_prefix = "cmpl-"
     object = "text_completion"
     chunk_object = "text_completion"
+    service_tier: str | UnsetType = UNSET
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+    def __init__(
+        self,
+        tokens: TokenView,
+        group: GenerationGroup,
+        *,
+        echoes: Sequence[str] | None = None,
+        prompt_logprobs: bool = False,
+    ) -> None:
+        """`echoes`: the prompts, if choices begin with them."""
+        self._tokens = tokens
+        self._group = group
+        self._requests = group.requests
+        self._with_logprobs = self._requests[0].params.logprobs is not None
+        self._num_per_prompt = group.num_choices // len(self._requests)
+        self._echoes = echoes
+        self._prompt_logprobs = prompt_logprobs
+        self._opens = echoes is not None or prompt_logprobs or tokens.with_ids
+        self._opened: set[int] = set()
         # By choice: characters of all tokens so far.
         self._offsets: dict[int, int] = {}
 
     def chunk(self, delta: CompletionDelta, index: int) -> CompletionChoice | None:
         """See Shape."""
-        return self._choice(delta, index) if delta.text or delta.finish_reason or delta.logprobs else None
+        if delta.text or delta.finish_reason or delta.logprobs or (self._opens and self._tells(delta, index)):
+            return self._choice(delta, index)
+        return None
 
     def whole(self, deltas: Sequence[CompletionDelta], index: int) -> CompletionChoice:
         """See Shape."""
         return self._choice(merge_deltas(deltas), index)
 
-    def _choice(self, delta: CompletionDelta, index: int) -> CompletionChoice:
-        logprobs = None if delta.logprobs is None else self._logprobs(delta.logprobs, index)
-        return CompletionChoice(index, delta.text, logprobs, delta.finish_reason, delta.stop_reason)
+    def _tells(self, delta: CompletionDelta, index: int) -> bool:
+        """Whether a delta without text has something to tell."""
+        return index not in self._opened or (self._tokens.with_ids and bool(delta.token_ids))
 
-    def _logprobs(self, positions: Sequence[TokenLogprobs], index: int) -> CompletionLogprobs:
-        text_of = self._vocabulary.text_of
-        tokens = [text_of(position.token_id) for position in positions]
+    def _choice(self, delta: CompletionDelta, index: int) -> CompletionChoice:
+        if self._opens and index not in self._opened:
+            self._opened.add(index)
+            return self._first(delta, index)
+        logprobs = None if delta.logprobs is None else self._logprobs(delta.logprobs, index)
+        token_ids = self._tokens.ids(delta.token_ids)
+        return CompletionChoice(index, delta.text, logprobs, delta.finish_reason, delta.stop_reason, token_ids)
+
+    def _first(self, delta: CompletionDelta, index: int) -> CompletionChoice:
+        """A choice's first chunk, with what it tells of its prompt."""
+        prompt = index // self._num_per_prompt
+        text = delta.text
+        positions: Sequence[TokenLogprobs | None] | None = delta.logprobs
+        known = self._group.prompt_logprobs.get(prompt, ())
+        if self._echoes is not None:
+            text = self._echoes[prompt] + text
+            if self._with_logprobs:
+                positions = [*known, *(positions or ())]
+        return CompletionChoice(
+            index,
+            text,
+            None if positions is None else self._logprobs(positions, index),
+            delta.finish_reason,
+            delta.stop_reason,
+            self._tokens.ids(delta.token_ids),
+            self._tokens.ids(self._requests[prompt].prompt_token_ids),
+            prompt_logprobs_by_token_id(known, self._tokens.text_of) if self._prompt_logprobs else UNSET,
+        )
+
+    def _logprobs(self, positions: Sequence[TokenLogprobs | None], index: int) -> CompletionLogprobs:
+        text_of = self._tokens.text_of
+        token_ids = self._requests[index // self._num_per_prompt].prompt_token_ids
+        # Only the first token of a prompt has no position.
+        tokens = [text_of(token_ids[0] if position is None else position.token_id) for position in positions]
         offset = self._offsets.get(index, 0)
         offsets: list[int] = []
         for token in tokens:
             offsets.append(offset)
             offset += len(token)
         self._offsets[index] = offset
-        top = [
-            {text_of(token_id): finite(logprob) for token_id, logprob in position.top}
-            | {text_of(position.token_id): finite(position.logprob)}
-            for position in positions
-        ]
-        return CompletionLogprobs(tokens, [finite(position.logprob) for position in positions], top, offsets)
+        values = [None if position is None else finite(position.logprob) for position in positions]
+        return CompletionLogprobs(tokens, values, [self._top(position) for position in positions], offsets)
+
+    def _top(self, position: TokenLogprobs | None) -> dict[str, float] | None:
+        if position is None:
+            return None
+        text_of = self._tokens.text_of
+        top = {text_of(token_id): finite(logprob) for token_id, logprob in position.top}
+        return top | {text_of(position.token_id): finite(position.logprob)}

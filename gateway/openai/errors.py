@@ -7,16 +7,44 @@ import logging
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from msgspec import Struct
 from starlette.exceptions import HTTPException
 
-from quire.errors import InvalidRequestError, QuireError
+from quire.errors import AuthenticationError, InvalidRequestError, QuireError
 
 logger = logging.getLogger(__name__)
 
 
+# What a client sent comes back in a message or a param at most so long, in characters.
+_MOST_MESSAGE, _MOST_PARAM = 2000, 200
+
+
+class ErrorObject(Struct):
+    """What went wrong."""
+
+    message: str
+    type: str
+    # The request field at fault.
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(Struct):
+    """The body of every answer that is not 2xx."""
+
+    error: ErrorObject
+
+
 def error_body(message: str, kind: str, param: str | None, code: str | None) -> bytes:
     """The JSON of an error."""
-    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
+    param = None if param is None else _shorten(param, _MOST_PARAM)
+    return msgspec.json.encode(ErrorBody(ErrorObject(_shorten(message, _MOST_MESSAGE), kind, param, code)))
+
+
+def _shorten(text: str, most: int) -> str:
+    # A lone surrogate, which an escape in JSON can stand for, cannot be sent back.
+    text = text.encode(errors="replace").decode()
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def encode_error(error: Exception) -> bytes:
@@ -28,8 +56,13 @@ def encode_error(error: Exception) -> bytes:
 
 def error_response(error: Exception) -> Response:
     """The answer to a request that failed before its first byte."""
-    status = error.http_status if isinstance(error, QuireError) else QuireError.http_status
-    return Response(encode_error(error), status, media_type="application/json")
+    kind = type(error) if isinstance(error, QuireError) else QuireError
+    headers: dict[str, str] = {}
+    if kind.retry_after is not None:
+        headers["Retry-After"] = str(kind.retry_after)
+    if kind is AuthenticationError:
+        headers["WWW-Authenticate"] = "Bearer"
+    return Response(encode_error(error), kind.http_status, headers, media_type="application/json")
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -48,7 +81,7 @@ def install_error_handlers(app: FastAPI) -> None:
         if not isinstance(error, HTTPException):
             raise error
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-        message = f"{error.detail}: {request.method} {request.url.path}"
+        message = f"{error.detail}: {request.method} {_shorten(request.url.path, _MOST_PARAM)}"
         body = error_body(message, InvalidRequestError.type, None, code)
         return Response(body, error.status_code, error.headers, media_type="application/json")
 

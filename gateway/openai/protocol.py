@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, WithJsonSchema
-from pydantic.json_schema import models_json_schema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from quire.errors import InvalidRequestError
-from quire.sampling_params import SamplingParams
+from quire.gateway.openai.structured import StructuredFields
+from quire.gateway.request_ids import REQUEST_ID_PATTERN
+from quire.gateway.validation import RequestContext
+from quire.sampling_params import EarlyStopping, SamplingParams
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -29,6 +31,7 @@ _IGNORED = frozenset(
         "prompt_cache_retention",
         "safety_identifier",
         "service_tier",
+        "session_id",
         "store",
         "user",
     }
@@ -36,42 +39,57 @@ _IGNORED = frozenset(
 # Known fields that are not implemented, and their values that ask for nothing; so does null.
 _NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "add_generation_prompt": (True,),
-    "add_special_tokens": (True,),
-    "allowed_token_ids": (),
     "audio": (),
-    "bad_words": ([],),
-    "cache_salt": (),
     "chat_template": (),
     "chat_template_kwargs": ({},),
+    "detokenize": (True,),
+    "documents": ([],),
+    "ec_transfer_params": ({},),
     "continue_final_message": (False,),
     "echo": (False,),
     "function_call": ("none",),
     "functions": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "include_stop_str_in_output": (False,),
-    "length_penalty": (1.0, 1),
+    "include_reasoning": (True,),
+    "kv_transfer_params": ({},),
+    "logits_processors": ([],),
+    "logprob_token_ids": (),
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
     "moderation": (),
     "prediction": (),
-    "priority": (0,),
-    "prompt_logprobs": (),
+    "prompt_embeds": (),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
-    "return_token_ids": (False,),
-    "structured_outputs": (),
+    "repetition_detection": (),
+    "return_mm_kwargs": (True,),
+    "return_prompt_text": (False,),
+    "return_token_offsets": (False,),
+    "routed_experts_prompt_start": (0,),
+    # Texts have spaces where their tokens have them.
+    "spaces_between_special_tokens": (True, False),
+    "stream_interval": (1,),
     "suffix": ("",),
+    "thinking_token_budget": (-1,),
     "tool_choice": ("none",),
     "tools": ([],),
-    "truncate_prompt_tokens": (),
-    "use_beam_search": (False,),
+    "truncation_side": ("left",),
     "verbosity": ("medium",),
+    "vllm_xargs": ({},),
+    "watermarking": (False,),
     "web_search_options": (),
 }
 TEXTS_SCHEMA: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
 
+
+def _integer(value: object) -> object:
+    """JSON knows numbers only: 2.0 is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integer = Annotated[int, BeforeValidator(_integer)]
+RequestId = Annotated[str, Field(pattern=REQUEST_ID_PATTERN)]
+Priority = Annotated[Integer, Field(ge=-(2**31), lt=2**31)]
+CacheSalt = Annotated[str, Field(min_length=1, max_length=1024)]
 Stop = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, TEXTS_SCHEMA, {"type": "null"}]})]
 
 
@@ -81,41 +99,74 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool | None = None
+    # Usage so far in every chunk, if include_usage too.
+    continuous_usage_stats: bool | None = None
     # Random padding against traffic analysis; nothing here to switch off.
     include_obfuscation: bool | None = None
 
 
-class OpenAIRequest(BaseModel):
+class OpenAIRequest(StructuredFields):
     """What both endpoints share; the extensions to OpenAI's fields are vLLM's."""
 
     model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
 
-    model: str
+    model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = None
-    best_of: int | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    min_tokens: int | None = None
+    n: Integer | None = None
+    best_of: Integer | None = None
+    max_tokens: Integer | None = None
+    max_completion_tokens: Integer | None = None
+    min_tokens: Integer | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: Integer | None = None
     min_p: float | None = None
-    seed: int | None = None
+    seed: Integer | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     stop: Stop = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[Integer] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: EarlyStopping | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[Integer] | None = None
+    truncate_prompt_tokens: Integer | None = None
+    prompt_logprobs: Integer | None = None
+    add_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    request_id: RequestId | None = None
+    priority: Priority | None = None
+    cache_salt: CacheSalt | None = None
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Raises InvalidRequestError for fields that do not go together."""
+        if self.stream_options is not None and not self.stream:
+            message = "stream_options is only allowed where stream is true"
+            raise InvalidRequestError(message, field="stream_options")
 
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with its usage."""
         return self.stream_options is not None and self.stream_options.include_usage is True
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk of a stream says what was used so far."""
+        return (
+            self.include_usage and self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
+        )
+
+    def context(self, request_id: str) -> RequestContext:
+        """What the request carries besides its prompt and how tokens are chosen."""
+        return RequestContext(request_id, self.priority or 0, self.cache_salt or "", self.add_special_tokens)
 
     @contextlib.contextmanager
     def in_its_words(self) -> Iterator[None]:
@@ -130,14 +181,24 @@ class OpenAIRequest(BaseModel):
 
     def _names(self) -> dict[str, str]:
         """Fields of SamplingParams that the client calls by another name."""
-        return {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+        names = {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+        return names | self._structured_names()
+
+    def _max_tokens(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     def _sampling_params(self, logprobs: int | None) -> SamplingParams:
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            raise InvalidRequestError("best_of other than n is not supported", field="best_of")
+        if self.stream and self.use_beam_search:
+            raise InvalidRequestError(
+                "beam search cannot be streamed: its outputs are known at the end", field="stream"
+            )
+        if self.stream and self.best_of is not None and self.best_of != (self.n or 1):
+            raise InvalidRequestError(
+                "best_of must equal n in a stream: the best are known at the end", field="best_of"
+            )
         return SamplingParams(
             n=self.n,
-            max_tokens=self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens,
+            max_tokens=self._max_tokens(),
             min_tokens=self.min_tokens,
             temperature=self.temperature,
             top_k=self.top_k,
@@ -153,6 +214,16 @@ class OpenAIRequest(BaseModel):
             stop_token_ids=self.stop_token_ids,
             ignore_eos=self.ignore_eos,
             skip_special_tokens=self.skip_special_tokens,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            truncate_prompt_tokens=self.truncate_prompt_tokens,
+            prompt_logprobs=self.prompt_logprobs,
+            best_of=self.best_of,
+            use_beam_search=self.use_beam_search,
+            length_penalty=self.length_penalty,
+            early_stopping=self.early_stopping,
+            bad_words=self.bad_words,
+            allowed_token_ids=self.allowed_token_ids,
+            structured_outputs=self._structured_outputs(),
         )
 
 
@@ -164,23 +235,6 @@ def parse_request(kind: type[M], body: bytes) -> M:
         raise _explain(error) from None
     check_extra(request.model_extra or {}, _NOT_IMPLEMENTED, prefix="")
     return request
-
-
-_SCHEMA_PREFIX = "#/components/schemas/"
-
-
-def request_body_schema(kind: type[BaseModel]) -> dict[str, Any]:
-    """The OpenAPI description of a route's body; `body_schemas` holds what it refers to."""
-    schema = {"$ref": _SCHEMA_PREFIX + kind.__name__}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-def body_schemas(kinds: Sequence[type[BaseModel]]) -> dict[str, Any]:
-    """The JSON schemas of bodies, by name."""
-    modes: list[tuple[type[BaseModel], Literal["validation"]]] = [(kind, "validation") for kind in kinds]
-    _, definitions = models_json_schema(modes, ref_template=_SCHEMA_PREFIX + "{model}")
-    schemas: dict[str, Any] = definitions["$defs"]
-    return schemas
 
 
 def check_extra(extra: Mapping[str, object], known: Mapping[str, Sequence[object]], prefix: str) -> None:

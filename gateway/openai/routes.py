@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import uuid
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any
 
@@ -19,54 +18,76 @@ from quire.errors import QuireError
 from quire.gateway.chat.run import ChatRun
 from quire.gateway.engine import Engine
 from quire.gateway.generation_group import GenerationGroup
-from quire.gateway.openai.chat import ChatCompletionRequest, ChatShape
-from quire.gateway.openai.completions import COMPLETION_MAX_TOKENS, CompletionRequest, CompletionShape
+from quire.gateway.openai.chat import ChatChoice, ChatCompletionRequest, ChatShape
+from quire.gateway.openai.completions import COMPLETION_MAX_TOKENS, CompletionChoice, CompletionRequest, CompletionShape
 from quire.gateway.openai.errors import encode_error
-from quire.gateway.openai.frames import AnswerWriter, D, Shape, Source
-from quire.gateway.openai.protocol import OpenAIRequest, parse_request, request_body_schema
+from quire.gateway.openai.frames import Answer, AnswerOptions, AnswerWriter, D, Source
+from quire.gateway.openai.protocol import OpenAIRequest, parse_request
+from quire.gateway.openai.schemas import describe_route
+from quire.gateway.openai.tokens import TokenView
+from quire.gateway.request_ids import request_id_of
 from quire.gateway.streaming import EventStream, read_body, unless_disconnected
-from quire.gateway.validation import RequestContext, ValidRequest
+from quire.gateway.validation import ValidRequest
 
 logger = logging.getLogger(__name__)
 
 # For the API's description.
 BODIES = (CompletionRequest, ChatCompletionRequest)
+ANSWERS = (Answer[CompletionChoice], Answer[ChatChoice])
 
 
 def generation_routes(engine: Engine) -> APIRouter:
     """The two endpoints."""
     router = APIRouter(tags=["generation"])
 
-    @router.post("/v1/completions", openapi_extra=request_body_schema(CompletionRequest))
+    @router.post("/v1/completions", **describe_route(CompletionRequest, ANSWERS[0], streams=True))
     async def create_completion(http: Request) -> Response:
         """Continues one or several prompts."""
         request = parse_request(CompletionRequest, await read_body(http))
         with request.in_its_words():
             async with unless_disconnected(http.receive):
-                return await _complete(engine, request)
+                return await _complete(engine, request, request_id_of(http.scope, request.request_id))
 
-    @router.post("/v1/chat/completions", openapi_extra=request_body_schema(ChatCompletionRequest))
+    @router.post("/v1/chat/completions", **describe_route(ChatCompletionRequest, ANSWERS[1], streams=True))
     async def create_chat_completion(http: Request) -> Response:
         """Answers a chat, which the model's own template turns into a prompt."""
         request = parse_request(ChatCompletionRequest, await read_body(http))
         with request.in_its_words():
             async with unless_disconnected(http.receive):
-                return await _chat(engine, request)
+                return await _chat(engine, request, request_id_of(http.scope, request.request_id))
 
     return router
 
 
-async def _complete(engine: Engine, request: CompletionRequest) -> Response:
+async def _complete(engine: Engine, request: CompletionRequest, request_id: str) -> Response:
     engine.validator.check_model(request.model)
     params = request.sampling_params()
-    request_id = uuid.uuid4().hex
     validate = functools.partial(engine.validator.validate, params=params, default_max_tokens=COMPLETION_MAX_TOKENS)
-    about = [RequestContext(f"cmpl-{request_id}-{index}") for index in range(len(request.prompt))]
     valid = await _gather(
-        [validate(prompt, context=context) for prompt, context in zip(request.prompt, about, strict=True)]
+        [
+            validate(prompt, context=request.context(f"cmpl-{request_id}-{index}"))
+            for index, prompt in enumerate(request.prompt)
+        ]
     )
-    group = await GenerationGroup.submit(engine, valid)
-    return await _answer(engine, request, group, CompletionShape(engine.tokenizer.vocabulary), request_id)
+    echoes = [await _text_of(engine, entry) for entry in valid] if request.echo else None
+    group = await GenerationGroup.submit(engine, valid, prompts_only=request.prompts_only)
+    tokens = _token_view(engine, request)
+    shape = CompletionShape(tokens, group, echoes=echoes, prompt_logprobs=request.prompt_logprobs is not None)
+    options = AnswerOptions(tokens, request.include_usage, request.continuous_usage)
+    return await _answer(request, group, AnswerWriter(shape, request_id, engine, group, options), request_id)
+
+
+async def _text_of(engine: Engine, request: ValidRequest) -> str:
+    """A prompt's text, whatever form it came in."""
+    return await engine.tokenizer.decode(request.prompt_token_ids) if request.prompt is None else request.prompt
+
+
+def _token_view(engine: Engine, request: OpenAIRequest) -> TokenView:
+    return TokenView(
+        engine.tokenizer.vocabulary,
+        as_ids=request.return_tokens_as_token_ids is True,
+        with_ids=request.return_token_ids is True,
+    )
 
 
 async def _gather(validations: Sequence[Coroutine[Any, Any, ValidRequest]]) -> list[ValidRequest]:
@@ -81,21 +102,25 @@ async def _gather(validations: Sequence[Coroutine[Any, Any, ValidRequest]]) -> l
     return [task.result() for task in tasks]
 
 
-async def _chat(engine: Engine, request: ChatCompletionRequest) -> Response:
+async def _chat(engine: Engine, request: ChatCompletionRequest, request_id: str) -> Response:
     engine.validator.check_model(request.model)
-    request_id = uuid.uuid4().hex
-    about = RequestContext(f"chatcmpl-{request_id}")
+    about = request.context(f"chatcmpl-{request_id}")
     run = await ChatRun.submit(engine, request.prompt(), request.sampling_params(), about)
-    return await _answer(engine, request, run, ChatShape(engine.tokenizer.vocabulary), request_id)
+    tokens = _token_view(engine, request)
+    options = AnswerOptions(
+        tokens,
+        request.include_usage,
+        request.continuous_usage,
+        prompt_token_ids=tokens.with_ids,
+        prompt_logprobs=request.prompt_logprobs is not None,
+    )
+    return await _answer(request, run, AnswerWriter(ChatShape(tokens), request_id, engine, run, options), request_id)
 
 
-async def _answer(
-    engine: Engine, request: OpenAIRequest, source: Source[D], shape: Shape[D], request_id: str
-) -> Response:
-    include_usage = request.include_usage
-    writer = AnswerWriter(shape, request_id, engine.limits.model, include_usage=include_usage)
+async def _answer(request: OpenAIRequest, source: Source[D], writer: AnswerWriter[D], request_id: str) -> Response:
     if request.stream:
-        return EventStream(_events(source, writer, include_usage=include_usage), source.close)
+        events = _events(source, writer, request_id, include_usage=request.include_usage)
+        return EventStream(events, source.close)
     try:
         return Response(await _whole(source, writer), media_type="application/json")
     finally:
@@ -108,10 +133,12 @@ async def _whole(source: Source[D], writer: AnswerWriter[D]) -> bytes:
         async for batch in batches:
             for index, delta in batch:
                 parts[index].append(delta)
-    return writer.whole(parts, source.usages)
+    return writer.whole(parts)
 
 
-async def _events(source: Source[D], writer: AnswerWriter[D], *, include_usage: bool) -> AsyncGenerator[bytes, None]:
+async def _events(
+    source: Source[D], writer: AnswerWriter[D], request_id: str, *, include_usage: bool
+) -> AsyncGenerator[bytes, None]:
     """The events of a stream; an error ends it with an `error` event and without [DONE]."""
     try:
         async with contextlib.aclosing(source.batches()) as batches:
@@ -119,9 +146,9 @@ async def _events(source: Source[D], writer: AnswerWriter[D], *, include_usage: 
                 if events := b"".join([writer.event(delta, index) for index, delta in batch]):
                     yield events
         if include_usage:
-            yield writer.usage_event(source.usages)
+            yield writer.usage_event()
         yield b"data: [DONE]\n\n"
     except Exception as error:
         if not isinstance(error, QuireError):
-            logger.exception("a stream failed")
+            logger.exception("the stream of request %s failed", request_id)
         yield b"data: " + encode_error(error) + b"\n\n"

@@ -7,6 +7,10 @@
 namespace quire {
 
 #if defined(QUIRE_X86)
+namespace avx512_amx {
+extern const LinearKernels kLinearKernels[5];
+extern bool (*const kIsAvailable)();
+}
 namespace avx512_bf16 {
 extern const LinearKernels kLinearKernels[5];
 }
@@ -59,11 +63,18 @@ bool has_avx512_bf16() {
     return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16");
 #endif
 }
+
+bool has_amx() {
+    // Asks the system for leave, once.
+    static const bool available = has_avx512_bf16() && avx512_amx::kIsAvailable();
+    return available;
+}
 #endif
 
 // Best first.
 const Isa kIsas[] = {
 #if defined(QUIRE_X86)
+    {"amx", has_amx, &avx512::kPagedKernels, avx512_amx::kLinearKernels, &avx512::kSamplerKernels, &avx512::kRowKernels},
     {"avx512_bf16", has_avx512_bf16, &avx512::kPagedKernels, avx512_bf16::kLinearKernels, &avx512::kSamplerKernels,
      &avx512::kRowKernels},
     {"avx512_vnni", has_avx512_vnni, &avx512::kPagedKernels, avx512_vnni::kLinearKernels, &avx512::kSamplerKernels,

@@ -6,7 +6,7 @@
 namespace quire {
 
 // The widest tile of any instruction set.
-constexpr int kMaxTileRows = 16;
+constexpr int kMaxTileRows = 32;
 
 // Some rows of the input times one panel.
 struct PanelTile {

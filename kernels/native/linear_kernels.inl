@@ -189,6 +189,21 @@ QUIRE_INLINE ivec dot4(ivec sum, uint32_t x, uvec w) {
 #endif
 }
 
+// The integer sums [rows, 32] in `sums` -> products.
+QUIRE_INLINE void scale_int8(const PanelTile& tile, int rows, float* sums) {
+    const char* const scales = tile.panel + tile.inputs / 4 * kLineBytes;
+    for (int r = 0; r < rows; ++r) {
+        const vec row_scale = broadcast(*reinterpret_cast<const float*>(tile.input + r * tile.input_stride));
+#pragma GCC unroll 8
+        for (int c = 0; c < kColumns; ++c) {
+            float* const to = sums + r * kPanelOutputs + c * kVecLanes;
+            const vec scale = (vec)load_bits(scales + c * kVecLanes * 4);
+            const ivec offset = (ivec)load_bits(scales + kLineBytes + c * kVecLanes * 4) << 7;
+            store(to, to_floats((ivec)load(to) - offset) * (scale * row_scale));
+        }
+    }
+}
+
 template <int R>
 void multiply_int8(const PanelTile& tile, float* sums) {
     ivec sum[R][kColumns] = {};
@@ -207,17 +222,12 @@ void multiply_int8(const PanelTile& tile, float* sums) {
             for (int c = 0; c < kColumns; ++c) sum[r][c] = dot4(sum[r][c], x, weight[c]);
         }
     }
-    const float* const scales = reinterpret_cast<const float*>(line);
-#pragma GCC unroll 8
-    for (int c = 0; c < kColumns; ++c) {
-        const vec scale = load(scales + c * kVecLanes);
-        const ivec offset = (ivec)load_bits(line + kLineBytes + c * kVecLanes * 4) << 7;
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            const float row_scale = *reinterpret_cast<const float*>(tile.input + r * tile.input_stride);
-            store(sums + r * kPanelOutputs + c * kVecLanes, to_floats(sum[r][c] - offset) * (scale * broadcast(row_scale)));
-        }
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+        for (int c = 0; c < kColumns; ++c) store(sums + r * kPanelOutputs + c * kVecLanes, (vec)sum[r][c]);
     }
+    scale_int8(tile, R, sums);
 }
 
 #if defined(__AVX512BF16__)
@@ -417,17 +427,26 @@ void finish(const float* sums, int rows, const TileOutput& to) {
     }
 }
 
+#if defined(__AMX_TILE__)
+#include "linear_amx.inl"
+#endif
+
 }  // namespace
 
 extern const LinearKernels kLinearKernels[5];
 const LinearKernels kLinearKernels[5] = {
     {kTileRows, true, float_bytes, nullptr, product<Float32Rows>, finish},
-#if defined(__AVX512BF16__)
+#if defined(__AMX_TILE__)
+    {2 * amx::kTileRowsMax, false, bfloat16_bytes, narrow_row, product_bfloat16_tiles, finish},
+    {2 * amx::kTileRowsMax, false, int8_bytes, quantise_row, product_int8_tiles, finish},
+#elif defined(__AVX512BF16__)
     {kTileRows, false, bfloat16_bytes, narrow_row, product<BFloat16Rows>, finish},
 #else
     {kTileRows, true, float_bytes, nullptr, product<BFloat16Rows>, finish},
 #endif
+#if !defined(__AMX_TILE__)
     {kTileRows, false, int8_bytes, quantise_row, product<Int8Rows>, finish},
+#endif
     {kTileRows, true, float_bytes, nullptr, product<Int8WeightOnlyRows>, finish},
     {kTileRows, true, float_bytes, nullptr, product<Int4Rows>, finish},
 };

@@ -8,15 +8,17 @@ blocks fit) is a result and lives elsewhere.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import yaml
-from pydantic import ByteSize, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
@@ -24,6 +26,29 @@ from pydantic_settings import (
 from quire.errors import StartupError
 
 BUNDLED_MODEL = Path(__file__).parent / "bundled" / "quire-tiny"
+
+
+def _split_texts(value: object) -> object:
+    """A list of texts as flags, variables and files give it: repeated, with commas between, or as JSON."""
+    if isinstance(value, list):
+        return [text for entry in value for text in _split_text(entry)]
+    return _split_text(value)
+
+
+def _split_text(value: object) -> list[object]:
+    if not isinstance(value, str):
+        return [value]
+    return list(json.loads(value)) if value.startswith("[") else [*value.split(",")]
+
+
+def _check_texts(texts: list[str]) -> list[str]:
+    if not all(text and text.isprintable() and text == text.strip() for text in texts):
+        raise ValueError("must not be empty, nor begin or end with a space")
+    return texts
+
+
+# A setting with several values.
+Texts = Annotated[list[str], NoDecode, BeforeValidator(_split_texts), AfterValidator(_check_texts)]
 
 
 class _Settings(BaseSettings):
@@ -85,7 +110,7 @@ class PrecisionOptions(_Settings):
         None, ge=1, description="Longest prompt plus output, in tokens; default: the model's context."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one, else cpu.")
-    isa: Literal["auto", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable"] = Field(
+    isa: Literal["auto", "amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable"] = Field(
         "auto", description="Instruction set of the kernels on the CPU; auto: the best that the machine has."
     )
     threads: int | None = Field(
@@ -114,6 +139,9 @@ class SchedulingOptions(_Settings):
     max_num_batched_tokens: int = Field(
         512, ge=1, description="Token budget of a step; longer prompts are computed in chunks."
     )
+    scheduling_policy: Literal["fcfs", "priority"] = Field(
+        "fcfs", description="Order of requests: by arrival, or by their priority (lowest first) and then arrival."
+    )
     step_transport: StepTransport = Field(
         "auto", description="How steps reach an executor; auto: through shared memory on this host, else over gRPC."
     )
@@ -125,17 +153,43 @@ class ServingOptions(ModelOptions):
     host: str = Field("127.0.0.1", description="Address for REST and gRPC.")
     port: int = Field(8000, ge=0, le=65535, description="REST port; 0 picks a free one.")
     grpc_port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0 picks a free one.")
-    served_model_name: str | None = Field(
-        None, description="Name of the model in the API; default: the value of --model (the bundled one: quire-tiny)."
+    served_model_name: Texts = Field(
+        [],
+        description="Name of the model in the API; repeat it for more names, answers carry the first. "
+        "default: the value of --model (the bundled one: quire-tiny).",
     )
     max_logprobs: int = Field(20, ge=0, description="Largest `logprobs` or `top_logprobs` a request may ask for.")
+    max_concurrent_requests: int | None = Field(
+        None, ge=1, description="Requests (prompts) in the server, running or waiting, beyond which one gets 429."
+    )
+
+    @property
+    def model_names(self) -> list[str]:
+        """The names clients may use for the model."""
+        return self.served_model_name or [BUNDLED_MODEL.name if self.model == str(BUNDLED_MODEL) else self.model]
 
     @property
     def model_name(self) -> str:
-        """The name clients use for the model."""
-        if self.served_model_name is not None:
-            return self.served_model_name
-        return BUNDLED_MODEL.name if self.model == str(BUNDLED_MODEL) else self.model
+        """The name that answers carry."""
+        return self.model_names[0]
+
+
+class AccessOptions(_Settings):
+    """Who may call, and from where."""
+
+    api_key: Texts = Field(
+        [],
+        repr=False,
+        description="Key that clients must send (repeat for more); better in QUIRE_API_KEY, which other users of this "
+        "machine cannot see. default: none is asked for.",
+    )
+    allowed_origins: Texts = Field(["*"], description="Origins whose pages may call the REST API (CORS).")
+    allowed_methods: Texts = Field(["*"], description="Methods that they may use.")
+    allowed_headers: Texts = Field(["*"], description="Headers that they may send.")
+    allow_credentials: bool = Field(False, description="Whether they may send cookies.")
+    root_path: str = Field(
+        "", pattern="^(/.*[^/])?$", description="Path under which a proxy serves the REST API, such as /llm."
+    )
 
 
 class OperationOptions(_Settings):
@@ -174,7 +228,7 @@ class SchedulerSettings(CacheOptions, SchedulingOptions, ListenOptions, ProcessO
     executors: list[str] = Field(min_length=1, description="Addresses of the executors (repeat the flag).")
 
 
-class GatewaySettings(ServingOptions, ProcessOptions):
+class GatewaySettings(ServingOptions, AccessOptions, ProcessOptions):
     """`quire gateway`."""
 
     scheduler: str = Field(description="Address of the scheduler.")
@@ -187,13 +241,24 @@ class LocalSettings(ModelOptions, PrecisionOptions, CacheOptions, SchedulingOpti
     num_executors: int = Field(1, ge=1, le=64, description="Executor processes on one KV pool.")
 
 
-class ServeSettings(LocalSettings, ServingOptions):
+class ServeSettings(LocalSettings, ServingOptions, AccessOptions):
     """`quire serve`: everything on this host."""
 
 
+# Command lines are for everyone to see.
+_SECRETS = frozenset({"api_key"})
+
+
+def secret_variables(settings: _Settings, process: type[_Settings]) -> dict[str, str]:
+    """The environment that gives a process its share of what `flags` leaves out."""
+    names = _SECRETS & process.model_fields.keys() & type(settings).model_fields.keys()
+    return {f"QUIRE_{name.upper()}": ",".join(value) for name in names if (value := getattr(settings, name))}
+
+
 def flags(settings: _Settings, process: type[_Settings], **own: object) -> list[str]:
-    """The command line that gives a process its share of `settings`, and its `own` settings."""
-    shared = {name: getattr(settings, name) for name in process.model_fields if name in type(settings).model_fields}
+    """The command line that gives a process its share of `settings`, but for secrets, and its `own` settings."""
+    names = (process.model_fields.keys() & type(settings).model_fields.keys()) - _SECRETS
+    shared = {name: getattr(settings, name) for name in process.model_fields if name in names}
     line: list[str] = []
     for name, value in {**shared, **own}.items():
         flag = "--" + name.replace("_", "-")

@@ -2,11 +2,15 @@
 
     QuireError                        INTERNAL             500  server_error
     ├── InvalidRequestError           INVALID_ARGUMENT     400  invalid_request_error
-    │   └── ContextLengthError        INVALID_ARGUMENT     400  code context_length_exceeded
+    │   ├── ContextLengthError        INVALID_ARGUMENT     400  code context_length_exceeded
+    │   ├── BodyTooLargeError         INVALID_ARGUMENT     413  code body_too_large
+    │   └── MediaTypeError            INVALID_ARGUMENT     415  code unsupported_media_type
+    ├── AuthenticationError           UNAUTHENTICATED      401  code invalid_api_key
     ├── ModelNotFoundError            NOT_FOUND            404  code model_not_found
     ├── DuplicateRequestError         ALREADY_EXISTS       409  code duplicate_request_id
     ├── RequestAbortedError           CANCELLED            499  code request_aborted
     ├── DeadlineError                 DEADLINE_EXCEEDED    504  code deadline_exceeded
+    ├── OverloadedError               RESOURCE_EXHAUSTED   429  code rate_limit_exceeded
     ├── ServiceUnavailableError       UNAVAILABLE          503  code service_unavailable
     ├── RingError                     INTERNAL             never served: between scheduler and executor
     └── StartupError                  FAILED_PRECONDITION  never served: the process refuses to start
@@ -28,6 +32,8 @@ class QuireError(Exception):
     http_status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
+    # Seconds after which the same request may succeed; None if it will not, or nobody knows.
+    retry_after: ClassVar[int | None] = None
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
         """`field` is the name of the request field or flag that is at fault."""
@@ -49,6 +55,29 @@ class ContextLengthError(InvalidRequestError):
     """Prompt and output do not fit the model's context or the KV pool."""
 
     code = "context_length_exceeded"
+
+
+class BodyTooLargeError(InvalidRequestError):
+    """The body of a REST request is larger than the server reads."""
+
+    http_status = 413
+    code = "body_too_large"
+
+
+class MediaTypeError(InvalidRequestError):
+    """The body of a REST request is said to be something else than JSON."""
+
+    http_status = 415
+    code = "unsupported_media_type"
+
+
+class AuthenticationError(QuireError):
+    """The request carries none of the server's API keys."""
+
+    grpc_code = "UNAUTHENTICATED"
+    http_status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
 
 
 class ModelNotFoundError(QuireError):
@@ -85,12 +114,23 @@ class DeadlineError(QuireError):
     code = "deadline_exceeded"
 
 
+class OverloadedError(QuireError):
+    """The server has as many requests as it may have; the same request may succeed soon."""
+
+    grpc_code = "RESOURCE_EXHAUSTED"
+    http_status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    retry_after = 1
+
+
 class ServiceUnavailableError(QuireError):
     """The server cannot take requests now; the same request may succeed later."""
 
     grpc_code = "UNAVAILABLE"
     http_status = 503
     code = "service_unavailable"
+    retry_after = 1
 
 
 class RingError(QuireError):

@@ -14,13 +14,14 @@ from msgspec import Struct
 from quire.v1 import generate_pb2
 
 # stop: a stop string, a stop token or an end-of-sequence token. length: max_tokens or the end of the context.
-# abort: cancelled by the client or by the server.
-FinishReason = Literal["stop", "length", "abort"]
+# abort: cancelled by the client or by the server. tool_calls: only of a chat, whose turn is complete and calls tools.
+FinishReason = Literal["stop", "length", "abort", "tool_calls"]
 
 _FROM_PROTO: dict[int, FinishReason] = {
     generate_pb2.FINISH_REASON_STOP: "stop",
     generate_pb2.FINISH_REASON_LENGTH: "length",
     generate_pb2.FINISH_REASON_ABORT: "abort",
+    generate_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
 _TO_PROTO = {reason: number for number, reason in _FROM_PROTO.items()}
 
@@ -46,7 +47,7 @@ class TokenLogprobs:
 
     @classmethod
     def from_proto(cls, token_id: int, message: generate_pb2.TokenLogprobs) -> TokenLogprobs:
-        """Of one sampled token."""
+        """Of one token of an output or a prompt."""
         top = zip(message.top_token_ids, message.top_logprobs, strict=True)
         return cls(token_id, message.logprob, tuple(top))
 
@@ -81,6 +82,8 @@ class CompletionDelta(Struct, frozen=True):
     finish_reason: FinishReason | None = None
     # The stop string or stop token of the request that ended it; None after an end-of-sequence token.
     stop_reason: str | int | None = None
+    # Of beam search and best_of, at the end: the sum of all its tokens' logprobs.
+    cumulative_logprob: float | None = None
 
 
 def merge_deltas(deltas: Sequence[CompletionDelta]) -> CompletionDelta:
@@ -93,6 +96,7 @@ def merge_deltas(deltas: Sequence[CompletionDelta]) -> CompletionDelta:
         logprobs=None if last.logprobs is None else [position for delta in deltas for position in delta.logprobs or ()],
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
+        cumulative_logprob=last.cumulative_logprob,
     )
 
 
@@ -102,6 +106,8 @@ class GenerationDelta(Struct, frozen=True):
     deltas: Sequence[CompletionDelta]
     # Only on the last one.
     usage: Usage | None = None
+    # Only on the first one, if asked for: an entry per token of the prompt, None for the first.
+    prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +115,7 @@ class Logprob:
     """One token of a position's distribution."""
 
     logprob: float
-    # 1 is the most likely; None for a sampled token that is not among those reported.
+    # 1 is the most likely; None for a sampled token, or one of the prompt, that is not among the likeliest.
     rank: int | None = None
     # None where no tokenizer is at hand.
     decoded_token: str | None = None
@@ -141,6 +147,8 @@ class RequestOutput:
     finished: bool = False
     # Prompt tokens whose KV came from the prefix cache.
     num_cached_tokens: int | None = None
+    # Per token of the prompt, if asked for: the token and the most likely ones, by token id; None for the first.
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
 
     @classmethod
     def empty(
@@ -153,6 +161,8 @@ class RequestOutput:
         """Adds what is new; `decode` gives the texts of tokens in logprobs."""
         for part in delta.deltas:
             self._add_completion(self.outputs[part.index], part, decode)
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = prompt_logprobs_by_token_id(delta.prompt_logprobs, decode)
         if delta.usage is not None:
             self.finished = True
             self.num_cached_tokens = delta.usage.cached_tokens
@@ -166,13 +176,22 @@ class RequestOutput:
             output.logprobs.extend(_by_token_id(position, decode) for position in part.logprobs)
             total = sum(position.logprob for position in part.logprobs)
             output.cumulative_logprob = (output.cumulative_logprob or 0.0) + total
+        if part.cumulative_logprob is not None:
+            output.cumulative_logprob = part.cumulative_logprob
         if part.finish_reason is not None:
             output.finish_reason = part.finish_reason
             output.stop_reason = part.stop_reason
 
 
+def prompt_logprobs_by_token_id(
+    positions: Sequence[TokenLogprobs | None], decode: Callable[[int], str] | None = None
+) -> list[dict[int, Logprob] | None]:
+    """Logprobs of a prompt as vLLM gives them; `decode` gives the tokens' texts."""
+    return [None if position is None else _by_token_id(position, decode) for position in positions]
+
+
 def _by_token_id(position: TokenLogprobs, decode: Callable[[int], str] | None) -> dict[int, Logprob]:
-    """A position as vLLM gives it: the sampled token first."""
+    """A position as vLLM gives it: the sampled token, or the prompt's, first."""
 
     def entry(token_id: int, logprob: float, rank: int | None) -> Logprob:
         return Logprob(logprob, rank, decode(token_id) if decode else None)

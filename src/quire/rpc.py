@@ -7,7 +7,7 @@ in upper case, metadata["field"] the field at fault. `to_status` and `from_rpc_e
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, NoReturn
 
 import grpc
@@ -16,9 +16,11 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from quire.errors import (
+    AuthenticationError,
     DeadlineError,
     InvalidRequestError,
     ModelNotFoundError,
+    OverloadedError,
     QuireError,
     RequestAbortedError,
     ServiceUnavailableError,
@@ -54,10 +56,12 @@ _OPTIONS: list[tuple[str, Any]] = [
 _BARE_STATUS: dict[str, type[QuireError]] = {
     cls.grpc_code: cls
     for cls in (
+        AuthenticationError,
         InvalidRequestError,
         ModelNotFoundError,
         RequestAbortedError,
         DeadlineError,
+        OverloadedError,
         ServiceUnavailableError,
         StartupError,
     )
@@ -74,9 +78,9 @@ def open_sync_channel(address: str) -> grpc.Channel:
     return grpc.insecure_channel(address, options=_OPTIONS)
 
 
-def new_server() -> grpc.aio.Server:
+def new_server(interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> grpc.aio.Server:
     """A server that refuses to share its port with another process."""
-    return grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", 0)])
+    return grpc.aio.server(interceptors=interceptors, options=[*_OPTIONS, ("grpc.so_reuseport", 0)])
 
 
 def bind(server: grpc.aio.Server, address: str) -> int:

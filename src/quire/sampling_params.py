@@ -24,7 +24,7 @@ _U32_MAX = 2**32 - 1
 _U64_MAX = 2**64 - 1
 # Nothing in the mathematics ends here, but nothing sensible lies beyond.
 _MAX_REPETITION_PENALTY = 100.0
-_MAX_LENGTH_PENALTY = 100.0
+_MAX_LENGTH_PENALTY = 10.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from quire.config import (
     SchedulerSettings,
     ServeSettings,
     flags,
+    secret_variables,
 )
 from quire.errors import StartupError
 from quire.weight_store import WeightStore
@@ -160,7 +161,7 @@ class Supervisor:
                 [sys.executable, "-P", "-m", "quire", command, *flags(settings, process, **own)],
                 stdin=subprocess.DEVNULL,
                 # grpc's core reports every peer that goes away, which is no news here.
-                env={"GRPC_VERBOSITY": "ERROR", **os.environ},
+                env={"GRPC_VERBOSITY": "ERROR", **os.environ, **secret_variables(settings, process)},
                 pass_fds=[child_status],
                 # Ctrl-C is for the supervisor, which ends its children in order.
                 process_group=0,

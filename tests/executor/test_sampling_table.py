@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
+from transformers import NoBadWordsLogitsProcessor
 
+from quire import kernels
 from quire.columns import pack_u32
 from quire.executor.sampling_table import SamplingTable
 from quire.internal.v1 import executor_pb2
@@ -105,3 +109,63 @@ def test_a_slots_lists_end_with_its_sequence() -> None:
     put(table, 1)
     batch = batch_of(table, 0, 1)
     assert batch.bias_starts is None and batch.banned_starts is None
+
+
+def put_constrained(table: SamplingTable, slot: int, bad_words: list[list[int]], **params: Any) -> None:
+    constraints = executor_pb2.Constraints(bad_words=[pack_u32(word) for word in bad_words])
+    message = executor_pb2.NewSequence(
+        slot=slot,
+        prompt_token_ids=pack_u32([1, 2, 3]),
+        sampling_params=generate_pb2.SamplingParams(**params),
+        eos_token_ids=pack_u32([90]),
+        constraints=constraints,
+    )
+    table.put(message)
+
+
+def edited(table: SamplingTable, output: list[int]) -> torch.Tensor:
+    """Zero logits after the edits of slot 2, whose prompt is 1 2 3."""
+    token_ids = np.zeros((8, 32), np.int32)
+    token_ids[2, : 3 + len(output)] = [1, 2, 3, *output]
+    logits = torch.zeros(1, VOCAB)
+    kernels.sample(logits, table.batch(np.array([2]), np.array([3 + len(output)]), token_ids))
+    return logits
+
+
+@pytest.mark.parametrize("output", [[], [5], [5, 6], [6, 5], [7, 5, 6], [5, 6, 7], [9, 5, 6, 7, 5]])
+def test_bad_words_equal_transformers(output: list[int]) -> None:
+    words = [[4], [5, 6], [5, 7], [5, 6, 7], [6, 5, 6, 7], [7, 5, 6, 8, 9], [200], [5, 200]]
+    table = SamplingTable(VOCAB, 8)
+    put_constrained(table, 2, words, temperature=0.0)
+    known = [word for word in words if max(word) < VOCAB]
+    expected = NoBadWordsLogitsProcessor(known)(torch.tensor([output], dtype=torch.long), torch.zeros(1, VOCAB))
+    assert torch.equal(edited(table, output), expected)
+
+
+def test_bad_words_look_at_the_output_alone() -> None:
+    table = SamplingTable(VOCAB, 8)
+    put_constrained(table, 2, [[3, 4]], temperature=0.0)
+    assert edited(table, [])[0].isfinite().all(), "the prompt ends with 3"
+    assert edited(table, [3])[0, 4] == -torch.inf
+
+
+def test_bad_words_and_min_tokens_both_hold() -> None:
+    table = SamplingTable(VOCAB, 8)
+    put_constrained(table, 2, [[5, 6]], temperature=0.0, min_tokens=2)
+
+    def banned(output: list[int]) -> list[int]:
+        return edited(table, output)[0].isinf().nonzero()[:, 0].tolist()
+
+    assert banned([]) == [90]
+    assert banned([5]) == [6, 90]
+    assert banned([5, 5]) == [6]
+    assert banned([5, 7]) == []
+
+
+def test_allowed_token_ids() -> None:
+    table = SamplingTable(VOCAB, 8)
+    put_constrained(table, 2, [[7]], temperature=0.0, allowed_token_ids=[7, 50, 99])
+    assert edited(table, [])[0].isfinite().nonzero()[:, 0].tolist() == [50, 99]
+    table.forget(2)
+    put(table, 2)
+    assert table.batch(np.array([2]), np.array([4]), np.zeros((8, 9), np.int32)).allowed_masks is None

@@ -10,17 +10,22 @@ import pytest
 from support.fake_chat import WHOLE_TURN, FakeRun, body_of, calls, ends, named_events, says, thinks
 
 from quire.errors import (
+    AuthenticationError,
+    BodyTooLargeError,
     ContextLengthError,
     DeadlineError,
     InvalidRequestError,
     ModelNotFoundError,
+    OverloadedError,
     QuireError,
     ServiceUnavailableError,
 )
-from quire.gateway.anthropic.errors import error_response
+from quire.gateway.anthropic.errors import answer_error
 from quire.gateway.anthropic.events import MessageWriter
 from quire.gateway.chat.deltas import ChatDelta
 from quire.gateway.chat.turn_answer import answer_turn
+
+SCOPE = {"state": {"request_id": "req_1"}}
 
 
 async def whole(deltas: Sequence[ChatDelta]) -> dict[str, Any]:
@@ -133,24 +138,29 @@ async def test_an_abort_by_the_server_is_an_error() -> None:
         (InvalidRequestError("no"), 400, "invalid_request_error"),
         (ContextLengthError("long"), 400, "invalid_request_error"),
         (ModelNotFoundError("no such model"), 404, "not_found_error"),
+        (AuthenticationError("no key"), 401, "authentication_error"),
+        (BodyTooLargeError("large"), 413, "request_too_large"),
+        (OverloadedError("many"), 429, "rate_limit_error"),
         (DeadlineError("late"), 504, "timeout_error"),
         (ServiceUnavailableError("gone"), 529, "overloaded_error"),
         (QuireError("broken"), 500, "api_error"),
     ],
 )
 def test_errors(error: QuireError, status: int, kind: str) -> None:
-    response = error_response(error, "req_1")
+    response = answer_error(error, SCOPE)
     assert response.status_code == status
     body = {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": "req_1"}
     assert json.loads(bytes(response.body)) == body
+    assert response.headers["request-id"] == "req_1"
+    assert response.headers.get("retry-after") == (None if error.retry_after is None else str(error.retry_after))
 
 
 def test_a_defect_keeps_its_text_inside() -> None:
-    response = error_response(RuntimeError("secret"))
+    response = answer_error(RuntimeError("secret"), SCOPE)
     assert response.status_code == 500
     assert json.loads(bytes(response.body))["error"] == {"type": "api_error", "message": "internal error"}
 
 
 def test_the_field_is_in_the_message() -> None:
-    body = json.loads(bytes(error_response(InvalidRequestError("must be less", field="top_k")).body))
+    body = json.loads(bytes(answer_error(InvalidRequestError("must be less", field="top_k"), SCOPE).body))
     assert body["error"]["message"] == "top_k: must be less"

@@ -2,40 +2,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import Any, cast
+from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 
 from quire.errors import DuplicateRequestError, InvalidRequestError, QuireError
-from quire.gateway.generation import Generation
-from quire.gateway.idempotency import RunRegistry, run_once
+from quire.gateway.grpc_api.idempotency import RunRegistry, run_once
 from quire.internal.v1 import scheduler_pb2
-from quire.outputs import CompletionDelta, GenerationDelta, Usage
+from quire.v1 import generate_pb2
 
 CANCELLED = scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED
 
 
-class FakeGeneration:
-    """Deltas come from a queue; None ends them."""
+class FakeRun:
+    """Responses come from a queue; None ends them."""
 
     def __init__(self) -> None:
-        self.queue: asyncio.Queue[GenerationDelta | None] = asyncio.Queue()
+        self.queue: asyncio.Queue[generate_pb2.GenerateResponse | None] = asyncio.Queue()
+        self.num_taken = 0
         self.closed: list[Any] = []
 
-    def say(self, text: str, usage: Usage | None = None) -> None:
-        self.queue.put_nowait(GenerationDelta([CompletionDelta(0, text)], usage))
-        if usage is not None:
+    def say(self, text: str, *, last: bool = False) -> None:
+        delta = generate_pb2.CompletionDelta(text=text, token_ids=[len(text)])
+        self.queue.put_nowait(generate_pb2.GenerateResponse(deltas=[delta]))
+        if last:
             self.queue.put_nowait(None)
 
-    def __aiter__(self) -> AsyncIterator[GenerationDelta]:
-        return self
-
-    async def __anext__(self) -> GenerationDelta:
-        delta = await self.queue.get()
-        if delta is None:
-            raise StopAsyncIteration
-        return delta
+    async def responses(self) -> AsyncGenerator[generate_pb2.GenerateResponse, None]:
+        while (response := await self.queue.get()) is not None:
+            self.num_taken += 1
+            yield response
 
     def close(self, reason: Any) -> None:
         self.closed.append(reason)
@@ -45,17 +42,17 @@ class Starter:
     """Counts how often a run is begun."""
 
     def __init__(self) -> None:
-        self.generations: list[FakeGeneration] = []
+        self.generations: list[FakeRun] = []
         self.error: Exception | None = None
         self.started = asyncio.Semaphore(0)
 
-    async def __call__(self) -> Generation:
+    async def __call__(self) -> FakeRun:
         await asyncio.sleep(0)
         if self.error is not None:
             raise self.error
-        self.generations.append(FakeGeneration())
+        self.generations.append(FakeRun())
         self.started.release()
-        return cast(Generation, self.generations[-1])
+        return self.generations[-1]
 
 
 async def texts(registry: RunRegistry, start: Starter, content: bytes = b"a") -> list[str]:
@@ -64,7 +61,7 @@ async def texts(registry: RunRegistry, start: Starter, content: bytes = b"a") ->
         return [part.text async for delta in deltas for part in delta.deltas]
 
 
-async def running(start: Starter) -> FakeGeneration:
+async def running(start: Starter) -> FakeRun:
     """The next run to be begun."""
     await start.started.acquire()
     return start.generations[-1]
@@ -78,7 +75,7 @@ async def test_all_followers_get_all_of_one_run() -> None:
     await asyncio.sleep(0.01)
     late = asyncio.create_task(texts(registry, start))
     await asyncio.sleep(0)
-    generation.say("b", Usage(1, 2, 0))
+    generation.say("b", last=True)
     assert [await task for task in (*early, late)] == [["a", "b"]] * 3
     assert await texts(registry, start) == ["ab"]
     assert len(start.generations) == 1
@@ -90,7 +87,7 @@ async def test_other_content_under_the_same_id() -> None:
     generation = await running(start)
     with pytest.raises(DuplicateRequestError):
         await texts(registry, start, b"b")
-    generation.say("a", Usage(1, 1, 0))
+    generation.say("a", last=True)
     await following
     with pytest.raises(DuplicateRequestError):
         await texts(registry, start, b"b")
@@ -107,7 +104,7 @@ async def test_the_last_to_leave_aborts_and_the_id_is_free_again() -> None:
     await asyncio.sleep(0.01)
     assert generation.closed == [CANCELLED]
     again = asyncio.create_task(texts(registry, start, b"b"))
-    (await running(start)).say("x", Usage(1, 1, 0))
+    (await running(start)).say("x", last=True)
     assert await again == ["x"]
 
 
@@ -122,16 +119,16 @@ async def test_a_failed_run_can_be_tried_again() -> None:
         await texts(registry, start)
     start.error = None
     again = asyncio.create_task(texts(registry, start))
-    (await running(start)).say("x", Usage(1, 1, 0))
+    (await running(start)).say("x", last=True)
     assert await again == ["x"]
 
 
-@pytest.mark.parametrize("forgetful", [{"keep_s": 0.0}, {"capacity": 0}])
+@pytest.mark.parametrize("forgetful", [{"keep_s": 0.0}, {"capacity": 0}, {"max_bytes": 0}])
 async def test_finished_runs_are_forgotten(forgetful: dict[str, Any]) -> None:
     registry, start = RunRegistry(**forgetful), Starter()
     for _ in range(2):
         following = asyncio.create_task(texts(registry, start))
-        (await running(start)).say("x", Usage(1, 1, 0))
+        (await running(start)).say("x", last=True)
         await following
         await asyncio.sleep(0.001)
     assert len(start.generations) == 2
@@ -154,3 +151,34 @@ async def test_a_defect_of_a_run_that_nobody_can_name_stays_inside() -> None:
     start.error = RuntimeError("a defect")
     with pytest.raises(QuireError, match="internal error"):
         await anext(run_once(start, lambda: CANCELLED))
+
+
+async def test_the_fastest_reader_sets_the_pace() -> None:
+    registry, start = RunRegistry(), Starter()
+    slow = registry.follow("id", b"a", start, lambda: CANCELLED)
+    first = asyncio.create_task(anext(slow))
+    run = await running(start)
+    for index in range(1000):
+        run.say(f"{index} ", last=index == 999)
+    taken = (await first).deltas[0].text
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert run.num_taken <= 3, "nobody reads, so nothing is taken from the run"
+    # A second reader is fast; the first one gets the same whenever it comes, in fewer pieces.
+    whole = "".join(f"{index} " for index in range(1000))
+    assert "".join(await texts(registry, start)) == whole
+    pieces = [part.text async for response in slow for part in response.deltas]
+    assert taken + "".join(pieces) == whole
+    assert len(pieces) < 600
+    assert await texts(registry, start) == [whole]
+
+
+async def test_a_long_log_keeps_every_token_once() -> None:
+    registry, start = RunRegistry(), Starter()
+    following = asyncio.create_task(texts(registry, start))
+    run = await running(start)
+    for index in range(700):
+        run.say("x", last=index == 699)
+    assert await following == ["x"] * 700
+    late = [response async for response in registry.follow("id", b"a", start, lambda: CANCELLED)]
+    assert [list(delta.token_ids) for response in late for delta in response.deltas] == [[1] * 700]

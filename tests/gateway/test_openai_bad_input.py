@@ -18,7 +18,6 @@ CHAT = {"model": "tiny", "messages": MESSAGES, "max_tokens": 2}
 
 # (changes to the body, the field at fault)
 SHARED: list[tuple[dict[str, Any], str]] = [
-    ({"model": None}, "model"),
     ({"model": 5}, "model"),
     ({"n": 0}, "n"),
     ({"n": -1}, "n"),
@@ -71,11 +70,34 @@ SHARED: list[tuple[dict[str, Any], str]] = [
     ({"stream": "yes"}, "stream"),
     ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
     ({"stream_options": {"surprise": 1}}, "stream_options.surprise"),
-    ({"best_of": 2}, "best_of"),
+    ({"best_of": 2, "n": 3}, "best_of"),
+    ({"max_tokens": 2.5}, "max_tokens"),
+    ({"max_tokens": 1e300}, "max_tokens"),
+    ({"include_stop_str_in_output": 1}, "include_stop_str_in_output"),
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+    ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+    ({"truncate_prompt_tokens": MAX_MODEL_LEN + 1}, "truncate_prompt_tokens"),
+    ({"prompt_logprobs": -1}, "prompt_logprobs"),
+    ({"prompt_logprobs": 21}, "prompt_logprobs"),
+    ({"add_special_tokens": "no"}, "add_special_tokens"),
+    ({"return_token_ids": 1}, "return_token_ids"),
+    ({"return_tokens_as_token_ids": "yes"}, "return_tokens_as_token_ids"),
+    ({"request_id": ""}, "request_id"),
+    ({"request_id": "a b"}, "request_id"),
+    ({"request_id": "x" * 257}, "request_id"),
+    ({"priority": 2**31}, "priority"),
+    ({"priority": "high"}, "priority"),
+    ({"cache_salt": ""}, "cache_salt"),
+    ({"cache_salt": "x" * 1025}, "cache_salt"),
+    ({"detokenize": False}, "detokenize"),
+    ({"logits_processors": ["x"]}, "logits_processors"),
+    ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
+    ({"kv_transfer_params": {"a": 1}}, "kv_transfer_params"),
+    ({"vllm_xargs": {"a": 1}}, "vllm_xargs"),
+    ({"truncation_side": "right"}, "truncation_side"),
+    ({"logprob_token_ids": [1]}, "logprob_token_ids"),
     ({"surprise": 1}, "surprise"),
     ({"tools": [{"type": "function"}]}, "tools"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"prompt_logprobs": 1}, "prompt_logprobs"),
 ]
 ONLY_COMPLETION: list[tuple[dict[str, Any], str]] = [
     ({"prompt": None}, "prompt"),
@@ -96,7 +118,8 @@ ONLY_COMPLETION: list[tuple[dict[str, Any], str]] = [
     ({"logprobs": -1}, "logprobs"),
     ({"logprobs": 21}, "logprobs"),
     ({"logprobs": True}, "logprobs"),
-    ({"echo": True}, "echo"),
+    ({"echo": 1}, "echo"),
+    ({"echo": True, "max_tokens": -1}, "max_tokens"),
     ({"suffix": "x"}, "suffix"),
     ({"messages": MESSAGES}, "messages"),
 ]
@@ -233,6 +256,7 @@ async def test_routes_that_do_not_exist(http: httpx.AsyncClient) -> None:
 
 async def test_values_that_ask_for_nothing_are_accepted(http: httpx.AsyncClient) -> None:
     harmless = {
+        "stream": True,
         "user": "me",
         "metadata": {"a": "b"},
         "store": False,
@@ -246,6 +270,20 @@ async def test_values_that_ask_for_nothing_are_accepted(http: httpx.AsyncClient)
         "logit_bias": None,
         "seed": None,
         "stop": None,
+        "max_tokens": 2.0,
+        "min_tokens": 1e0,
+        "detokenize": True,
+        "logits_processors": [],
+        "spaces_between_special_tokens": True,
+        "documents": None,
+        "truncation_side": "left",
+        "kv_transfer_params": None,
+        "vllm_xargs": {},
+        "prompt_embeds": None,
+        "session_id": "me",
+        "include_reasoning": True,
+        "thinking_token_budget": -1,
+        "stream_interval": 1,
     }
     received = {"role": "assistant", "content": "hi", "refusal": None, "tool_calls": None, "annotations": []}
     messages = [*MESSAGES, received, {"role": "user", "content": "again", "name": "me"}]

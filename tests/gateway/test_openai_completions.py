@@ -52,7 +52,13 @@ async def test_the_whole_answer(http: httpx.AsyncClient, scheduler: FakeSchedule
         "prompt_tokens": 1,
         "completion_tokens": num_tokens,
         "total_tokens": 1 + num_tokens,
-        "prompt_tokens_details": {"cached_tokens": 1},
+        "prompt_tokens_details": {"cached_tokens": 1, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
     }
 
 
@@ -77,7 +83,7 @@ async def test_include_usage(http: httpx.AsyncClient, scheduler: FakeScheduler) 
     assert all(chunk["usage"] is None for chunk in chunks)
     assert usage["choices"] == []
     assert usage["usage"]["completion_tokens"] == 3
-    assert usage["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+    assert usage["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
     Completion.model_validate(usage, strict=True)
 
 

@@ -87,6 +87,21 @@ async def test_a_gap_fails_only_its_request(client: SchedulerClient, scheduler: 
     assert await tokens_of(whole, 1) == [(0, 4)]
 
 
+async def test_a_failed_request_ends_after_what_came_before(client: SchedulerClient, scheduler: FakeScheduler) -> None:
+    await silent(scheduler)
+    failed, whole = await client.submit(submit_request()), await client.submit(submit_request())
+    message = scheduler.tokens_message(failed.key, 0, token_id=4)
+    message.failed.add(request_key=failed.key, attempt=1, message="of another attempt")
+    message.failed.add(request_key=failed.key, message="no way on")
+    scheduler.send(message)
+    assert await tokens_of(failed, 1) == [(0, 4)]
+    with pytest.raises(QuireError, match=r"^no way on$"):
+        await failed.next_chunk()
+    assert scheduler.aborts == [], "the scheduler has ended it already"
+    scheduler.send(scheduler.tokens_message(whole.key, 0, token_id=5))
+    assert await tokens_of(whole, 1) == [(0, 5)]
+
+
 async def test_a_malformed_message_is_a_lost_connection(client: SchedulerClient, scheduler: FakeScheduler) -> None:
     await silent(scheduler)
     stream = await client.submit(submit_request())

@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from support.scheduling import Bench
 
+from quire.errors import InvalidRequestError
+
 MAX_IN_FLIGHT = 3
 
 
 class RandomHistories(RuleBasedStateMachine):
-    """Arrivals, aborts, forks and preemptions in any order, with any number of steps in flight."""
+    """Arrivals, aborts, pauses, forks and preemptions in any order, with any number of steps in flight."""
 
     @initialize(
         num_blocks=st.integers(8, 24),
@@ -48,14 +50,53 @@ class RandomHistories(RuleBasedStateMachine):
             max_tokens = min(max_tokens, self.capacity - len(prompt))
             self.bench.submit(prompt, n=n, max_tokens=max_tokens, stop=stop, extra_key=extra_key)
 
+    @rule(
+        shared=st.integers(0, 12),
+        own=st.lists(st.integers(0, 3), min_size=1, max_size=6),
+        width=st.integers(1, 4),
+        n=st.integers(1, 2),
+        max_tokens=st.integers(1, 12),
+        stop=st.sampled_from([(), (7,), (1, 2, 3, 4, 5)]),
+        length_penalty=st.sampled_from([0.0, 1.0, -0.5]),
+        early_stopping=st.integers(0, 2),
+    )
+    def submit_beams(self, shared, own, width, n, max_tokens, stop, length_penalty, early_stopping):
+        prompt = ([9, 8, 7] * shared)[:shared] + own
+        if len(prompt) >= self.capacity:
+            return
+        max_tokens = min(max_tokens, self.capacity - len(prompt))
+        try:
+            self.bench.submit_beams(
+                prompt,
+                width,
+                n=min(n, width),
+                max_tokens=max_tokens,
+                stop=stop,
+                length_penalty=length_penalty,
+                early_stopping=early_stopping,
+            )
+        except InvalidRequestError as error:  # might not fit
+            assert error.field in ("best_of", "max_tokens")
+
     @precondition(lambda self: self.bench.scheduler.requests)
     @rule(data=st.data())
     def abort(self, data):
         request = data.draw(st.sampled_from(list(self.bench.scheduler.requests.values())))
         everything = [sequence.index for sequence in request.sequences]
         indices = data.draw(st.sampled_from([[], [0], [everything[-1]]]))
-        self.aborted.update((request.key, index) for index in indices or everything)
+        # A beam search ends as a whole.
+        aborted = everything if request.params.use_beam_search else indices or everything
+        self.aborted.update((request.key, index) for index in aborted)
         self.bench.scheduler.abort(request.key, indices)
+
+    @precondition(lambda self: self.bench.scheduler.requests)
+    @rule(data=st.data(), paused=st.booleans())
+    def set_flow(self, data, paused):
+        key = data.draw(st.sampled_from(list(self.bench.scheduler.requests)))
+        if paused:
+            self.bench.scheduler.pause(key)
+        else:
+            self.bench.scheduler.resume(key)
 
     @rule(lane=st.integers(0, 1))
     def plan(self, lane):
@@ -83,6 +124,8 @@ class RandomHistories(RuleBasedStateMachine):
     def teardown(self):
         if not hasattr(self, "bench"):
             return
+        for key in list(self.bench.scheduler.requests):
+            self.bench.scheduler.resume(key)
         self.bench.drain()
         self.bench.check_idle()
         for entry in self.bench.submitted.values():

@@ -7,10 +7,13 @@ a context through the block table therefore notices every wrong, stale or missin
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quire.columns import pack_u32, unpack_u32
 from quire.internal.v1 import executor_pb2
+from quire.scheduler.beam_search import Beam, BeamSearch, Candidate, Hypothesis
+from quire.v1 import generate_pb2
 
 VOCAB_SIZE = 50
 
@@ -40,11 +43,28 @@ def true_output(prompt: list[int], sequence_index: int, max_tokens: int, stop: f
     return tokens[len(prompt) :]
 
 
+def likeliest(digest: bytes, count: int) -> list[Candidate]:
+    """What the fake model finds likeliest after a context; logprobs that float32 holds, some of them equal."""
+    drawn = hashlib.blake2b(digest, digest_size=VOCAB_SIZE).digest()
+    return sorted(((token_id, -byte / 16) for token_id, byte in enumerate(drawn)), key=lambda pair: -pair[1])[:count]
+
+
+def true_hypotheses(prompt: list[int], search: BeamSearch) -> list[Hypothesis]:
+    """What a beam search must find: the search alone, without a scheduler."""
+    beams: Sequence[Beam] = [Beam((), 0.0)]
+    while beams:
+        candidates = [likeliest(digests([*prompt, *beam.token_ids])[-1], search.num_candidates) for beam in beams]
+        continuations = search.advance(beams, candidates)
+        beams = [Beam((*beams[c.parent].token_ids, c.token_id), c.logprob) for c in continuations]
+    return search.hypotheses
+
+
 @dataclass
 class _Sequence:
     index: int
     token_ids: list[int]
     blocks: list[int]
+    num_logprobs: int
 
 
 class FakeKvMemory:
@@ -77,7 +97,9 @@ class FakeExecutor:
             self.sequences.pop(slot, None)
         for new in plan.new_sequences:
             token_ids = unpack_u32(new.prompt_token_ids) + unpack_u32(new.output_token_ids)
-            self.sequences[new.slot] = _Sequence(new.sequence_index, token_ids, [])
+            self.sequences[new.slot] = _Sequence(new.sequence_index, token_ids, [], new.sampling_params.logprobs)
+        for slot, token_id in zip(unpack_u32(plan.chosen_slots), unpack_u32(plan.chosen_token_ids), strict=True):
+            self.sequences[slot].token_ids[-1] = token_id
         slots = unpack_u32(plan.slots)
         self._update_block_tables(plan, slots)
         rows = list(
@@ -95,6 +117,19 @@ class FakeExecutor:
             step=plan.step,
             slots=pack_u32(slot for slot, _ in drawn),
             token_ids=pack_u32(token_id for _, token_id in drawn),
+            logprobs=[
+                executor_pb2.SampledLogprobs(row=row, logprobs=self._logprobs(self.sequences[slot]))
+                for row, (slot, _) in enumerate(drawn)
+                if self.sequences[slot].num_logprobs
+            ],
+        )
+
+    @staticmethod
+    def _logprobs(sequence: _Sequence) -> generate_pb2.TokenLogprobs:
+        """Of the place of the token that was sampled last."""
+        found = likeliest(digests(sequence.token_ids[:-1])[-1], sequence.num_logprobs)
+        return generate_pb2.TokenLogprobs(
+            top_token_ids=[token_id for token_id, _ in found], top_logprobs=[logprob for _, logprob in found]
         )
 
     def _update_block_tables(self, plan: executor_pb2.StepPlan, slots: list[int]) -> None:

@@ -52,6 +52,12 @@ class Submitted:
     message: scheduler_pb2.SubmitRequest
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     aborts: list[scheduler_pb2.AbortRequest] = field(default_factory=list)
+    # How often it was paused.
+    num_pauses: int = 0
+    may_run: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.may_run.set()
 
     @property
     def prompt_token_ids(self) -> list[int]:
@@ -71,10 +77,16 @@ def pseudo_random(request: scheduler_pb2.SubmitRequest, index: int) -> list[int]
 class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     """Set its attributes to make it behave otherwise."""
 
-    def __init__(self, path: Path, vocab_size: int = VOCAB_SIZE, max_num_seqs: int = 8) -> None:
+    def __init__(
+        self,
+        path: Path,
+        vocab_size: int = VOCAB_SIZE,
+        max_num_seqs: int = 8,
+        max_model_len: int = MAX_MODEL_LEN,
+    ) -> None:
         self.address = f"unix:{path}"
         self.description = scheduler_pb2.DescribeResponse(
-            model="fake", max_model_len=MAX_MODEL_LEN, vocab_size=vocab_size, max_num_seqs=max_num_seqs
+            model="fake", max_model_len=max_model_len, vocab_size=vocab_size, max_num_seqs=max_num_seqs
         )
         self.requests: list[Submitted] = []
         self.reset()
@@ -94,6 +106,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.describe_error: QuireError | None = None
         self.submit_error: QuireError | None = None
         self.submit_delay = 0.0
+        # Of each message of a sequence, in seconds.
+        self.step_delay = 0.0
         self.cached_tokens = 0
 
     async def start(self) -> None:
@@ -172,7 +186,9 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             async with self._arrived:
                 self.requests.append(submitted)
                 self._arrived.notify_all()
-            submitted.tasks = [asyncio.create_task(self._generate(request, state.index)) for state in request.sequences]
+            submitted.tasks = [
+                asyncio.create_task(self._generate(submitted, state.index)) for state in request.sequences
+            ]
             await asyncio.sleep(self.submit_delay)
             return scheduler_pb2.SubmitResponse()
 
@@ -189,13 +205,27 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             self._arrived.notify_all()
         return scheduler_pb2.AbortResponse()
 
-    async def _generate(self, request: scheduler_pb2.SubmitRequest, index: int) -> None:
+    async def SetFlow(  # noqa: N802
+        self, request: scheduler_pb2.SetFlowRequest, context: Context
+    ) -> scheduler_pb2.SetFlowResponse:
+        for submitted in self.requests:
+            if submitted.message.request_key == request.request_key:
+                if request.paused:
+                    submitted.num_pauses += 1
+                    submitted.may_run.clear()
+                else:
+                    submitted.may_run.set()
+        return scheduler_pb2.SetFlowResponse()
+
+    async def _generate(self, submitted: Submitted, index: int) -> None:
         """One message per token (or Together), the end with the last one."""
+        request = submitted.message
         sequence = _Sequence(request, index, self.cached_tokens)
         for entry in self.script(request, index):
             if isinstance(entry, Pause):
                 await entry.until.wait()
                 continue
+            await submitted.may_run.wait()
             token_ids = entry.token_ids if isinstance(entry, Together) else [entry]
             self._step += 1
             message = sequence.step(self._step, token_ids)
@@ -205,7 +235,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             stream.put_nowait(message)
             if message.finished:
                 return
-            await asyncio.sleep(0)
+            await asyncio.sleep(self.step_delay)
 
 
 class _Sequence:

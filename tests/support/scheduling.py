@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
-from support.fake_executor import FakeExecutor, FakeKvMemory, true_output
+from support.fake_executor import FakeExecutor, FakeKvMemory, true_hypotheses, true_output
 
 from quire.internal.v1 import executor_pb2
+from quire.scheduler.beam_search import BeamSearch
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.scheduler import Scheduler, SchedulerLimits
 from quire.scheduler.sequence import Request, RequestKey, Sequence
@@ -29,6 +31,12 @@ class Submitted:
     finished: set[int] = field(default_factory=set)
 
     def truth(self, index: int) -> list[int]:
+        params = self.request.params
+        if params.use_beam_search:
+            search = BeamSearch(
+                params.best_of, self.stop, 0, self.max_tokens, params.length_penalty, params.early_stopping
+            )
+            return list(true_hypotheses(self.prompt, search)[index].token_ids)
         return true_output(self.prompt, index, self.max_tokens, self.stop)
 
     @property
@@ -56,9 +64,10 @@ class Bench:
         max_model_len: int = 64,
         num_lanes: int = 1,
         prefix_caching: bool = True,
+        with_priorities: bool = False,
     ) -> None:
         cache = KvCache(num_blocks, block_size, num_lanes=num_lanes, prefix_caching=prefix_caching)
-        limits = SchedulerLimits(max_model_len, max_num_seqs, max_num_batched_tokens)
+        limits = SchedulerLimits(max_model_len, max_num_seqs, max_num_batched_tokens, with_priorities)
         self.scheduler = Scheduler(cache, limits)
         memory = FakeKvMemory(block_size)
         self.lanes = [_Lane(FakeExecutor(memory)) for _ in range(num_lanes)]
@@ -66,15 +75,29 @@ class Bench:
         self.plans: list[StepPlan] = []
 
     def submit(
-        self, prompt: list[int], *, max_tokens: int = 8, n: int = 1, stop: tuple[int, ...] = (), extra_key: bytes = b""
+        self,
+        prompt: list[int],
+        *,
+        max_tokens: int = 8,
+        n: int = 1,
+        stop: tuple[int, ...] = (),
+        extra_key: bytes = b"",
+        priority: int = 0,
+        **params: Any,
     ) -> Submitted:
-        params = generate_pb2.SamplingParams(n=n, max_tokens=max_tokens, stop_token_ids=stop)
+        message = generate_pb2.SamplingParams(n=n, max_tokens=max_tokens, stop_token_ids=stop, **params)
         key = RequestKey("gateway", len(self.submitted))
-        request = Request(key, f"request-{key.number}", 0, params, frozenset(), extra_key)
+        request = Request(key, f"request-{key.number}", 0, message, frozenset(), extra_key, priority=priority)
         entry = Submitted(request, prompt, max_tokens, frozenset(stop), {i: [] for i in range(n)})
         self.scheduler.add_request(request, prompt, {i: [] for i in range(n)})
         self.submitted[key] = entry
         return entry
+
+    def submit_beams(
+        self, prompt: list[int], width: int, *, n: int = 1, length_penalty: float = 1.0, **params: Any
+    ) -> Submitted:
+        """A beam search."""
+        return self.submit(prompt, n=n, best_of=width, use_beam_search=True, length_penalty=length_penalty, **params)
 
     def plan(self, lane: int = 0) -> StepPlan | None:
         """Plans a step and sends it."""

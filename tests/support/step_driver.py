@@ -46,6 +46,7 @@ class Planned:
     params: generate_pb2.SamplingParams
     sequence_index: int = 0
     eos_token_ids: tuple[int, ...] = ()
+    constraints: executor_pb2.Constraints | None = None
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     sent_blocks: int = 0
@@ -65,6 +66,7 @@ class Planned:
             output_token_ids=pack_u32(self.output),
             sampling_params=self.params,
             eos_token_ids=pack_u32(self.eos_token_ids),
+            constraints=self.constraints,
         )
 
 

@@ -82,7 +82,7 @@ class _Item(BaseModel, ABC):
         """Adds itself to a chat; `field` is its own name. Raises InvalidRequestError."""
 
 
-class Message(_Item):
+class InputMessage(_Item):
     """What one side said."""
 
     type: Literal["message"] = "message"
@@ -98,7 +98,7 @@ class Message(_Item):
             transcript.say("system" if self.role == "developer" else self.role, _joined(self.content))
 
 
-class FunctionCall(_Item):
+class InputFunctionCall(_Item):
     """A call that the model made."""
 
     type: Literal["function_call"]
@@ -121,7 +121,7 @@ class FunctionCall(_Item):
         transcript.call(self.call_id, self.name, arguments)
 
 
-class FunctionCallOutput(_Item):
+class InputFunctionCallOutput(_Item):
     """What a call gave."""
 
     type: Literal["function_call_output"]
@@ -136,7 +136,7 @@ class FunctionCallOutput(_Item):
         transcript.result(self.call_id, _joined(self.output), field=f"{field}.call_id")
 
 
-class Reasoning(_Item):
+class InputReasoning(_Item):
     """What the model thought; its own words if they are there, else a summary of them."""
 
     type: Literal["reasoning"]
@@ -153,10 +153,10 @@ class Reasoning(_Item):
 
 
 Item = Annotated[
-    Annotated[Message, Tag("<message>")]
-    | Annotated[FunctionCall, Tag("<function_call>")]
-    | Annotated[FunctionCallOutput, Tag("<function_call_output>")]
-    | Annotated[Reasoning, Tag("<reasoning>")],
+    Annotated[InputMessage, Tag("<message>")]
+    | Annotated[InputFunctionCall, Tag("<function_call>")]
+    | Annotated[InputFunctionCallOutput, Tag("<function_call_output>")]
+    | Annotated[InputReasoning, Tag("<reasoning>")],
     Discriminator(
         tag_of(default="message"),
         custom_error_type="unsupported_item",

@@ -23,7 +23,7 @@ class TextPart(Struct, tag_field="type", tag="output_text"):
     """Words."""
 
     text: str
-    annotations: Sequence[object] = ()
+    annotations: Sequence[Any] = ()
     logprobs: Sequence[TokenLogprobFrame] = ()
 
 
@@ -33,7 +33,7 @@ class ReasoningItem(Struct, tag_field="type", tag="reasoning"):
     id: str
     status: ItemStatus
     content: Sequence[ReasoningPart]
-    summary: Sequence[object] = ()
+    summary: Sequence[Any] = ()
     encrypted_content: None = None
 
 

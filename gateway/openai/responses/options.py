@@ -59,7 +59,7 @@ class PlainFormat(Options):
     type: Literal["text", "json_object"]
 
 
-class JsonSchemaFormat(Options):
+class JsonSchemaText(Options):
     """JSON of a schema."""
 
     type: Literal["json_schema"]
@@ -72,7 +72,7 @@ class JsonSchemaFormat(Options):
 TextFormat = Annotated[
     Annotated[PlainFormat, Tag("<text>")]
     | Annotated[PlainFormat, Tag("<json_object>")]
-    | Annotated[JsonSchemaFormat, Tag("<json_schema>")],
+    | Annotated[JsonSchemaText, Tag("<json_schema>")],
     Discriminator(
         tag_of(),
         custom_error_type="text_format",
@@ -89,7 +89,7 @@ class TextConfig(Options):
 
     def structured_outputs(self) -> StructuredOutputs | None:
         """What the text must match; a schema is enforced whether or not it is called strict."""
-        if isinstance(self.format, JsonSchemaFormat):
+        if isinstance(self.format, JsonSchemaText):
             return StructuredOutputs(json=self.format.schema_)
         if self.format is not None and self.format.type == "json_object":
             return StructuredOutputs(json_object=True)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from quire.errors import InvalidRequestError
 from quire.gateway.chat.prompt import ChatPrompt, ToolChoice
-from quire.gateway.openai.protocol import Stop, biases_by_token
+from quire.gateway.openai.protocol import CacheSalt, Integer, Priority, RequestId, Stop, biases_by_token
 from quire.gateway.openai.responses.items import Input, to_messages
 from quire.gateway.openai.responses.options import (
     FunctionTool,
@@ -37,6 +37,15 @@ Includable = Literal[
     "reasoning.encrypted_content",
 ]
 
+# What the client calls fields of SamplingParams and ChatPrompt.
+_NAMES = {
+    "max_tokens": "max_output_tokens",
+    "logprobs": "top_logprobs",
+    "messages": "input",
+    r"structured_outputs(\.json)?": "text.format",
+    r"(tools\[\d+\])\.function": r"\1",
+    "reasoning_effort": "reasoning.effort",
+}
 _NOTHING_KEPT = "names a response, but this server keeps none: send the whole conversation in `input`"
 
 
@@ -56,7 +65,7 @@ class ResponsesRequest(Options):
     model: str
     input: Input
     instructions: str | None = None
-    max_output_tokens: int | None = None
+    max_output_tokens: Integer | None = None
     temperature: float | None = None
     top_p: float | None = None
     tools: list[FunctionTool] | None = None
@@ -65,30 +74,33 @@ class ResponsesRequest(Options):
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
     include: list[Includable] | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Integer | None = None
     truncation: Literal["auto", "disabled"] | None = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
 
     # Extensions.
-    top_k: int | None = None
+    top_k: Integer | None = None
     min_p: float | None = None
-    min_tokens: int | None = None
-    seed: int | None = None
+    min_tokens: Integer | None = None
+    seed: Integer | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     stop: Stop = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[Integer] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
-    priority: int | None = None
-    cache_salt: str | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[Integer] | None = None
+    request_id: RequestId | None = None
+    priority: Priority | None = None
+    cache_salt: CacheSalt | None = None
 
     # Without influence on the output; some come back in the answer.
-    max_tool_calls: int | None = None  # of built-in tools, of which there are none
+    max_tool_calls: Integer | None = None  # of built-in tools, of which there are none
     metadata: Annotated[dict[Annotated[str, Field(max_length=64)], _MetadataText], Field(max_length=16)] | None = None
     prompt_cache_key: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
@@ -110,9 +122,7 @@ class ResponsesRequest(Options):
     @contextmanager
     def in_its_words(self) -> Iterator[None]:
         """Makes errors inside the block name a field as this request does."""
-        names = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs", "messages": "input"}
-        schema = {"structured_outputs": "text.format", "structured_outputs.json": "text.format.schema"}
-        with renamed_fields({**names, **schema}):
+        with renamed_fields(_NAMES):
             yield
 
     def chat(self) -> ChatPrompt:
@@ -149,6 +159,8 @@ class ResponsesRequest(Options):
             ignore_eos=self.ignore_eos,
             skip_special_tokens=self.skip_special_tokens,
             include_stop_str_in_output=self.include_stop_str_in_output,
+            bad_words=self.bad_words,
+            allowed_token_ids=self.allowed_token_ids,
             structured_outputs=None if self.text is None else self.text.structured_outputs(),
         )
 

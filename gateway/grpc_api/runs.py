@@ -1,0 +1,97 @@
+"""One running Generate call, whatever its prompt: a source of responses."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol, TypeAlias
+
+from quire.gateway.chat.prompt import ChatPrompt
+from quire.gateway.chat.run import ChatRun
+from quire.gateway.engine import Engine
+from quire.gateway.generation import Generation
+from quire.gateway.grpc_api.requests import prompt_of
+from quire.gateway.grpc_api.responses import completion_delta, prompt_logprobs_messages, usage_message
+from quire.gateway.validation import RequestContext
+from quire.internal.v1 import scheduler_pb2
+from quire.sampling_params import SamplingParams
+from quire.v1 import generate_pb2
+
+AbortReason: TypeAlias = "scheduler_pb2.AbortReason.ValueType"
+
+
+class ResponseRun(Protocol):
+    """A request's responses. Whoever leaves them early must close the run, which aborts it."""
+
+    def responses(self) -> AsyncGenerator[generate_pb2.GenerateResponse, None]:
+        """All of them, as they come. Raises the QuireError that ends the request."""
+
+    def close(self, reason: AbortReason) -> None:
+        """Aborts what still runs."""
+
+
+async def start_run(engine: Engine, request: generate_pb2.GenerateRequest, request_id: str) -> ResponseRun:
+    """Validates a request and queues it. Raises QuireError."""
+    params = SamplingParams.from_proto(request.sampling_params)
+    prompt, field = prompt_of(request)
+    about = RequestContext(request_id, request.priority, request.cache_salt)
+    if isinstance(prompt, ChatPrompt):
+        run = await ChatRun.submit(engine, prompt, params, about, field=field)
+        return _ChatResponses(run, _Writer(request_id, run.prompt_token_ids if request.return_token_ids else ()))
+    valid = await engine.validator.validate(prompt, params, about, field=field)
+    generation = await engine.submit(valid)
+    return _TextResponses(generation, _Writer(request_id, valid.prompt_token_ids if request.return_token_ids else ()))
+
+
+class _Writer:
+    """Writes a request's responses; the first carries the prompt's ids, if they are asked for."""
+
+    def __init__(self, request_id: str, prompt_token_ids: Sequence[int]) -> None:
+        self._request_id = request_id
+        self._prompt_token_ids = prompt_token_ids
+
+    def write(self, deltas: Sequence[generate_pb2.CompletionDelta]) -> generate_pb2.GenerateResponse:
+        response = generate_pb2.GenerateResponse(request_id=self._request_id, deltas=deltas)
+        if self._prompt_token_ids:
+            response.prompt_token_ids.extend(self._prompt_token_ids)
+            self._prompt_token_ids = ()
+        return response
+
+
+class _TextResponses:
+    """Continuations of a prompt."""
+
+    def __init__(self, generation: Generation, writer: _Writer) -> None:
+        self._generation = generation
+        self._writer = writer
+
+    async def responses(self) -> AsyncGenerator[generate_pb2.GenerateResponse, None]:
+        async for delta in self._generation:
+            response = self._writer.write([completion_delta(part) for part in delta.deltas])
+            if delta.prompt_logprobs is not None:
+                response.prompt_logprobs.extend(prompt_logprobs_messages(delta.prompt_logprobs))
+            if delta.usage is not None:
+                response.usage.CopyFrom(usage_message(delta.usage))
+            yield response
+
+    def close(self, reason: AbortReason) -> None:
+        self._generation.close(reason)
+
+
+class _ChatResponses:
+    """Turns of a chat."""
+
+    def __init__(self, run: ChatRun, writer: _Writer) -> None:
+        self._run = run
+        self._writer = writer
+
+    async def responses(self) -> AsyncGenerator[generate_pb2.GenerateResponse, None]:
+        async for batch in self._run.batches():
+            response = self._writer.write([completion_delta(delta) for _, delta in batch])
+            if (positions := self._run.prompt_logprobs.pop(0, None)) is not None:
+                response.prompt_logprobs.extend(prompt_logprobs_messages(positions))
+            if self._run.usages:
+                response.usage.CopyFrom(usage_message(self._run.usages[0]))
+            yield response
+
+    def close(self, reason: AbortReason) -> None:
+        self._run.close(reason)
