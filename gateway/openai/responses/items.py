@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from quire.errors import InvalidRequestError
 from quire.gateway.chat.transcript import Transcript
@@ -71,7 +71,8 @@ _Texts = Annotated[
 
 
 class _Item(BaseModel, ABC):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    # By name too, as openai-python's model_dump() writes them.
+    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
 
     # As the answer had them; they say nothing to the model.
     id: str | None = None
@@ -108,6 +109,9 @@ class InputFunctionCall(_Item):
     arguments: str
     caller: Any = None
     namespace: Annotated[Any, Only()] = None
+    async_: Annotated[Any, Only(False)] = Field(None, alias="async")
+    # Which openai-python adds to what it has parsed.
+    parsed_arguments: Any = None
 
     def add_to(self, transcript: Transcript, field: str) -> None:
         """See _Item; templates take arguments as an object."""
