@@ -11,7 +11,9 @@ from functools import cached_property
 
 from quire import __version__
 from quire.columns import pack_u32
+from quire.config import ChatOptions
 from quire.errors import OverloadedError, QuireError, ServiceUnavailableError
+from quire.gateway.chat.format import ChatFormat
 from quire.gateway.generation import Generation
 from quire.gateway.scheduler_client import SchedulerClient
 from quire.gateway.tokenizer import ModelTokenizer
@@ -25,13 +27,16 @@ logger = logging.getLogger(__name__)
 class Engine:
     """A served model: one tokenizer and one scheduler. Belongs to the event loop that started it."""
 
-    def __init__(self, tokenizer: ModelTokenizer, client: SchedulerClient, limits: ModelLimits) -> None:
+    def __init__(
+        self, tokenizer: ModelTokenizer, client: SchedulerClient, limits: ModelLimits, chat_format: ChatFormat
+    ) -> None:
         """Use `start`."""
         self.tokenizer = tokenizer
         self.limits = limits
         # Seconds since the epoch.
         self.created = int(time.time())
         self.validator = Validator(tokenizer, limits)
+        self.chat_format = chat_format
         self._client = client
 
     @classmethod
@@ -45,6 +50,7 @@ class Engine:
         max_logprobs: int = 20,
         max_concurrent_requests: int | None = None,
         startup_timeout: float = 600.0,
+        chat_options: ChatOptions | None = None,
     ) -> Engine:
         """Loads the tokenizer and connects to the scheduler, both at once.
 
@@ -52,8 +58,10 @@ class Engine:
         Raises StartupError, and CheckpointError where the tokenizer cannot be loaded.
         """
         connecting = asyncio.create_task(SchedulerClient.connect(scheduler, startup_timeout))
+        chat_options = chat_options or ChatOptions.load({})
+        trust = chat_options.trust_request_chat_template
         try:
-            tokenizer = await ModelTokenizer.load(model, revision)
+            tokenizer = await ModelTokenizer.load(model, revision, trust_request_chat_template=trust)
         except BaseException:
             await _discard(connecting)
             raise
@@ -72,7 +80,7 @@ class Engine:
             max_logprobs=max_logprobs,
             max_concurrent_requests=max_concurrent_requests,
         )
-        return cls(tokenizer, client, limits)
+        return cls(tokenizer, client, limits, ChatFormat(tokenizer, chat_options))
 
     @cached_property
     def fingerprint(self) -> str:

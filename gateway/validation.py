@@ -15,6 +15,7 @@ from quire.gateway.structured.compiler import GrammarCompiler
 from quire.gateway.tokenizer import ModelTokenizer
 from quire.internal.v1 import executor_pb2
 from quire.sampling_params import SamplingParams, is_encodable
+from quire.structured_outputs import StructuredOutputs
 
 # How many offending token ids an error names.
 _NAMED_IDS = 8
@@ -70,6 +71,8 @@ class ValidRequest:
     params: SamplingParams
     eos_token_ids: tuple[int, ...]
     constraints: executor_pb2.Constraints = field(default_factory=executor_pb2.Constraints)
+    # Special tokens that are not left out of the text: a chat's markup, say, which is taken out later.
+    shown_token_ids: frozenset[int] = frozenset()
 
     @property
     def request_id(self) -> str:
@@ -140,6 +143,10 @@ class Validator:
         _, token_ids = await self._tokenize(prompt, field, add_special_tokens)
         return token_ids
 
+    async def compile_grammar(self, outputs: StructuredOutputs) -> str:
+        """llguidance's serialised grammar. Raises InvalidRequestError for what cannot be enforced."""
+        return await self._grammars.compile(outputs)
+
     async def validate(
         self,
         prompt: Prompt,
@@ -178,7 +185,7 @@ class Validator:
             constraints.bad_words.extend(map(pack_u32, sequences))
         if params.structured_outputs is not None:
             rules.check_combination(params)
-            constraints.grammar = await self._grammars.compile(params.structured_outputs)
+            constraints.grammar = await self.compile_grammar(params.structured_outputs)
             resolved = rules.adapt(resolved)
         return ValidRequest(context, text, token_ids, resolved, self._tokenizer.eos_token_ids, constraints)
 
@@ -205,9 +212,7 @@ class Validator:
         else:
             if not prompt.messages:
                 raise InvalidRequestError("there are no messages", field=field)
-            text = await self._tokenizer.render_chat(
-                prompt.messages, add_generation_prompt=prompt.add_generation_prompt
-            )
+            text = await self._tokenizer.render_chat(prompt, field=field)
             # The template writes the special tokens itself.
             adds_special = add_special_tokens is True
         if not text:

@@ -192,6 +192,23 @@ class AccessOptions(_Settings):
     )
 
 
+ToolCallParser: TypeAlias = Literal["auto", "hermes", "llama3_json", "mistral", "none"]
+ReasoningParser: TypeAlias = Literal["auto", "qwen3", "deepseek_r1", "mistral", "none"]
+
+
+class ChatOptions(_Settings):
+    """How the model's chats are read."""
+
+    tool_call_parser: ToolCallParser = Field(
+        "auto", description="How the model writes calls of tools; auto: as its chat template does."
+    )
+    enable_auto_tool_choice: bool = Field(True, description='Take tools with tool_choice "auto", the default.')
+    reasoning_parser: ReasoningParser = Field(
+        "auto", description="How the model marks its thoughts; auto: as its chat template does."
+    )
+    trust_request_chat_template: bool = Field(False, description="Take a chat_template in a request.")
+
+
 class OperationOptions(_Settings):
     """Starting and logging."""
 
@@ -228,7 +245,7 @@ class SchedulerSettings(CacheOptions, SchedulingOptions, ListenOptions, ProcessO
     executors: list[str] = Field(min_length=1, description="Addresses of the executors (repeat the flag).")
 
 
-class GatewaySettings(ServingOptions, AccessOptions, ProcessOptions):
+class GatewaySettings(ServingOptions, AccessOptions, ChatOptions, ProcessOptions):
     """`quire gateway`."""
 
     scheduler: str = Field(description="Address of the scheduler.")
@@ -241,7 +258,7 @@ class LocalSettings(ModelOptions, PrecisionOptions, CacheOptions, SchedulingOpti
     num_executors: int = Field(1, ge=1, le=64, description="Executor processes on one KV pool.")
 
 
-class ServeSettings(LocalSettings, ServingOptions, AccessOptions):
+class ServeSettings(LocalSettings, ServingOptions, AccessOptions, ChatOptions):
     """`quire serve`: everything on this host."""
 
 

@@ -8,6 +8,7 @@ from jinja2.exceptions import SecurityError
 from support import tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.chat_template import ChatTemplate
 
 MESSAGES = [
@@ -41,14 +42,14 @@ def test_a_template_gives_what_transformers_gives(source: str, add_generation_pr
     expected = theirs.apply_chat_template(
         MESSAGES, chat_template=source, tokenize=False, add_generation_prompt=add_generation_prompt
     )
-    rendered = ChatTemplate(source, SPECIAL_TOKENS).render(MESSAGES, add_generation_prompt=add_generation_prompt)
+    rendered = ChatTemplate(source, SPECIAL_TOKENS).render(ChatPrompt(MESSAGES, add_generation_prompt))
     assert rendered == expected
 
 
 @pytest.mark.parametrize("source", ["{% for", "{{ raise_exception('no') }}", "{{ messages.append(1) }}"])
 def test_what_a_template_refuses(source: str) -> None:
     with pytest.raises(TemplateError):
-        ChatTemplate(source, {}).render(MESSAGES, add_generation_prompt=True)
+        ChatTemplate(source, {}).render(ChatPrompt(MESSAGES))
 
 
 @pytest.mark.parametrize(
@@ -62,4 +63,4 @@ def test_what_a_template_refuses(source: str) -> None:
 )
 def test_the_sandbox_holds(source: str) -> None:
     with pytest.raises(SecurityError):
-        ChatTemplate(source, {}).render(MESSAGES, add_generation_prompt=True)
+        ChatTemplate(source, {}).render(ChatPrompt(MESSAGES))

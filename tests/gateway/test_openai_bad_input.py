@@ -97,7 +97,6 @@ SHARED: list[tuple[dict[str, Any], str]] = [
     ({"truncation_side": "right"}, "truncation_side"),
     ({"logprob_token_ids": [1]}, "logprob_token_ids"),
     ({"surprise": 1}, "surprise"),
-    ({"tools": [{"type": "function"}]}, "tools"),
 ]
 ONLY_COMPLETION: list[tuple[dict[str, Any], str]] = [
     ({"prompt": None}, "prompt"),
@@ -121,6 +120,7 @@ ONLY_COMPLETION: list[tuple[dict[str, Any], str]] = [
     ({"echo": 1}, "echo"),
     ({"echo": True, "max_tokens": -1}, "max_tokens"),
     ({"suffix": "x"}, "suffix"),
+    ({"tools": [{"type": "function"}]}, "tools"),
     ({"messages": MESSAGES}, "messages"),
 ]
 ONLY_CHAT: list[tuple[dict[str, Any], str]] = [
@@ -135,7 +135,7 @@ ONLY_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": "x", "surprise": 1}]}, "messages[0].surprise"),
-    ({"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]}, "messages[0].tool_calls"),
+    ({"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]}, "messages[0].tool_calls[0]"),
     # The template itself refuses this one.
     ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
     ({"logprobs": 2}, "logprobs"),
