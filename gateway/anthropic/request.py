@@ -24,6 +24,7 @@ _NAMES = {
     r"(tools\[\d+\])\.function": r"\1",
     "reasoning_effort": "output_config.effort",
 }
+_CHOICES = {"auto": ToolChoice("auto"), "any": ToolChoice("required"), "none": ToolChoice("none")}
 # As published: with less, a budget makes no sense.
 _LEAST_BUDGET = 1024
 
@@ -36,7 +37,7 @@ class ClientTool(_Object):
     """A tool that the client runs."""
 
     type: Literal["custom"] | None = None
-    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")
+    name: str
     description: str | None = None
     input_schema: dict[str, Any]
     strict: bool | None = None
@@ -153,17 +154,9 @@ class CountTokensRequest(_Object):
         )
 
     def _tool_choice(self) -> ToolChoice:
-        names, choice = [tool.name for tool in self.tools or ()], self.tool_choice
-        if isinstance(choice, NamedTool):
-            if choice.name not in names:
-                message = f"tool_choice names {choice.name!r}, which is not among the tools"
-                raise InvalidRequestError(message, field="tool_choice.name")
-            return ToolChoice("named", choice.name)
-        if choice is None or choice.type == "auto":
-            return ToolChoice()
-        if choice.type == "any" and not names:
-            raise InvalidRequestError("tool_choice is any, but there are no tools", field="tool_choice")
-        return ToolChoice("none" if choice.type == "none" else "required")
+        if isinstance(self.tool_choice, NamedTool):
+            return ToolChoice("named", self.tool_choice.name)
+        return _CHOICES["auto" if self.tool_choice is None else self.tool_choice.type]
 
     def _template_kwargs(self) -> dict[str, Any]:
         variables: dict[str, Any] = {}

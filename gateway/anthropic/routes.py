@@ -20,6 +20,7 @@ from quire.gateway.request_ids import request_id_of
 from quire.gateway.sse import encode
 from quire.gateway.streaming import read_body, unless_disconnected
 from quire.gateway.validation import RequestContext
+from quire.sampling_params import SamplingParams
 
 
 class TokenCount(Struct):
@@ -55,7 +56,8 @@ def anthropic_routes(engine: Engine) -> APIRouter:
         request = parse_request(CountTokensRequest, await read_body(http))
         with request.in_its_words():
             engine.validator.check_model(request.model)
-            token_ids = await engine.validator.encode(request.chat(), field="messages")
+            prompt = engine.chat_format.plan(request.chat(), SamplingParams()).prompt
+            token_ids = await engine.validator.encode(prompt, field="messages")
         headers = {REQUEST_ID_HEADER: request_id_of(http.scope)}
         return Response(encode(TokenCount(len(token_ids))), headers=headers, media_type="application/json")
 

@@ -76,6 +76,9 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"model": "claude-none"}, 404, "not_found_error"),
     ({"messages": []}, 400, "invalid_request_error"),
     ({"no_such_field": 1}, 400, "invalid_request_error"),
+    ({"tool_choice": {"type": "any"}}, 400, "invalid_request_error"),
+    ({"tools": [{"name": "look", "input_schema": {"type": "string"}}]}, 400, "invalid_request_error"),
+    ({"output_config": {"effort": "low"}}, 400, "invalid_request_error"),
     ({"max_tokens": None}, 400, "invalid_request_error"),
     ({"max_tokens": MAX_MODEL_LEN}, 400, "invalid_request_error"),
     ({"messages": [{"role": "user", "content": "hello " * 1000}]}, 400, "invalid_request_error"),
@@ -94,6 +97,24 @@ async def test_bad_requests_are_refused_before_the_200(
     assert (error["type"], error["error"]["type"]) == ("error", kind)
     assert error["error"]["message"]
     assert scheduler.requests == []
+
+
+async def test_errors_speak_of_the_request_s_own_fields(http: httpx.AsyncClient) -> None:
+    tool = {"name": "look", "input_schema": {"type": "string"}}
+    response = await post(http, tools=[tool])
+    assert response.json()["error"]["message"].startswith("tools[0].input_schema must be")
+    body = {"model": MODEL, "messages": MESSAGES, "tools": [tool]}
+    counted = await http.post("/v1/messages/count_tokens", json=body)
+    assert counted.json()["error"] == response.json()["error"]
+
+
+async def test_the_request_id(http: httpx.AsyncClient) -> None:
+    body = {"model": MODEL, "max_tokens": 20, "messages": MESSAGES}
+    response = await http.post("/v1/messages", json=body, headers={"x-request-id": "mine"})
+    assert response.headers["request-id"] == response.headers["x-request-id"] == "mine"
+    assert response.json()["id"] == "msg_mine"
+    response = await http.post("/v1/messages", json={**body, "max_tokens": 0}, headers={"x-request-id": "mine"})
+    assert response.headers["request-id"] == response.json()["request_id"] == "mine"
 
 
 async def test_bad_json(http: httpx.AsyncClient) -> None:

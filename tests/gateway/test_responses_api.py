@@ -69,6 +69,7 @@ async def test_max_output_tokens(http: httpx.AsyncClient, scheduler: FakeSchedul
     assert (response["status"], response["usage"]["output_tokens"]) == ("incomplete", 3)
 
 
+TOOL = {"type": "function", "name": "look"}
 BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"model": "gpt-none"}, 404, "model"),
     ({"input": []}, 400, "input"),
@@ -77,6 +78,13 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"input": "hello " * 1000}, 400, "input"),
     ({"input": [{"role": "assistant", "content": "The template refuses this."}]}, 400, "input"),
     ({"max_output_tokens": MAX_MODEL_LEN}, 400, "input"),
+    ({"tool_choice": "required"}, 400, "tool_choice"),
+    ({"tool_choice": {"type": "function", "name": "look"}}, 400, "tool_choice"),
+    ({"tools": [{**TOOL, "name": "not a name"}]}, 400, "tools[0].name"),
+    ({"tools": [TOOL, TOOL]}, 400, "tools[1].name"),
+    ({"tools": [{**TOOL, "parameters": {"type": "string"}}]}, 400, "tools[0].parameters"),
+    ({"reasoning": {"effort": "low"}}, 400, "reasoning.effort"),
+    ({"text": {"format": {"type": "json_schema", "name": "n", "schema": {"$ref": "x"}}}}, 400, "text.format"),
     ({"include": ["message.output_text.logprobs"], "top_logprobs": 1000}, 400, "top_logprobs"),
 ]
 

@@ -19,6 +19,7 @@ from quire.gateway.chat.turn_answer import answer_turn
 from quire.gateway.openai.responses.answer import ResponseAnswer
 from quire.gateway.openai.responses.events import ResponseWriter
 from quire.gateway.openai.responses.request import ResponsesRequest
+from quire.gateway.openai.tokens import TokenView
 from quire.gateway.vocabulary import Vocabulary
 from quire.outputs import TokenLogprobs
 from quire.sampling_params import SamplingParams
@@ -33,7 +34,7 @@ def vocabulary(model_folder: Path) -> Vocabulary:
 
 def writer(vocabulary: Vocabulary, **fields: Any) -> ResponseWriter:
     request = ResponsesRequest.model_validate({"model": "m", "input": "hi", **fields})
-    return ResponseWriter(ResponseAnswer(request, "1f", "tiny", vocabulary, SamplingParams(temperature=0.6)))
+    return ResponseWriter(ResponseAnswer(request, "1f", "tiny", TokenView(vocabulary), SamplingParams(temperature=0.6)))
 
 
 async def whole(vocabulary: Vocabulary, deltas: Sequence[ChatDelta], **fields: Any) -> dict[str, Any]:

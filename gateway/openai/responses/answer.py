@@ -10,8 +10,6 @@ from msgspec.structs import replace
 
 from quire.errors import QuireError
 from quire.gateway.chat.blocks import Block, TurnBlocks
-from quire.gateway.openai.chat import TokenLogprobFrame, TopLogprob
-from quire.gateway.openai.frames import finite
 from quire.gateway.openai.responses.items import ItemStatus
 from quire.gateway.openai.responses.objects import (
     FunctionCallItem,
@@ -29,7 +27,8 @@ from quire.gateway.openai.responses.objects import (
 )
 from quire.gateway.openai.responses.options import FunctionTool, NamedFunction, ReasoningConfig
 from quire.gateway.openai.responses.request import ResponsesRequest
-from quire.gateway.vocabulary import Vocabulary
+from quire.gateway.openai.token_logprobs import TokenLogprobFrame, logprob_frames
+from quire.gateway.openai.tokens import TokenView
 from quire.outputs import TokenLogprobs, Usage
 from quire.sampling_params import LIBRARY_DEFAULTS, SamplingParams
 
@@ -40,11 +39,11 @@ class ResponseAnswer:
     """Makes the response object of one request, as it stands at any time, and the items in it."""
 
     def __init__(
-        self, request: ResponsesRequest, request_id: str, model: str, vocabulary: Vocabulary, defaults: SamplingParams
+        self, request: ResponsesRequest, request_id: str, model: str, tokens: TokenView, defaults: SamplingParams
     ) -> None:
         """`defaults` are the model's."""
         self._request_id = request_id
-        self._vocabulary = vocabulary
+        self._tokens = tokens
         # Before anything has come.
         self.running = ResponseObject(
             id=f"resp_{request_id}",
@@ -116,16 +115,7 @@ class ResponseAnswer:
 
     def logprobs(self, positions: Sequence[TokenLogprobs]) -> list[TokenLogprobFrame]:
         """Positions as the API writes them."""
-        return [
-            TokenLogprobFrame(
-                *self._token(position.token_id, position.logprob),
-                [TopLogprob(*self._token(token_id, logprob)) for token_id, logprob in position.top],
-            )
-            for position in positions
-        ]
-
-    def _token(self, token_id: int, logprob: float) -> tuple[str, float, list[int]]:
-        return self._vocabulary.text_of(token_id), finite(logprob), list(self._vocabulary.bytes_of(token_id))
+        return logprob_frames(positions, self._tokens)
 
 
 def _usage(turn: TurnBlocks, usage: Usage) -> ResponseUsage:

@@ -12,9 +12,9 @@ from msgspec import Struct
 
 from quire.errors import QuireError
 from quire.gateway.chat.blocks import Block, BlockEnded, BlockEvent, BlockGrew, BlockStarted, TurnBlocks
-from quire.gateway.openai.chat import TokenLogprobFrame
 from quire.gateway.openai.responses.answer import ResponseAnswer
 from quire.gateway.openai.responses.objects import OutputItem, ReasoningPart, ResponseObject, TextPart
+from quire.gateway.openai.token_logprobs import TokenLogprobFrame
 from quire.gateway.sse import encode, named_event
 from quire.outputs import Usage
 

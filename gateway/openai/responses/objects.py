@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from quire.gateway.openai.chat import TokenLogprobFrame
 from quire.gateway.openai.responses.items import ItemStatus
+from quire.gateway.openai.token_logprobs import TokenLogprobFrame
 
 ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
 

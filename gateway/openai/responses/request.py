@@ -169,12 +169,6 @@ class ResponsesRequest(Options):
         return RequestContext(request_id, self.priority or 0, self.cache_salt or "")
 
     def _tool_choice(self) -> ToolChoice:
-        names = [tool.name for tool in self.tools or ()]
         if isinstance(self.tool_choice, NamedFunction):
-            if self.tool_choice.name not in names:
-                message = f"tool_choice names {self.tool_choice.name!r}, which is not among the tools"
-                raise InvalidRequestError(message, field="tool_choice")
             return ToolChoice("named", self.tool_choice.name)
-        if self.tool_choice == "required" and not names:
-            raise InvalidRequestError("tool_choice is required, but there are no tools", field="tool_choice")
         return ToolChoice(self.tool_choice or "auto")

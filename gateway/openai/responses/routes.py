@@ -14,6 +14,7 @@ from quire.gateway.openai.responses.objects import ResponseObject
 from quire.gateway.openai.responses.request import ResponsesRequest
 from quire.gateway.openai.responses.truncation import truncated
 from quire.gateway.openai.schemas import describe_route
+from quire.gateway.openai.tokens import TokenView
 from quire.gateway.request_ids import request_id_of
 from quire.gateway.streaming import read_body, unless_disconnected
 
@@ -41,10 +42,9 @@ async def _respond(engine: Engine, request: ResponsesRequest, request_id: str) -
     engine.validator.check_model(request.model)
     params, prompt = request.sampling_params(), request.chat()
     if request.truncation == "auto":
-        prompt = await truncated(engine, prompt, params.max_tokens)
+        prompt = await truncated(engine, prompt, params)
     run = await ChatRun.submit(engine, prompt, params, request.context(f"resp_{request_id}"), field="input")
     tokenizer = engine.tokenizer
-    answer = ResponseAnswer(
-        request, request_id, engine.limits.model, tokenizer.vocabulary, tokenizer.generation_defaults
-    )
+    tokens, defaults = TokenView(tokenizer.vocabulary), tokenizer.generation_defaults
+    answer = ResponseAnswer(request, request_id, engine.limits.model, tokens, defaults)
     return await answer_turn(run, ResponseWriter(answer), stream=request.stream is True)

@@ -9,20 +9,22 @@ from typing import Any
 from quire.errors import ContextLengthError
 from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.engine import Engine
+from quire.sampling_params import SamplingParams
 
 
-async def truncated(engine: Engine, prompt: ChatPrompt, max_tokens: int | None) -> ChatPrompt:
-    """The prompt with as many of its last turns as leave room for `max_tokens`, or for one token.
+async def truncated(engine: Engine, prompt: ChatPrompt, params: SamplingParams) -> ChatPrompt:
+    """The prompt with as many of its last turns as leave room for max_tokens, or for one token.
 
     A turn is what lies between one message of the user's and the next, so that no result is parted from its call.
     The system's messages at the start stay. What does not fit even with the last turn alone is left for the
-    validation to refuse. Takes a logarithm of the number of turns in renderings.
+    validation to refuse. Takes a logarithm of the number of turns in renderings. Raises InvalidRequestError.
     """
-    room = engine.limits.max_model_len - (max_tokens or 1)
+    room = engine.limits.max_model_len - (params.max_tokens or 1)
 
     async def fits(candidate: ChatPrompt) -> bool:
+        planned = engine.chat_format.plan(candidate, params).prompt
         try:
-            return len(await engine.validator.encode(candidate, field="input")) <= room
+            return len(await engine.validator.encode(planned, field="input")) <= room
         except ContextLengthError:
             return False
 
