@@ -144,7 +144,7 @@ class Validator:
         return token_ids
 
     async def compile_grammar(self, outputs: StructuredOutputs) -> str:
-        """llguidance's serialised grammar. Raises InvalidRequestError for what cannot be enforced."""
+        """Llguidance's serialised grammar. Raises InvalidRequestError for what cannot be enforced."""
         return await self._grammars.compile(outputs)
 
     async def validate(

@@ -7,6 +7,7 @@ from msgspec import Struct
 from starlette.types import Scope
 
 from quire.errors import QuireError
+from quire.gateway.openai.errors import shortened
 from quire.gateway.openai.schemas import ERRORS as OPENAI_ERRORS
 from quire.gateway.request_ids import request_id_of
 from quire.gateway.sse import encode
@@ -24,8 +25,6 @@ _KINDS = {
     503: (529, "overloaded_error"),
     504: (504, "timeout_error"),
 }
-
-
 # By status, for the API's description: the same conditions as everywhere.
 ERRORS = {str(_KINDS.get(int(status), (int(status), ""))[0]): text for status, text in OPENAI_ERRORS.items()}
 
@@ -51,7 +50,8 @@ def error_frame(error: Exception, request_id: str) -> ErrorFrame:
     _, kind = _KINDS.get(error.http_status, (error.http_status, "api_error"))
     # The shape has no place for the field, which most messages name, and the others should.
     named = error.field is None or error.field in error.message
-    return ErrorFrame(ErrorDetail(kind, error.message if named else f"{error.field}: {error.message}"), request_id)
+    message = error.message if named else f"{error.field}: {error.message}"
+    return ErrorFrame(ErrorDetail(kind, shortened(message)), request_id)
 
 
 def answer_error(error: Exception, scope: Scope) -> Response:
