@@ -19,7 +19,7 @@ from quire.gateway.anthropic import routes as anthropic_routes
 from quire.gateway.api_docs import docs_routes
 from quire.gateway.cors import CorsPolicy, RawHeaders
 from quire.gateway.engine import Engine
-from quire.gateway.openai import models, routes, tokenization
+from quire.gateway.openai import embeddings, models, routes, similarity, tokenization
 from quire.gateway.openai.errors import error_response, install_error_handlers
 from quire.gateway.openai.responses import routes as responses_routes
 from quire.gateway.openai.schemas import add_components
@@ -34,17 +34,22 @@ ErrorWriter = Callable[[Exception, Scope], Response]
 
 # What needs no API key: it says nothing of models or users. Below /docs lie that page's files.
 _OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/docs", "/openapi.json"})
-# The modules of routes that take a body.
-_DESCRIBED = (routes, responses_routes, tokenization, anthropic_routes)
+# Modules with routes that take a body.
+_PARTS = (routes, responses_routes, embeddings, similarity, tokenization, anthropic_routes)
 
 
 def create_app(engine: Engine, access: AccessOptions) -> FastAPI:
     """The application for one served model."""
     app = _Application(access)
     install_error_handlers(app)
-    app.add_short_ways(routes.generation_routes(engine))
-    app.add_short_ways(responses_routes.responses_routes(engine))
-    app.add_short_ways(tokenization.tokenization_routes(engine))
+    for router in (
+        routes.generation_routes(engine),
+        responses_routes.responses_routes(engine),
+        embeddings.embedding_routes(engine),
+        similarity.similarity_routes(engine),
+        tokenization.tokenization_routes(engine),
+    ):
+        app.add_short_ways(router)
     app.add_short_ways(anthropic_routes.anthropic_routes(engine), anthropic_errors.answer_error)
     for router in (models.model_routes(engine), server_routes(engine), docs_routes()):
         app.include_router(router)
@@ -109,8 +114,8 @@ class _Application(FastAPI):
             document = super().openapi()
             add_components(
                 document,
-                [body for module in _DESCRIBED for body in module.BODIES],
-                [*models.ANSWERS, *(answer for module in _DESCRIBED for answer in module.ANSWERS)],
+                [body for part in _PARTS for body in part.BODIES],
+                [*(answer for part in _PARTS for answer in part.ANSWERS), *models.ANSWERS],
             )
             if self._keys:
                 _require_keys(document)

@@ -68,5 +68,5 @@ async def _answer(engine: Engine, request: MessagesRequest, request_id: str) -> 
     engine.validator.check_model(request.model)
     context = RequestContext(f"msg_{request_id}")
     run = await ChatRun.submit(engine, request.chat(), request.sampling_params(), context)
-    writer = MessageWriter(request_id, engine.limits.model, len(run.prompt_token_ids))
+    writer = MessageWriter(request_id, engine.limits.model, len(run.requests[0].prompt_token_ids))
     return await answer_turn(run, writer, stream=request.stream is True)

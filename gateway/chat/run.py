@@ -66,10 +66,6 @@ class ChatRun:
     def num_choices(self) -> int:
         return self._generation.request.n
 
-    @property
-    def prompt_token_ids(self) -> Sequence[int]:
-        return self._generation.request.prompt_token_ids
-
     async def batches(self) -> AsyncGenerator[Sequence[tuple[int, ChatDelta]], None]:
         """(choice, what is new in it), as it comes, for all choices that a step touched.
 

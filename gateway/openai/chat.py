@@ -12,8 +12,8 @@ from quire.gateway.chat.deltas import ChatDelta, ChatFinishReason, ToolCallDelta
 from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.openai.chat_messages import ChatMessage
 from quire.gateway.openai.chat_tools import NamedToolChoice, ToolChoiceOption, ToolDefinition, to_tool_choice
+from quire.gateway.openai.frames import finite
 from quire.gateway.openai.protocol import OpenAIRequest
-from quire.gateway.openai.token_logprobs import TokenLogprobFrame, logprob_frames
 from quire.gateway.openai.tokens import TokenView
 from quire.outputs import TokenLogprobs
 from quire.sampling_params import SamplingParams
@@ -88,6 +88,23 @@ class ChatCompletionRequest(OpenAIRequest):
 
     def _names(self) -> dict[str, str]:
         return {**super()._names(), "logprobs": "top_logprobs"}
+
+
+class TopLogprob(Struct):
+    """One token of a position's distribution."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprobFrame(Struct):
+    """One position of a chat's `logprobs`."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(Struct):
@@ -219,7 +236,18 @@ class ChatShape:
     def _logprobs(self, positions: Sequence[TokenLogprobs] | None) -> ChatLogprobs | None:
         if positions is None:
             return None
-        return ChatLogprobs(logprob_frames(positions, self._tokens))
+        return ChatLogprobs(
+            [
+                TokenLogprobFrame(
+                    *self._entry(position.token_id, position.logprob),
+                    [TopLogprob(*self._entry(token_id, logprob)) for token_id, logprob in position.top],
+                )
+                for position in positions
+            ]
+        )
+
+    def _entry(self, token_id: int, logprob: float) -> tuple[str, float, list[int]]:
+        return self._tokens.text_of(token_id), finite(logprob), list(self._tokens.bytes_of(token_id))
 
 
 def _new_in_call(call: ToolCallDelta) -> ToolCallFrame:

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -167,6 +175,13 @@ class ServingOptions(ModelOptions):
     def model_names(self) -> list[str]:
         """The names clients may use for the model."""
         return self.served_model_name or [BUNDLED_MODEL.name if self.model == str(BUNDLED_MODEL) else self.model]
+
+    @field_validator("grpc_port")
+    @classmethod
+    def _check_ports_differ(cls, grpc_port: int, info: ValidationInfo) -> int:
+        if grpc_port and grpc_port == info.data.get("port"):
+            raise ValueError(f"must not be --port ({grpc_port}), which serves REST")
+        return grpc_port
 
     @property
     def model_name(self) -> str:
