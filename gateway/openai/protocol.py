@@ -38,6 +38,9 @@ def _integer(value: object) -> object:
 
 
 Integer = Annotated[int, BeforeValidator(_integer)]
+RequestId = Annotated[str, Field(pattern=REQUEST_ID_PATTERN)]
+Priority = Annotated[Integer, Field(ge=-(2**31), lt=2**31)]
+CacheSalt = Annotated[str, Field(min_length=1, max_length=1024)]
 EarlyStop = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "boolean"}, {"const": "never"}, {"type": "null"}]})]
 Stop = Annotated[Any, WithJsonSchema(_STOP_SCHEMA)]
 
@@ -92,9 +95,9 @@ class OpenAIRequest(StructuredFields):
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
-    request_id: Annotated[str, Field(pattern=REQUEST_ID_PATTERN)] | None = None
-    priority: Annotated[Integer, Field(ge=-(2**31), lt=2**31)] | None = None
-    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    request_id: RequestId | None = None
+    priority: Priority | None = None
+    cache_salt: CacheSalt | None = None
 
     def model_post_init(self, context: Any, /) -> None:
         """Raises InvalidRequestError for fields that do not go together."""
@@ -158,7 +161,7 @@ class OpenAIRequest(StructuredFields):
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             repetition_penalty=self.repetition_penalty,
-            logit_bias=_biases_by_token(self.logit_bias),
+            logit_bias=biases_by_token(self.logit_bias),
             logprobs=logprobs,
             stop=self.stop,
             stop_token_ids=self.stop_token_ids,
@@ -187,7 +190,8 @@ def parse_request(kind: type[M], body: bytes) -> M:
     return request
 
 
-def _biases_by_token(biases: dict[str, float] | None) -> dict[int, float] | None:
+def biases_by_token(biases: dict[str, float] | None) -> dict[int, float] | None:
+    """`logit_bias` with its keys as token ids. Raises InvalidRequestError for a key that is none."""
     if biases is None:
         return None
     for key in biases:
@@ -200,6 +204,15 @@ def _explain(error: ValidationError) -> InvalidRequestError:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if first["type"] == "json_invalid":
         return InvalidRequestError(f"the body is not valid JSON: {first['msg']}")
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    field = "".join(map(_step, first["loc"])).lstrip(".")
+    if first["type"] == "extra_forbidden":
+        return InvalidRequestError(f"Unrecognized request argument: {field}", field=field)
     message = first["msg"].removeprefix("Value error, ")
     return InvalidRequestError(f"{field}: {message}" if field else message, field=field or None)
+
+
+def _step(part: int | str) -> str:
+    """A step on the way to a field. Pydantic's tags of unions (`<…>`) are none of the client's."""
+    if isinstance(part, int):
+        return f"[{part}]"
+    return "" if part.startswith("<") else f".{part}"
