@@ -8,26 +8,9 @@ from msgspec import UNSET, Struct, UnsetType
 
 from quire.gateway.chat.deltas import ChatDelta, ChatFinishReason, ToolCallDelta, merge_chat_deltas
 from quire.gateway.openai.chat import ChatCompletionRequest
-from quire.gateway.openai.frames import finite
+from quire.gateway.openai.token_logprobs import TokenLogprobFrame, logprob_frames
 from quire.gateway.openai.tokens import TokenView
 from quire.outputs import TokenLogprobs
-
-
-class TopLogprob(Struct):
-    """One token of a position's distribution."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenLogprobFrame(Struct):
-    """One position of a chat's `logprobs`."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-    top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(Struct):
@@ -159,18 +142,7 @@ class ChatShape:
     def _logprobs(self, positions: Sequence[TokenLogprobs] | None) -> ChatLogprobs | None:
         if positions is None:
             return None
-        return ChatLogprobs(
-            [
-                TokenLogprobFrame(
-                    *self._entry(position.token_id, position.logprob),
-                    [TopLogprob(*self._entry(token_id, logprob)) for token_id, logprob in position.top],
-                )
-                for position in positions
-            ]
-        )
-
-    def _entry(self, token_id: int, logprob: float) -> tuple[str, float, list[int]]:
-        return self._tokens.text_of(token_id), finite(logprob), list(self._tokens.bytes_of(token_id))
+        return ChatLogprobs(logprob_frames(positions, self._tokens))
 
 
 def _new_in_call(call: ToolCallDelta) -> ToolCallFrame:

@@ -10,12 +10,14 @@ from typing import TypeVar, Unpack
 
 import grpc
 
+from quire.client.embeddings import EmbedInput, embed_request, vectors
 from quire.client.requests import ChatOptions, Prompt, RequestOptions, generate_request, tokenize_request
 from quire.client.responses import empty_output
 from quire.client.resume import Progress, Resume
 from quire.client.retry import Attempts, RetryPolicy, check_timeout
 from quire.errors import QuireError, RequestAbortedError, ServiceUnavailableError
 from quire.outputs import CompletionDelta, GenerationDelta, RequestOutput
+from quire.pooling_params import PoolingParams
 from quire.prompts import check_token_ids
 from quire.rpc import errors_from_status, open_channel
 from quire.sampling_params import SamplingParams
@@ -100,6 +102,18 @@ class AsyncClient:
         request = generate_pb2.DetokenizeRequest(token_ids=check_token_ids(token_ids, "token_ids"))
         answer = await self._call(lambda stub, seconds: stub.Detokenize(request, timeout=seconds), timeout)
         return answer.text
+
+    async def embed(
+        self,
+        inputs: Iterable[EmbedInput],
+        params: PoolingParams | None = None,
+        *,
+        model: str = "",
+        timeout: float | None = None,
+    ) -> list[list[float]]:
+        """See Client.embed."""
+        request = embed_request(inputs, params, model)
+        return vectors(await self._call(lambda stub, seconds: stub.Embed(request, timeout=seconds), timeout))
 
     async def _deltas(
         self, request: generate_pb2.GenerateRequest, attempts: Attempts

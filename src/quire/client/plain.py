@@ -8,12 +8,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from types import TracebackType
 from typing import TypeVar, Unpack
 
+from quire.client.embeddings import EmbedInput, embed_request, vectors
 from quire.client.requests import ChatOptions, Prompt, RequestOptions, generate_request, tokenize_request
 from quire.client.responses import empty_output
 from quire.client.resume import Progress, Resume
 from quire.client.retry import Attempts, RetryPolicy, check_timeout
 from quire.errors import QuireError, RequestAbortedError, ServiceUnavailableError
 from quire.outputs import CompletionDelta, GenerationDelta, RequestOutput
+from quire.pooling_params import PoolingParams
 from quire.prompts import check_token_ids
 from quire.rpc import errors_from_status, open_sync_channel
 from quire.sampling_params import SamplingParams
@@ -97,6 +99,18 @@ class Client:
         """The text of token ids, special tokens included."""
         request = generate_pb2.DetokenizeRequest(token_ids=check_token_ids(token_ids, "token_ids"))
         return self._call(lambda seconds: self._stub.Detokenize(request, timeout=seconds), timeout).text
+
+    def embed(
+        self,
+        inputs: Iterable[EmbedInput],
+        params: PoolingParams | None = None,
+        *,
+        model: str = "",
+        timeout: float | None = None,
+    ) -> list[list[float]]:
+        """Vectors of length 1, in the order of the texts (or token ids); all are computed at once."""
+        request = embed_request(inputs, params, model)
+        return vectors(self._call(lambda seconds: self._stub.Embed(request, timeout=seconds), timeout))
 
     def _deltas(
         self, request: generate_pb2.GenerateRequest, attempts: Attempts
