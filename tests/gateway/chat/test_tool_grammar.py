@@ -96,9 +96,10 @@ def test_the_parser_reads_what_the_grammar_allows(form: ToolFormat) -> None:
     parser = form.new_parser()
     text = turn(form, ("get", PARIS), *([("now", "{}")] if form.syntax.takes_several else []))
     assert accepts(ToolGrammar(form.syntax, {}, ()).enforced(REQUIRED), text)
-    calls = parser.push(text).tool_calls
+    (said,) = parser.push(text)
+    calls = said.tool_calls
     assert [(call.name, call.arguments) for call in calls] == [("get", PARIS), ("now", "{}")][: len(calls)]
-    assert parser.finish().content == ""
+    assert parser.finish() == []
 
 
 def test_markers_that_are_tokens_are_named_by_their_ids() -> None:
