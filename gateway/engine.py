@@ -15,11 +15,14 @@ from quire.config import ChatOptions
 from quire.errors import OverloadedError, QuireError, ServiceUnavailableError
 from quire.gateway.chat.format import ChatFormat
 from quire.gateway.generation import Generation
+from quire.gateway.pooling import Embedder, Embedding, field_names, own_pooling
 from quire.gateway.scheduler_client import SchedulerClient
 from quire.gateway.tokenizer import ModelTokenizer
-from quire.gateway.validation import ModelLimits, Validator, ValidRequest
+from quire.gateway.validation import ModelLimits, RequestContext, Validator, ValidRequest
 from quire.internal.v1 import scheduler_pb2
 from quire.outputs import GenerationDelta
+from quire.pooling_params import Pooling, PoolingParams
+from quire.process import in_daemon_thread
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +31,12 @@ class Engine:
     """A served model: one tokenizer and one scheduler. Belongs to the event loop that started it."""
 
     def __init__(
-        self, tokenizer: ModelTokenizer, client: SchedulerClient, limits: ModelLimits, chat_format: ChatFormat
+        self,
+        tokenizer: ModelTokenizer,
+        client: SchedulerClient,
+        limits: ModelLimits,
+        chat_format: ChatFormat,
+        pooling: Pooling | None,
     ) -> None:
         """Use `start`."""
         self.tokenizer = tokenizer
@@ -38,6 +46,7 @@ class Engine:
         self.validator = Validator(tokenizer, limits)
         self.chat_format = chat_format
         self._client = client
+        self._embedder = Embedder(self.validator, client, limits, pooling)
 
     @classmethod
     async def start(
@@ -61,6 +70,7 @@ class Engine:
         chat_options = chat_options or ChatOptions.load({})
         trust = chat_options.trust_request_chat_template
         try:
+            pooling = await in_daemon_thread(lambda: own_pooling(model, revision))
             tokenizer = await ModelTokenizer.load(model, revision, trust_request_chat_template=trust)
         except BaseException:
             await _discard(connecting)
@@ -78,9 +88,10 @@ class Engine:
             vocab_size=description.vocab_size,
             max_num_seqs=description.max_num_seqs,
             max_logprobs=max_logprobs,
+            hidden_size=description.executors[0].hidden_size,
             max_concurrent_requests=max_concurrent_requests,
         )
-        return cls(tokenizer, client, limits, ChatFormat(tokenizer, chat_options))
+        return cls(tokenizer, client, limits, ChatFormat(tokenizer, chat_options), pooling)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -98,9 +109,7 @@ class Engine:
 
         Raises OverloadedError, ServiceUnavailableError, ContextLengthError and what else the scheduler says of it.
         """
-        most = self.limits.max_concurrent_requests
-        if most is not None and self._client.num_running >= most:
-            raise OverloadedError(f"the server has {most} requests already; try again later")
+        self._check_load(1)
         params = request.params.to_proto()
         if request.needs_logprobs:
             params.logprobs = request.params.logprobs or 0
@@ -126,6 +135,18 @@ class Engine:
             async for delta in generation:
                 yield delta
 
+    async def embed(
+        self,
+        inputs: Sequence[str | Sequence[int]],
+        params: PoolingParams,
+        context: RequestContext,
+        *,
+        fields: Sequence[str] | None = None,
+    ) -> list[Embedding]:
+        """See Embedder.embed; without other names inputs are called `input`. Also raises OverloadedError."""
+        self._check_load(len(inputs))
+        return await self._embedder.embed(inputs, params, context, fields or field_names("input", inputs))
+
     async def wait_lost(self) -> QuireError:
         """Waits until the scheduler is lost; returns why. The engine takes no requests after that."""
         return await self._client.wait_lost()
@@ -145,6 +166,12 @@ class Engine:
         await self._client.close()
         await self.validator.close()
         self.tokenizer.close()
+
+    def _check_load(self, num_new: int) -> None:
+        """Raises OverloadedError if so many more prompts are too many."""
+        most = self.limits.max_concurrent_requests
+        if most is not None and self._client.num_running + num_new > most:
+            raise OverloadedError(f"the server takes {most} requests at a time; try again later")
 
     def _fail_running(self) -> None:
         error = ServiceUnavailableError("the server is shutting down")

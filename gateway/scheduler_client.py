@@ -60,6 +60,8 @@ class StepChunk:
     cached_tokens: int | None = None
     # Of the prompt's next tokens, from the second on; all of them come before the first token of the output.
     prompt_logprobs: list[generate_pb2.TokenLogprobs] = field(default_factory=list)
+    # float32 column: of a pooling request, for which nothing else comes.
+    embedding: bytes | None = None
 
     def of_sequence(self, index: int) -> SequenceChunk:
         """The part of one sequence, made if it is not there."""
@@ -314,6 +316,9 @@ class SchedulerClient:
                     stream.add_prompt_logprobs(entry.start, entry.positions)
                 except QuireError as error:
                     self._give_up(stream, error)
+        for embedding in message.embeddings:
+            if stream := self._current(embedding.request_key, embedding.attempt):
+                stream.pending().embedding = embedding.values
         self._dispatch_tokens(message)
         for end in message.finished:
             reason = finish_reason_from_proto(end.reason)

@@ -124,7 +124,6 @@ class ModelTokenizer:
         """The template for chats with tools; empty if there is none."""
         return self._chat_templates.for_tools or ""
 
-
     async def render_chat(self, prompt: ChatPrompt, *, field: str = "messages") -> str:
         """The prompt that the model's chat template makes of a chat, special tokens included.
 

@@ -37,6 +37,8 @@ class ModelLimits:
     vocab_size: int
     max_num_seqs: int
     max_logprobs: int
+    # Dimensions of an embedding.
+    hidden_size: int
     # Prompts that may run or wait at a time; None for any number.
     max_concurrent_requests: int | None = None
 
@@ -137,14 +139,17 @@ class Validator:
             raise InvalidRequestError(f"token ids outside of [0, {size}): {named}", field=field)
 
     async def encode(
-        self, prompt: str | ChatPrompt, *, field: str, add_special_tokens: bool | None = None
+        self, prompt: str | ChatPrompt, *, field: str, add_special_tokens: bool | None = None, truncates: bool = False
     ) -> list[int]:
-        """The token ids of a text or a chat; see RequestContext. Raises InvalidRequestError."""
-        _, token_ids = await self._tokenize(prompt, field, add_special_tokens)
+        """The token ids of a text or a chat; see RequestContext. Raises InvalidRequestError.
+
+        `truncates`: only the last tokens will be used, so that the text may be of any length.
+        """
+        _, token_ids = await self._tokenize(prompt, field, add_special_tokens, truncates=truncates)
         return token_ids
 
     async def compile_grammar(self, outputs: StructuredOutputs) -> str:
-        """llguidance's serialised grammar. Raises InvalidRequestError for what cannot be enforced."""
+        """Llguidance's serialised grammar. Raises InvalidRequestError for what cannot be enforced."""
         return await self._grammars.compile(outputs)
 
     async def validate(

@@ -128,6 +128,25 @@ class GenerationDelta(Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingOutput:
+    """A vector of length 1."""
+
+    embedding: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequestOutput:
+    """A prompt and its embedding."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    outputs: EmbeddingOutput
+    # Prompt tokens whose KV came from the prefix cache.
+    num_cached_tokens: int
+    finished: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Logprob:
     """One token of a position's distribution."""
 
