@@ -136,7 +136,7 @@ def _set_prompt(request: generate_pb2.GenerateRequest, prompt: object, options: 
 def _message(message: object, field: str) -> generate_pb2.ChatMessage:
     given = check_mapping(message, field, _MESSAGE_KEYS)
     texts = {
-        key: check_text(value, f"{field}.{key}")
+        key: check_text(_joined(value, f"{field}.{key}") if key == "content" else value, f"{field}.{key}")
         for key, value in given.items()
         if key != "tool_calls" and value is not None
     }
@@ -144,6 +144,14 @@ def _message(message: object, field: str) -> generate_pb2.ChatMessage:
     return generate_pb2.ChatMessage(
         **texts, tool_calls=[_tool_call(call, f"{field}.tool_calls[{index}]") for index, call in calls]
     )
+
+
+def _joined(content: object, field: str) -> object:
+    """A content of several text parts as one text, joined as vLLM does."""
+    if not isinstance(content, (list, tuple)):
+        return content
+    parts = [check_mapping(part, f"{field}[{index}]", ("type", "text")) for index, part in enumerate(content)]
+    return "\n".join(check_text(part.get("text"), f"{field}[{index}].text") for index, part in enumerate(parts))
 
 
 def _tool_call(call: object, field: str) -> generate_pb2.ToolCall:
