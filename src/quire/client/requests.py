@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Final, TypedDict
 
 from quire.errors import InvalidRequestError
+from quire.pooling_params import PoolingParams, pooling_to_proto
 from quire.prompts import check_mapping, check_text, check_token_ids
 from quire.sampling_params import SamplingParams
 from quire.v1 import generate_pb2
@@ -97,6 +98,30 @@ def tokenize_request(prompt: Prompt, add_special_tokens: bool, options: ChatOpti
     if not all(isinstance(message, Mapping) for message in messages):
         raise InvalidRequestError("prompt must be a text or chat messages", field="prompt")
     request.chat.CopyFrom(chat_prompt(messages, options))
+    return request
+
+
+def embed_request(
+    inputs: str | Iterable[str | Iterable[int]], params: PoolingParams | None, model: str
+) -> generate_pb2.EmbedRequest:
+    """Raises InvalidRequestError."""
+    params = PoolingParams() if params is None else params
+    if not isinstance(params, PoolingParams):
+        raise InvalidRequestError(f"params must be PoolingParams, not {params!r}", field="params")
+    request = generate_pb2.EmbedRequest(model=check_text(model, "model"))
+    if params.pooling is not None:
+        request.pooling = pooling_to_proto(params.pooling)
+    _set(request, "dimensions", params.dimensions)
+    _set(request, "truncate_prompt_tokens", params.truncate_prompt_tokens)
+    entries = [inputs] if isinstance(inputs, str) else inputs
+    if isinstance(entries, (bytes, Mapping)) or not isinstance(entries, Iterable):
+        message = f"inputs must be a text or several inputs, not a {type(inputs).__name__}"
+        raise InvalidRequestError(message, field="inputs")
+    for index, entry in enumerate(entries):
+        if isinstance(entry, str):
+            request.inputs.add(text=check_text(entry, f"inputs[{index}]"))
+        else:
+            request.inputs.add().token_ids.ids.extend(check_token_ids(entry, f"inputs[{index}]"))
     return request
 
 
