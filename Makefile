@@ -15,7 +15,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types protos native format bench bench-peers clean
+.PHONY: help run test test-clients lint types protos native format bench bench-peers clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,11 @@ run: setup ## Serve the bundled model, or MODEL=path-or-hub-id
 
 test: setup ## Unit and end-to-end tests
 	$(PYTHON) -m pytest tests
+
+# Two environments, since some clients still ask for openai 2. Both run the tests of the official client.
+test-clients: setup .venv-clients/openai3/installed .venv-clients/openai2/installed .venv-clients/node ## Real clients against a live server
+	.venv-clients/openai3/bin/python -m pytest tests/clients --ignore=tests/clients/openai2
+	.venv-clients/openai2/bin/python -m pytest tests/clients/openai2 tests/clients/openai
 
 lint: setup ## Style and the rules of who imports whom
 	.venv/bin/ruff check .
@@ -62,7 +67,7 @@ bench-peers: setup ## The same work by vLLM, llama.cpp, OpenVINO GenAI and us (h
 	@PYTHONPATH=benchmarks $(PYTHON) -m peers $(ARGS)
 
 clean: ## Remove everything that was built or installed
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf .venv .venv-clients tests/clients/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	rm -rf src/quire/v1 src/quire/internal kernels/build kernels/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -79,4 +84,16 @@ setup: .venv/installed .venv/protos native
 	python3 -m venv .venv
 	.venv/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	.venv/bin/pip install --quiet --editable '.[bench,dev]'
+	@touch $@
+
+# What the clients need is listed whole and pinned, so pip has nothing to resolve (which would take minutes).
+.venv-clients/%/installed: tests/clients/requirements-%.txt
+	@echo 'Installing clients into .venv-clients/$* …'
+	python3 -m venv .venv-clients/$*
+	env -u PIP_CONSTRAINT .venv-clients/$*/bin/pip install --quiet --no-deps -r $<
+	@touch $@
+
+.venv-clients/node: tests/clients/node/package.json tests/clients/node/package-lock.json tools/install_node.sh
+	@tools/install_node.sh
+	cd tests/clients/node && npm ci --no-audit --no-fund
 	@touch $@

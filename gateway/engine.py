@@ -12,7 +12,7 @@ from functools import cached_property
 from quire import __version__
 from quire.columns import pack_u32
 from quire.config import ChatOptions
-from quire.errors import OverloadedError, QuireError, ServiceUnavailableError
+from quire.errors import QuireError, ServiceUnavailableError
 from quire.gateway.chat.format import ChatFormat
 from quire.gateway.generation import Generation
 from quire.gateway.pooling import Embedder, Embedding, field_names, own_pooling
@@ -35,8 +35,8 @@ class Engine:
         tokenizer: ModelTokenizer,
         client: SchedulerClient,
         limits: ModelLimits,
-        chat_format: ChatFormat,
         pooling: Pooling | None,
+        chat_format: ChatFormat,
     ) -> None:
         """Use `start`."""
         self.tokenizer = tokenizer
@@ -66,7 +66,7 @@ class Engine:
         `model` is a folder or hub id, and the model's name unless others are given; `startup_timeout` is in seconds.
         Raises StartupError, and CheckpointError where the tokenizer cannot be loaded.
         """
-        connecting = asyncio.create_task(SchedulerClient.connect(scheduler, startup_timeout))
+        connecting = asyncio.create_task(SchedulerClient.connect(scheduler, startup_timeout, max_concurrent_requests))
         chat_options = chat_options or ChatOptions.load({})
         trust = chat_options.trust_request_chat_template
         try:
@@ -89,9 +89,8 @@ class Engine:
             max_num_seqs=description.max_num_seqs,
             max_logprobs=max_logprobs,
             hidden_size=description.executors[0].hidden_size,
-            max_concurrent_requests=max_concurrent_requests,
         )
-        return cls(tokenizer, client, limits, ChatFormat(tokenizer, chat_options), pooling)
+        return cls(tokenizer, client, limits, pooling, ChatFormat(tokenizer, chat_options))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -109,7 +108,6 @@ class Engine:
 
         Raises OverloadedError, ServiceUnavailableError, ContextLengthError and what else the scheduler says of it.
         """
-        self._check_load(1)
         params = request.params.to_proto()
         if request.needs_logprobs:
             params.logprobs = request.params.logprobs or 0
@@ -144,7 +142,6 @@ class Engine:
         fields: Sequence[str] | None = None,
     ) -> list[Embedding]:
         """See Embedder.embed; without other names inputs are called `input`. Also raises OverloadedError."""
-        self._check_load(len(inputs))
         return await self._embedder.embed(inputs, params, context, fields or field_names("input", inputs))
 
     async def wait_lost(self) -> QuireError:
@@ -166,12 +163,6 @@ class Engine:
         await self._client.close()
         await self.validator.close()
         self.tokenizer.close()
-
-    def _check_load(self, num_new: int) -> None:
-        """Raises OverloadedError if so many more prompts are too many."""
-        most = self.limits.max_concurrent_requests
-        if most is not None and self._client.num_running + num_new > most:
-            raise OverloadedError(f"the server takes {most} requests at a time; try again later")
 
     def _fail_running(self) -> None:
         error = ServiceUnavailableError("the server is shutting down")

@@ -39,8 +39,6 @@ class ModelLimits:
     max_logprobs: int
     # Dimensions of an embedding.
     hidden_size: int
-    # Prompts that may run or wait at a time; None for any number.
-    max_concurrent_requests: int | None = None
 
     @property
     def model(self) -> str:
@@ -149,7 +147,7 @@ class Validator:
         return token_ids
 
     async def compile_grammar(self, outputs: StructuredOutputs) -> str:
-        """Llguidance's serialised grammar. Raises InvalidRequestError for what cannot be enforced."""
+        """The serialised grammar of a constraint. Raises InvalidRequestError for what cannot be enforced."""
         return await self._grammars.compile(outputs)
 
     async def validate(

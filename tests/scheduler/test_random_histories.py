@@ -36,6 +36,7 @@ class RandomHistories(RuleBasedStateMachine):
             max_model_len=num_blocks * block_size,
             num_lanes=num_lanes,
             prefix_caching=prefix_caching,
+            with_priorities=True,
         )
         self.aborted = set()
         self.capacity = num_blocks * block_size
@@ -47,10 +48,11 @@ class RandomHistories(RuleBasedStateMachine):
         max_tokens=st.integers(1, 12),
         stop=st.sampled_from([(), (7,), (1, 2, 3, 4, 5)]),
         extra_key=st.sampled_from([b"", b"tenant"]),
+        priority=st.sampled_from([0, 0, 1, -1]),
         prompt_logprobs=st.sampled_from([None, None, 3]),
         pooling=st.sampled_from([NONE, NONE, NONE, LAST, MEAN]),
     )
-    def submit(self, shared, own, n, max_tokens, stop, extra_key, prompt_logprobs, pooling):
+    def submit(self, shared, own, n, max_tokens, stop, extra_key, priority, prompt_logprobs, pooling):
         prompt = ([9, 8, 7] * shared)[:shared] + own
         if len(prompt) < self.capacity:
             max_tokens = min(max_tokens, self.capacity - len(prompt))
@@ -60,6 +62,7 @@ class RandomHistories(RuleBasedStateMachine):
                 max_tokens=max_tokens,
                 stop=stop,
                 extra_key=extra_key,
+                priority=priority,
                 prompt_logprobs=None if pooling else prompt_logprobs,
                 pooling=pooling,
             )
@@ -158,4 +161,4 @@ class RandomHistories(RuleBasedStateMachine):
 
 
 TestRandomHistories = RandomHistories.TestCase
-TestRandomHistories.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+TestRandomHistories.settings = settings(max_examples=250, stateful_step_count=60, deadline=None)

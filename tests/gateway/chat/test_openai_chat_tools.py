@@ -14,7 +14,7 @@ from llguidance import LLMatcher, LLTokenizer
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from support import chat_tokenizer
-from support.fake_scheduler import VOCAB_SIZE, FakeScheduler, Submitted
+from support.fake_scheduler import VOCAB_SIZE, FakeScheduler, Submitted, running
 from support.gateway_fixtures import MODEL, Gateway, sse_events, start_gateway
 from tokenizers import Tokenizer
 
@@ -49,6 +49,15 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def chat_tokens(chat_model: Path) -> Tokenizer:
     return Tokenizer.from_file(str(chat_model / "tokenizer.json"))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def module_scheduler(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[FakeScheduler]:
+    """With room for tools."""
+    fake = FakeScheduler(tmp_path_factory.mktemp("run") / "s.sock")
+    fake.description.max_model_len = 2048
+    async with running(fake) as scheduler:
+        yield scheduler
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -101,7 +110,7 @@ async def stream(chat: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
     for chunk in chunks:
         state.handle_chunk(ChatCompletionChunk.model_validate(chunk, strict=True))
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
-    choice: dict[str, Any] = state.get_final_completion().choices[0].model_dump()
+    choice: dict[str, Any] = state.current_completion_snapshot.choices[0].model_dump()
     message = {name: value for name, value in choice["message"].items() if value is not None or name == "refusal"}
     if not message.get("content"):
         message["content"] = None
@@ -153,7 +162,7 @@ async def test_content_is_null_where_there_are_calls_alone(chat: httpx.AsyncClie
 
 async def test_a_cut_call_ends_with_length(chat: httpx.AsyncClient, say: Say) -> None:
     say(written("get_weather", PARIS))
-    choice = await ask(chat, max_tokens=30)
+    choice = await ask(chat, max_tokens=48)
     ((name, arguments),) = calls_of(choice)
     assert name == "get_weather"
     assert PARIS.startswith(arguments)
