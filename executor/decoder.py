@@ -15,6 +15,7 @@ from quire import kernels
 from quire.executor.input_batch import InputBatch
 from quire.executor.kv_cache import KvCache
 from quire.executor.model_config import ModelConfig
+from quire.executor.readouts import FinalStates
 from quire.executor.rotary import RotaryEmbedding
 from quire.executor.weights import DecoderWeights, LayerWeights
 from quire.kernels import SampledTokens, SamplingBatch
@@ -38,13 +39,20 @@ class Decoder:
         """Memory of the weights."""
         return self.weights.num_bytes
 
-    def step(self, batch: InputBatch, cache: KvCache, sampling: SamplingBatch | None) -> SampledTokens | None:
+    def step(
+        self, batch: InputBatch, cache: KvCache, sampling: SamplingBatch | None, states: FinalStates | None = None
+    ) -> SampledTokens | None:
         """As `forward`, and chooses a token for each logit row; `sampling` is None if there are none."""
-        logits = self.forward(batch, cache)
+        logits = self.forward(batch, cache, states)
         return None if sampling is None else kernels.sample(logits, sampling)
 
-    def forward(self, batch: InputBatch, cache: KvCache) -> Tensor:
-        """Computes the step's tokens and writes their keys and values into the cache.
+    def head(self, states: Tensor) -> Tensor:
+        """float32 [n, vocab]: the logits of final states, float32 [n, hidden]."""
+        head = self.weights.head
+        return kernels.linear(states.to(head.dtype), head).to(torch.float32)
+
+    def forward(self, batch: InputBatch, cache: KvCache, states: FinalStates | None = None) -> Tensor:
+        """Computes the step's tokens, writes their keys and values into the cache, and fills `states`.
 
         Returns:
             float32 [num_logit_rows, vocab]: logits of `batch.logit_rows` alone.
@@ -61,12 +69,16 @@ class Decoder:
             attended = self._attention(index, layer, normed, angles, batch, cache)
             normed, residual = kernels.fused_add_rms_norm(attended, residual, layer.post_attention_norm, eps)
             added = _feed_forward(layer, normed)
+        assert added is not None
+
+        def final(rows: Tensor) -> Tensor:
+            return kernels.fused_add_rms_norm(added[rows], residual[rows], self.weights.norm, eps)[0]
+
+        if states is not None:
+            states.values.copy_(final(torch.from_numpy(states.rows).to(residual.device)))
         if batch.logit_rows.numel() == 0:
             return torch.empty((0, self.config.vocab_size), device=residual.device)
-        assert added is not None
-        rows = batch.logit_rows
-        normed, _ = kernels.fused_add_rms_norm(added[rows], residual[rows], self.weights.norm, eps)
-        return kernels.linear(normed, self.weights.head).to(torch.float32)
+        return kernels.linear(final(batch.logit_rows), self.weights.head).to(torch.float32)
 
     def _attention(
         self,

@@ -16,6 +16,7 @@ from quire.errors import KvPoolError
 from quire.executor.input_batch import PlanRows, build_input_batch, update_block_tables
 from quire.executor.kv_cache import KvCache, check_layout, check_model
 from quire.executor.model import Model
+from quire.executor.readouts import plan_readouts
 from quire.executor.sequence import SequenceTable
 from quire.executor.structured import GrammarTable, StepMasks
 from quire.internal.v1 import executor_pb2
@@ -79,14 +80,25 @@ class ModelRunner:
                 rows, sequences, cache.block_size, self.model.device, rotary_lengths=decoder.needs_rotary_lengths
             )
             sampling = sequences.sampling_batch(batch.sampled) if len(batch.sampled) else None
+            readouts = plan_readouts(
+                sequences.readouts,
+                rows.slots,
+                rows.computed,
+                rows.query_lengths,
+                self.model.config.hidden_size,
+                self.model.device,
+            )
+            states = None if readouts is None else readouts.states
             masks = None
             if (wait_for_masks := self._grammars.begin(batch.sampled, sequences)) is None or sampling is None:
-                sampled = decoder.step(batch, cache, sampling)
+                sampled = decoder.step(batch, cache, sampling, states)
             else:
-                logits = decoder.forward(batch, cache)
+                logits = decoder.forward(batch, cache, states)
                 masks = wait_for_masks()
                 sampling = masks.apply(sampling)
                 sampled = kernels.sample(logits, sampling)
+            if readouts is not None:
+                readouts.report(decoder.head, result)
         if sampling is None or sampled is None:
             return
         sequences.append(batch.sampled, sampled.token_ids)

@@ -18,8 +18,17 @@ from torch import Tensor
 from quire.executor.input_batch import BatchArrays, InputBatch
 from quire.executor.kv_cache import KvCache
 from quire.executor.packed_weights import PackedWeights
+from quire.executor.readouts import FinalStates
 from quire.executor.rotary import RotaryTable
-from quire.kernels import SampledTokens, SamplingBatch, native_attention, native_linear, native_sampling, native_step
+from quire.kernels import (
+    SampledTokens,
+    SamplingBatch,
+    linear,
+    native_attention,
+    native_linear,
+    native_sampling,
+    native_step,
+)
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -44,24 +53,35 @@ class NativeDecoder:
         """Memory of the weights."""
         return self.weights.num_bytes
 
-    def forward(self, batch: InputBatch, cache: KvCache) -> Tensor:
+    def forward(self, batch: InputBatch, cache: KvCache, states: FinalStates | None = None) -> Tensor:
         """As `Decoder.forward`."""
         logits = torch.empty(len(batch.arrays.logit_rows), self.config.vocab_size)
-        self._run(batch, cache, logits.data_ptr(), None)
+        self._run(batch, cache, logits.data_ptr(), None, states)
         return logits
 
-    def step(self, batch: InputBatch, cache: KvCache, sampling: SamplingBatch | None) -> SampledTokens | None:
+    def step(
+        self, batch: InputBatch, cache: KvCache, sampling: SamplingBatch | None, states: FinalStates | None = None
+    ) -> SampledTokens | None:
         """As `Decoder.step`, in one native call: logits never leave it."""
         if sampling is None:
-            self._run(batch, cache, None, None)
+            self._run(batch, cache, None, None, states)
             return None
         vocab_size = self.config.vocab_size
         args, sampled = native_sampling.sampling_args(sampling, None, vocab_size, vocab_size)
-        self._run(batch, cache, None, args)
+        self._run(batch, cache, None, args, states)
         return sampled
 
+    def head(self, states: Tensor) -> Tensor:
+        """As `Decoder.head`; a row's bits are those of a step's own logits."""
+        return linear(states, self.weights.matrix("head"))
+
     def _run(
-        self, batch: InputBatch, cache: KvCache, logits: int | None, sampling: native_sampling.SamplingArgs | None
+        self,
+        batch: InputBatch,
+        cache: KvCache,
+        logits: int | None,
+        sampling: native_sampling.SamplingArgs | None,
+        states: FinalStates | None,
     ) -> None:
         bound = self.caches.get(cache)
         if bound is None:
@@ -69,11 +89,15 @@ class NativeDecoder:
         arrays = batch.arrays
         # Named, so that they live until the call is over.
         cos, sin = self._rotary.cos_sin(arrays.positions, arrays.rotary_lengths)
-        native_step.step(bound.args, _batch_args(arrays, cos, sin, logits), sampling)
+        native_step.step(bound.args, _batch_args(arrays, cos, sin, logits, states), sampling)
 
 
 def _batch_args(
-    arrays: BatchArrays, cos: NDArray[np.float32], sin: NDArray[np.float32], logits: int | None
+    arrays: BatchArrays,
+    cos: NDArray[np.float32],
+    sin: NDArray[np.float32],
+    logits: int | None,
+    states: FinalStates | None,
 ) -> native_step.BatchArgs:
     """The arrays must outlive the result."""
     num_seqs, max_blocks = arrays.block_tables.shape
@@ -87,11 +111,14 @@ def _batch_args(
         _address(arrays.block_tables),
         _address(arrays.logit_rows),
         logits,
+        None if states is None else _address(states.rows),
+        None if states is None else states.values.data_ptr(),
         max_blocks,
         len(arrays.token_ids),
         num_seqs,
         max_blocks,
         len(arrays.logit_rows),
+        0 if states is None else len(states.rows),
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quire.errors import QuireError
+from quire.executor.readouts import Readout, readout_of
 from quire.executor.sampling_table import SamplingTable
 from quire.internal.v1 import executor_pb2
 from quire.kernels import SamplingBatch
@@ -30,6 +31,7 @@ class SequenceTable:
         num_blocks: int64 [slots].
         token_ids: int32 [slots, capacity], prompt and output.
         block_tables: int32 [slots, capacity].
+        readouts: of the sequences that want more than sampled tokens, by slot.
     """
 
     def __init__(self, vocab_size: int) -> None:
@@ -43,6 +45,7 @@ class SequenceTable:
         self.num_blocks = np.zeros(_SLOTS, np.int64)
         self.token_ids = np.zeros((_SLOTS, _TOKENS), np.int32)
         self.block_tables = np.zeros((_SLOTS, _BLOCKS), np.int32)
+        self.readouts: dict[int, Readout] = {}
         self._sampling = SamplingTable(self._vocab_size, _SLOTS)
 
     def __len__(self) -> int:
@@ -57,6 +60,7 @@ class SequenceTable:
             if slot < len(self.num_tokens):
                 self.num_tokens[slot] = 0
                 self._sampling.forget(slot)
+                self.readouts.pop(slot, None)
         for message in plan.new_sequences:
             self._put(message)
         if plan.chosen_slots:
@@ -128,6 +132,9 @@ class SequenceTable:
         self.num_prompt_tokens[slot] = len(prompt)
         self.num_blocks[slot] = 0
         self._sampling.put(message)
+        self.readouts.pop(slot, None)
+        if (readout := readout_of(message)) is not None:
+            self.readouts[slot] = readout
 
     def _reserve_slot(self, slot: int) -> None:
         if slot < len(self.num_tokens):

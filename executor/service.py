@@ -128,4 +128,5 @@ def _describe(runner: ModelRunner) -> executor_pb2.ExecutorDescription:
         available_bytes=available_bytes(model.device),
         fingerprint=model.fingerprint,
         length_independent_tokens=config.rotary.length_independent_tokens,
+        hidden_size=config.hidden_size,
     )

@@ -1,8 +1,9 @@
 """A model's chat template: a Jinja program of the model's owner, which turns a chat into a prompt.
 
 It sees what transformers' `apply_chat_template` shows to templates, since they are written for that: the messages,
-the special tokens, `raise_exception`, `strftime_now`, a `tojson` that does not escape HTML, `break` and `continue`,
-and `{% generation %}` blocks. It runs in Jinja's sandbox, and cannot change what it is given.
+the tools, documents, the special tokens, variables of the request, `raise_exception`, `strftime_now`, a `tojson` that
+does not escape HTML, `break` and `continue`, and `{% generation %}` blocks. It runs in Jinja's sandbox, and cannot
+change what it is given.
 """
 
 from __future__ import annotations
@@ -18,6 +19,14 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from quire.gateway.chat.prompt import ChatPrompt
+from quire.gateway.chat.tools import callable_tools, to_template
+
+# Marks where the final message ends, as in transformers; the space tells whether the template trims the message.
+_END_OF_MESSAGE = "CONTINUE_FINAL_MESSAGE_TAG "
+# Other names of `reasoning_content`: gpt-oss reads the one, vLLM and OpenRouter write the other.
+_OTHER_REASONING_FIELDS = ("thinking", "reasoning")
+
 
 class ChatTemplate:
     """One template, compiled."""
@@ -26,16 +35,79 @@ class ChatTemplate:
         """Raises jinja2.TemplateError for a source that is not a template."""
         self._template = _environment().from_string(source)
         self._special_tokens = special_tokens
+        # Templates that do not know the role drop such a message, or write a turn that the model has never seen.
+        self._knows_developers = "developer" in source
+        # By role: whether a message's content may be a list of parts.
+        self._takes_parts: dict[str, bool] = {}
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+    def render(self, prompt: ChatPrompt) -> str:
         """The prompt. Raises whatever the program raises."""
+        messages = [self._prepare(message) for message in prompt.messages]
+        tools = [to_template(tool) for tool in callable_tools(prompt)] or None
+        opens_turn = prompt.add_generation_prompt and not prompt.continue_final_message
+        if not prompt.continue_final_message:
+            return self._render(messages, tools, opens_turn, prompt.template_kwargs)
+        final = _mark_end(messages)
+        rendered = self._render(messages, tools, opens_turn, prompt.template_kwargs)
+        end = rendered.rfind(_END_OF_MESSAGE.strip())
+        if end < 0 or final.strip() not in rendered:
+            raise jinja2.TemplateError("it leaves out some of the final message, which therefore cannot be continued")
+        is_trimmed = not rendered.startswith(_END_OF_MESSAGE, end)
+        return rendered[:end].rstrip() if is_trimmed else rendered[:end]
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+    ) -> str:
+        given = {"documents": None, **self._special_tokens, **variables}
         return self._template.render(
-            **self._special_tokens,
-            messages=[dict(message) for message in messages],
-            tools=None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
+            **given, messages=messages, tools=tools, add_generation_prompt=add_generation_prompt
         )
+
+    def _prepare(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """A message as templates expect it."""
+        prepared = dict(message)
+        if prepared["role"] == "developer" and not self._knows_developers:
+            prepared["role"] = "system"
+        content = prepared.get("content")
+        if content is None:
+            # Most templates would take None for a text, or fail.
+            prepared["content"] = ""
+        elif isinstance(content, list) and not self._takes_parts_of(prepared["role"]):
+            prepared["content"] = "\n".join(part["text"] for part in content)
+        if (reasoning := prepared.get("reasoning_content")) is not None:
+            prepared = {**dict.fromkeys(_OTHER_REASONING_FIELDS, reasoning), **prepared}
+        return prepared
+
+    def _takes_parts_of(self, role: str) -> bool:
+        """Whether the template writes the same for a text part as for the text itself."""
+        if role not in self._takes_parts:
+            try:
+                self._takes_parts[role] = self._probe(role, [{"type": "text", "text": "a"}]) == self._probe(role, "a")
+            except Exception:  # a template may raise anything
+                self._takes_parts[role] = False
+        return self._takes_parts[role]
+
+    def _probe(self, role: str, content: object) -> str:
+        message: dict[str, Any] = {"role": role, "content": content}
+        question: dict[str, Any] = {"role": "user", "content": "b"}
+        messages = [message] if role == "user" else [message, question] if role == "system" else [question, message]
+        return self._render(messages, None, False, {})
+
+
+def _mark_end(messages: Sequence[dict[str, Any]]) -> str:
+    """Appends the mark to the final message; returns its text."""
+    content = messages[-1]["content"]
+    if isinstance(content, str):
+        messages[-1]["content"] = content + _END_OF_MESSAGE
+        return content
+    *others, last = content
+    messages[-1]["content"] = [*others, {**last, "text": last["text"] + _END_OF_MESSAGE}]
+    text: str = last["text"]
+    return text
 
 
 class _GenerationBlock(Extension):

@@ -28,9 +28,8 @@ class Detokenizer(Protocol):
         """What was held back; nothing may be pushed after it."""
 
 
-def new_detokenizer(tokenizer: Tokenizer, vocabulary: Vocabulary, *, skip_special_tokens: bool) -> Detokenizer:
-    """The detokenizer that suits the tokenizer's own decoder."""
-    skipped = vocabulary.special_token_ids if skip_special_tokens else frozenset()
+def new_detokenizer(tokenizer: Tokenizer, vocabulary: Vocabulary, skipped: frozenset[int]) -> Detokenizer:
+    """The detokenizer that suits the tokenizer's own decoder; `skipped` are tokens without text."""
     if vocabulary.is_byte_level:
         return ByteLevelDetokenizer(vocabulary, skipped)
     return WindowDetokenizer(tokenizer, skipped)

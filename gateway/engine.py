@@ -11,13 +11,18 @@ from functools import cached_property
 
 from quire import __version__
 from quire.columns import pack_u32
-from quire.errors import OverloadedError, QuireError, ServiceUnavailableError
+from quire.config import ChatOptions
+from quire.errors import QuireError, ServiceUnavailableError
+from quire.gateway.chat.format import ChatFormat
 from quire.gateway.generation import Generation
+from quire.gateway.pooling import Embedder, Embedding, field_names, own_pooling
 from quire.gateway.scheduler_client import SchedulerClient
 from quire.gateway.tokenizer import ModelTokenizer
-from quire.gateway.validation import ModelLimits, Validator, ValidRequest
+from quire.gateway.validation import ModelLimits, RequestContext, Validator, ValidRequest
 from quire.internal.v1 import scheduler_pb2
 from quire.outputs import GenerationDelta
+from quire.pooling_params import Pooling, PoolingParams
+from quire.process import in_daemon_thread
 
 logger = logging.getLogger(__name__)
 
@@ -25,14 +30,23 @@ logger = logging.getLogger(__name__)
 class Engine:
     """A served model: one tokenizer and one scheduler. Belongs to the event loop that started it."""
 
-    def __init__(self, tokenizer: ModelTokenizer, client: SchedulerClient, limits: ModelLimits) -> None:
+    def __init__(
+        self,
+        tokenizer: ModelTokenizer,
+        client: SchedulerClient,
+        limits: ModelLimits,
+        pooling: Pooling | None,
+        chat_format: ChatFormat,
+    ) -> None:
         """Use `start`."""
         self.tokenizer = tokenizer
         self.limits = limits
         # Seconds since the epoch.
         self.created = int(time.time())
         self.validator = Validator(tokenizer, limits)
+        self.chat_format = chat_format
         self._client = client
+        self._embedder = Embedder(self.validator, client, limits, pooling)
 
     @classmethod
     async def start(
@@ -45,15 +59,19 @@ class Engine:
         max_logprobs: int = 20,
         max_concurrent_requests: int | None = None,
         startup_timeout: float = 600.0,
+        chat_options: ChatOptions | None = None,
     ) -> Engine:
         """Loads the tokenizer and connects to the scheduler, both at once.
 
         `model` is a folder or hub id, and the model's name unless others are given; `startup_timeout` is in seconds.
         Raises StartupError, and CheckpointError where the tokenizer cannot be loaded.
         """
-        connecting = asyncio.create_task(SchedulerClient.connect(scheduler, startup_timeout))
+        connecting = asyncio.create_task(SchedulerClient.connect(scheduler, startup_timeout, max_concurrent_requests))
+        chat_options = chat_options or ChatOptions.load({})
+        trust = chat_options.trust_request_chat_template
         try:
-            tokenizer = await ModelTokenizer.load(model, revision)
+            pooling = await in_daemon_thread(lambda: own_pooling(model, revision))
+            tokenizer = await ModelTokenizer.load(model, revision, trust_request_chat_template=trust)
         except BaseException:
             await _discard(connecting)
             raise
@@ -70,9 +88,9 @@ class Engine:
             vocab_size=description.vocab_size,
             max_num_seqs=description.max_num_seqs,
             max_logprobs=max_logprobs,
-            max_concurrent_requests=max_concurrent_requests,
+            hidden_size=description.executors[0].hidden_size,
         )
-        return cls(tokenizer, client, limits)
+        return cls(tokenizer, client, limits, pooling, ChatFormat(tokenizer, chat_options))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -90,9 +108,6 @@ class Engine:
 
         Raises OverloadedError, ServiceUnavailableError, ContextLengthError and what else the scheduler says of it.
         """
-        most = self.limits.max_concurrent_requests
-        if most is not None and self._client.num_running >= most:
-            raise OverloadedError(f"the server has {most} requests already; try again later")
         params = request.params.to_proto()
         if request.needs_logprobs:
             params.logprobs = request.params.logprobs or 0
@@ -117,6 +132,17 @@ class Engine:
         async with await self.submit(request) as generation:
             async for delta in generation:
                 yield delta
+
+    async def embed(
+        self,
+        inputs: Sequence[str | Sequence[int]],
+        params: PoolingParams,
+        context: RequestContext,
+        *,
+        fields: Sequence[str] | None = None,
+    ) -> list[Embedding]:
+        """See Embedder.embed; without other names inputs are called `input`. Also raises OverloadedError."""
+        return await self._embedder.embed(inputs, params, context, fields or field_names("input", inputs))
 
     async def wait_lost(self) -> QuireError:
         """Waits until the scheduler is lost; returns why. The engine takes no requests after that."""

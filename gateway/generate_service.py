@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import Message
 
 from quire.errors import DeadlineError, InvalidRequestError, ServiceUnavailableError
+from quire.gateway.embed_call import embed
 from quire.gateway.engine import Engine
 from quire.gateway.grpc_api.idempotency import RunRegistry, run_once
 from quire.gateway.grpc_api.requests import chat_prompt, check_well_formed
@@ -107,6 +108,13 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
             engine = self._engine_for(request)
             engine.validator.check_token_ids(request.token_ids, "token_ids")
             return generate_pb2.DetokenizeResponse(text=await engine.tokenizer.decode(request.token_ids))
+
+    async def Embed(  # noqa: N802
+        self, request: generate_pb2.EmbedRequest, context: Context
+    ) -> generate_pb2.EmbedResponse:
+        """See the proto."""
+        async with errors_to_status(context):
+            return await embed(self._engine_for(request), request)
 
     def _engine_for(self, request: Message) -> Engine:
         """The engine, if it serves the request's model; an empty name means whichever it serves."""

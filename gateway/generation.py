@@ -81,9 +81,9 @@ class Generation:
         self.request = request
         self._stream = stream
         self._client = client
-        skip = request.skip_special_tokens
+        skip, shown = request.skip_special_tokens, request.shown_token_ids
         self._sequences = [
-            SequenceText(index, request, tokenizer.detokenizer(skip_special_tokens=skip))
+            SequenceText(index, request, tokenizer.detokenizer(skip_special_tokens=skip, shown=shown))
             for index in range(request.num_sequences)
         ]
         self._num_unfinished = request.num_sequences

@@ -17,7 +17,7 @@ from quire.gateway.access import ApiKeys
 from quire.gateway.api_docs import docs_routes
 from quire.gateway.cors import CorsPolicy, RawHeaders
 from quire.gateway.engine import Engine
-from quire.gateway.openai import models, routes, tokenization
+from quire.gateway.openai import embeddings, models, routes, similarity, tokenization
 from quire.gateway.openai.errors import error_response, install_error_handlers
 from quire.gateway.openai.schemas import add_components
 from quire.gateway.request_ids import begin_request_id, request_id_of
@@ -29,13 +29,20 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 # What needs no API key: it says nothing of models or users. Below /docs lie that page's files.
 _OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/docs", "/openapi.json"})
+# Modules with routes that take a body.
+_PARTS = (routes, embeddings, similarity, tokenization)
 
 
 def create_app(engine: Engine, access: AccessOptions) -> FastAPI:
     """The application for one served model."""
     app = _Application(access)
     install_error_handlers(app)
-    for router in (routes.generation_routes(engine), tokenization.tokenization_routes(engine)):
+    for router in (
+        routes.generation_routes(engine),
+        embeddings.embedding_routes(engine),
+        similarity.similarity_routes(engine),
+        tokenization.tokenization_routes(engine),
+    ):
         app.add_short_ways(router)
     for router in (models.model_routes(engine), server_routes(engine), docs_routes()):
         app.include_router(router)
@@ -92,8 +99,8 @@ class _Application(FastAPI):
             document = super().openapi()
             add_components(
                 document,
-                [*routes.BODIES, *tokenization.BODIES],
-                [*routes.ANSWERS, *tokenization.ANSWERS, *models.ANSWERS],
+                [body for part in _PARTS for body in part.BODIES],
+                [*(answer for part in _PARTS for answer in part.ANSWERS), *models.ANSWERS],
             )
             if self._keys:
                 _require_keys(document)

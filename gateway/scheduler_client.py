@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 
 from quire.columns import unpack_u32, unpack_u64
-from quire.errors import DeadlineError, QuireError, ServiceUnavailableError, StartupError
+from quire.errors import DeadlineError, OverloadedError, QuireError, ServiceUnavailableError, StartupError
 from quire.gateway.flow_control import FlowControl, FlowLimits, ReaderFlow
 from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
 from quire.outputs import FinishReason, TokenLogprobs, finish_reason_from_proto
@@ -60,6 +60,8 @@ class StepChunk:
     cached_tokens: int | None = None
     # Of the prompt's next tokens, from the second on; all of them come before the first token of the output.
     prompt_logprobs: list[generate_pb2.TokenLogprobs] = field(default_factory=list)
+    # float32 column: of a pooling request, for which nothing else comes.
+    embedding: bytes | None = None
 
     def of_sequence(self, index: int) -> SequenceChunk:
         """The part of one sequence, made if it is not there."""
@@ -153,8 +155,15 @@ class SchedulerClient:
     resubmits them: `RequestStream.attempt` and the positions are what it needs.)
     """
 
-    def __init__(self, address: str, channel: grpc.aio.Channel, flow_limits: FlowLimits | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        channel: grpc.aio.Channel,
+        max_requests: int | None = None,
+        flow_limits: FlowLimits | None = None,
+    ) -> None:
         """Use `connect`."""
+        self._max_requests = max_requests
         self._address = address
         self._channel = channel
         self._stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
@@ -170,9 +179,14 @@ class SchedulerClient:
         self.description = scheduler_pb2.DescribeResponse()
 
     @classmethod
-    async def connect(cls, address: str, timeout: float, *, flow_limits: FlowLimits | None = None) -> SchedulerClient:
-        """Waits up to `timeout` seconds for the scheduler to be ready. Raises StartupError."""
-        client = cls(address, open_channel(address), flow_limits)
+    async def connect(
+        cls, address: str, timeout: float, max_requests: int | None = None, *, flow_limits: FlowLimits | None = None
+    ) -> SchedulerClient:
+        """Waits up to `timeout` seconds for the scheduler to be ready. Raises StartupError.
+
+        At most `max_requests` may run or wait at a time; None for any number.
+        """
+        client = cls(address, open_channel(address), max_requests, flow_limits)
         try:
             async with asyncio.timeout(timeout):
                 client.description = await client._describe()
@@ -191,11 +205,6 @@ class SchedulerClient:
         """Whether requests can be submitted."""
         return self._reader is not None and not self._lost.done()
 
-    @property
-    def num_running(self) -> int:
-        """Requests of this gateway that run or wait."""
-        return len(self._running)
-
     async def wait_lost(self) -> QuireError:
         """Waits until the connection is lost; returns why."""
         return await asyncio.shield(self._lost)
@@ -205,9 +214,11 @@ class SchedulerClient:
         await self._idle.wait()
 
     async def submit(self, request: scheduler_pb2.SubmitRequest) -> RequestStream:
-        """Queues a request, after filling in who sends it. Raises what the scheduler says of it."""
+        """Queues a request, after filling in who sends it. Raises OverloadedError and what the scheduler says of it."""
         if self._lost.done():
             raise self._lost.result()
+        if self._max_requests is not None and len(self._running) >= self._max_requests:
+            raise OverloadedError(f"the server has {self._max_requests} requests already; try again later")
         key = next(self._keys)
         stream = RequestStream(key, len(request.sequences), self.flow.new_reader(key))
         request.gateway_id = self._gateway_id
@@ -314,6 +325,9 @@ class SchedulerClient:
                     stream.add_prompt_logprobs(entry.start, entry.positions)
                 except QuireError as error:
                     self._give_up(stream, error)
+        for embedding in message.embeddings:
+            if stream := self._current(embedding.request_key, embedding.attempt):
+                stream.pending().embedding = embedding.values
         self._dispatch_tokens(message)
         for end in message.finished:
             reason = finish_reason_from_proto(end.reason)

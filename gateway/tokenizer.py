@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from quire.errors import CheckpointError, InvalidRequestError
+from quire.gateway.chat.prompt import ChatPrompt
+from quire.gateway.chat.tools import callable_tools
 from quire.gateway.checkpoint_files import read_json
 from quire.gateway.detokenizer import Detokenizer, new_detokenizer
 from quire.gateway.tokenizer_files import LoadedTokenizer, load_tokenizer
@@ -38,7 +40,13 @@ _SHORT_TEXT = 2048
 class ModelTokenizer:
     """What a checkpoint says about text: its tokenizer, chat template, end tokens and sampling defaults."""
 
-    def __init__(self, loaded: LoadedTokenizer, generation_config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        loaded: LoadedTokenizer,
+        generation_config: Mapping[str, Any],
+        *,
+        trust_request_chat_template: bool = False,
+    ) -> None:
         """Raises InvalidRequestError for a generation config with values out of range."""
         # tokenizer.json, where the checkpoint has one.
         self.file = loaded.file
@@ -49,17 +57,22 @@ class ModelTokenizer:
         self.vocabulary = Vocabulary(self._backend)
         self.eos_token_ids = _eos_token_ids(generation_config, loaded.eos_token_id)
         self.generation_defaults = generation_config_defaults(generation_config)
-        self._chat_template_source = loaded.chat_template
+        self._chat_templates = loaded.chat_templates
+        # By source; a request's own template is not kept.
+        self._compiled_templates: dict[str, ChatTemplate] = {}
+        self._trusts_requests = trust_request_chat_template
         self._special_tokens = loaded.special_tokens
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenizer")
 
     @classmethod
-    async def load(cls, model: str, revision: str | None = None) -> ModelTokenizer:
+    async def load(
+        cls, model: str, revision: str | None = None, *, trust_request_chat_template: bool = False
+    ) -> ModelTokenizer:
         """Loads from a folder or a hub id. Raises CheckpointError naming what is missing."""
-        return await in_daemon_thread(lambda: cls._load(model, revision))
+        return await in_daemon_thread(lambda: cls._load(model, revision, trust_request_chat_template))
 
     @classmethod
-    def _load(cls, model: str, revision: str | None) -> ModelTokenizer:
+    def _load(cls, model: str, revision: str | None, trust_request_chat_template: bool = False) -> ModelTokenizer:
         try:
             loaded = load_tokenizer(model, revision)
         except Exception as error:  # the library raises whatever a damaged file makes it raise
@@ -74,7 +87,7 @@ class ModelTokenizer:
             end = (read_json(model, "config.json", revision)).get("eos_token_id")
             config = {**config, "eos_token_id": end}
         try:
-            return cls(loaded, config)
+            return cls(loaded, config, trust_request_chat_template=trust_request_chat_template)
         except InvalidRequestError as error:
             message = f"generation_config.json of {model}: {error.message}"
             raise CheckpointError(message, field="model") from error
@@ -106,37 +119,61 @@ class ModelTokenizer:
         """What the tokenizer itself calls tokens; "" for ids that it does not know."""
         return [self._backend.id_to_token(token_id) or "" for token_id in token_ids]
 
-    async def render_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
-        """The prompt that the model's chat template makes of messages, special tokens included.
+    @property
+    def chat_template_source(self) -> str:
+        """The template for chats with tools; empty if there is none."""
+        return self._chat_templates.for_tools or ""
 
-        Raises InvalidRequestError where the model has no template or its template refuses the messages.
+    async def render_chat(self, prompt: ChatPrompt, *, field: str = "messages") -> str:
+        """The prompt that the model's chat template makes of a chat, special tokens included.
+
+        Raises InvalidRequestError where the model has no template or its template refuses the chat.
         """
-        if self._chat_template_source is None:
-            message = "the model has no chat template; send a plain prompt instead of messages"
-            raise InvalidRequestError(message, field="messages")
+        template = self._template_for(prompt)
+        kwargs = {name: value for name, value in prompt.template_kwargs.items() if name != "chat_template"}
+        shown = replace(prompt, template_kwargs=kwargs)
 
         def render() -> str:
-            return self._chat_template.render(messages, add_generation_prompt=add_generation_prompt)
+            return self._compiled(template).render(shown)
 
         try:
-            is_short = sum(len(message["content"]) for message in messages) <= _SHORT_TEXT
+            is_short = not prompt.tools and sum(map(_text_length, prompt.messages)) <= _SHORT_TEXT
             return render() if is_short else await self._in_thread(render)
         except Exception as error:  # a template is a program of the model's owner, run on the client's data
             logger.info("the chat template refused a request", exc_info=True)
             message = f"the model's chat template refuses these messages: {error}"
-            raise InvalidRequestError(message, field="messages") from error
+            raise InvalidRequestError(message, field=field) from error
 
-    def detokenizer(self, *, skip_special_tokens: bool) -> Detokenizer:
-        """A detokenizer for one sequence."""
-        return new_detokenizer(self._backend, self.vocabulary, skip_special_tokens=skip_special_tokens)
+    def _template_for(self, prompt: ChatPrompt) -> str:
+        own = prompt.template_kwargs.get("chat_template")
+        if own is not None:
+            if not self._trusts_requests:
+                message = "chat_template is taken only by a server started with --trust-request-chat-template"
+                raise InvalidRequestError(message, field="chat_template")
+            if not isinstance(own, str):
+                raise InvalidRequestError("chat_template must be a string", field="chat_template")
+            return own
+        template = self._chat_templates.for_tools if callable_tools(prompt) else self._chat_templates.default
+        if template is None:
+            message = "the model has no chat template; send a plain prompt instead of messages"
+            raise InvalidRequestError(message, field="messages")
+        return template
 
-    @cached_property
-    def _chat_template(self) -> ChatTemplate:
+    def detokenizer(self, *, skip_special_tokens: bool, shown: Collection[int] = ()) -> Detokenizer:
+        """A detokenizer for one sequence; `shown` are special tokens that it does not skip."""
+        skipped = self.vocabulary.special_token_ids.difference(shown) if skip_special_tokens else frozenset[int]()
+        return new_detokenizer(self._backend, self.vocabulary, skipped)
+
+    def _compiled(self, source: str) -> ChatTemplate:
         """Compiled when the first chat comes: Jinja is not needed before."""
         from quire.gateway.chat_template import ChatTemplate
 
-        assert self._chat_template_source is not None, "checked by the caller"
-        return ChatTemplate(self._chat_template_source, self._special_tokens)
+        found = self._compiled_templates.get(source)
+        if found is None:
+            found = ChatTemplate(source, self._special_tokens)
+            if source in (self._chat_templates.default, self._chat_templates.for_tools):
+                self._compiled_templates[source] = found
+        return found
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
@@ -147,3 +184,9 @@ def _eos_token_ids(config: Mapping[str, Any], tokenizer_eos: int | None) -> tupl
     given = config.get("eos_token_id")
     ids = given if isinstance(given, list) else [given]
     return tuple(sorted({token_id for token_id in (*ids, tokenizer_eos) if token_id is not None}))
+
+
+def _text_length(message: Mapping[str, Any]) -> int:
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"text": content or ""}]
+    return sum(len(part["text"]) for part in parts)

@@ -24,13 +24,32 @@ _OLDER_FILES = ("special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True, slots=True)
+class ChatTemplates:
+    """The sources of a checkpoint's chat templates."""
+
+    default: str | None
+    # For chats with tools: the one called tool_use, as in transformers, or else the default.
+    for_tools: str | None
+
+    @classmethod
+    def of(cls, given: Any) -> ChatTemplates:
+        """A checkpoint has one template, or several by name (as an object, or a list of objects)."""
+        if isinstance(given, list):
+            given = {entry["name"]: entry["template"] for entry in given}
+        named = given if isinstance(given, dict) else {"default": given}
+        texts = {name: text for name, text in named.items() if isinstance(text, str)}
+        default = texts.get("default")
+        return cls(default, texts.get("tool_use", default))
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedTokenizer:
     """What the files say."""
 
     backend: Tokenizer
     # By role, such as eos_token; chat templates read them.
     special_tokens: Mapping[str, str]
-    chat_template: str | None
+    chat_templates: ChatTemplates
     # tokenizer.json, where there is one.
     file: Path | None = None
 
@@ -56,7 +75,7 @@ def load_tokenizer(model: str, revision: str | None) -> LoadedTokenizer | None:
         return _load_with_transformers(model, revision, path)
     template_file = find_file(model, "chat_template.jinja", revision)
     template = config.get("chat_template") if template_file is None else template_file.read_text(encoding="utf-8")
-    return LoadedTokenizer(backend, special_tokens, _default_template(template), path)
+    return LoadedTokenizer(backend, special_tokens, ChatTemplates.of(template), path)
 
 
 def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
@@ -107,13 +126,4 @@ def _load_with_transformers(model: str, revision: str | None, file: Path | None)
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         return None
-    return LoadedTokenizer(backend, loaded.special_tokens_map, _default_template(loaded.chat_template), file)
-
-
-def _default_template(template: Any) -> str | None:
-    """A checkpoint has one chat template, or several by name (as an object, or a list of objects)."""
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}
-    if isinstance(template, dict):
-        template = template.get("default")
-    return template if isinstance(template, str) else None
+    return LoadedTokenizer(backend, loaded.special_tokens_map, ChatTemplates.of(loaded.chat_template), file)

@@ -15,6 +15,7 @@ from quire.gateway.structured.compiler import GrammarCompiler
 from quire.gateway.tokenizer import ModelTokenizer
 from quire.internal.v1 import executor_pb2
 from quire.sampling_params import SamplingParams, is_encodable
+from quire.structured_outputs import StructuredOutputs
 
 # How many offending token ids an error names.
 _NAMED_IDS = 8
@@ -36,8 +37,8 @@ class ModelLimits:
     vocab_size: int
     max_num_seqs: int
     max_logprobs: int
-    # Prompts that may run or wait at a time; None for any number.
-    max_concurrent_requests: int | None = None
+    # Dimensions of an embedding.
+    hidden_size: int
 
     @property
     def model(self) -> str:
@@ -70,6 +71,8 @@ class ValidRequest:
     params: SamplingParams
     eos_token_ids: tuple[int, ...]
     constraints: executor_pb2.Constraints = field(default_factory=executor_pb2.Constraints)
+    # Special tokens that are not left out of the text: a chat's markup, say, which is taken out later.
+    shown_token_ids: frozenset[int] = frozenset()
 
     @property
     def request_id(self) -> str:
@@ -134,11 +137,18 @@ class Validator:
             raise InvalidRequestError(f"token ids outside of [0, {size}): {named}", field=field)
 
     async def encode(
-        self, prompt: str | ChatPrompt, *, field: str, add_special_tokens: bool | None = None
+        self, prompt: str | ChatPrompt, *, field: str, add_special_tokens: bool | None = None, truncates: bool = False
     ) -> list[int]:
-        """The token ids of a text or a chat; see RequestContext. Raises InvalidRequestError."""
-        _, token_ids = await self._tokenize(prompt, field, add_special_tokens)
+        """The token ids of a text or a chat; see RequestContext. Raises InvalidRequestError.
+
+        `truncates`: only the last tokens will be used, so that the text may be of any length.
+        """
+        _, token_ids = await self._tokenize(prompt, field, add_special_tokens, truncates=truncates)
         return token_ids
+
+    async def compile_grammar(self, outputs: StructuredOutputs) -> str:
+        """The serialised grammar of a constraint. Raises InvalidRequestError for what cannot be enforced."""
+        return await self._grammars.compile(outputs)
 
     async def validate(
         self,
@@ -178,7 +188,7 @@ class Validator:
             constraints.bad_words.extend(map(pack_u32, sequences))
         if params.structured_outputs is not None:
             rules.check_combination(params)
-            constraints.grammar = await self._grammars.compile(params.structured_outputs)
+            constraints.grammar = await self.compile_grammar(params.structured_outputs)
             resolved = rules.adapt(resolved)
         return ValidRequest(context, text, token_ids, resolved, self._tokenizer.eos_token_ids, constraints)
 
@@ -205,9 +215,7 @@ class Validator:
         else:
             if not prompt.messages:
                 raise InvalidRequestError("there are no messages", field=field)
-            text = await self._tokenizer.render_chat(
-                prompt.messages, add_generation_prompt=prompt.add_generation_prompt
-            )
+            text = await self._tokenizer.render_chat(prompt, field=field)
             # The template writes the special tokens itself.
             adds_special = add_special_tokens is True
         if not text:

@@ -28,6 +28,11 @@ class Vocabulary:
         self._bytes: dict[int, bytes] = {}
         self._whole_texts: dict[int, str | None] = {}
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a token that is written like this; None if there is none."""
+        token_id: int | None = self._tokenizer.token_to_id(token)
+        return token_id
+
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes a token adds to the output; empty for an id that the tokenizer does not know."""
         found = self._bytes.get(token_id)

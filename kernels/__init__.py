@@ -11,6 +11,7 @@
                         the model's other operators, in torch; on a CPU they are part of the native step
     sampling.py sampling_batch.py philox.py
                         sample: logits → tokens and logprobs, its columns, its random numbers
+    logprobs.py         score_tokens: logits → logprobs of given tokens
     backend.py          which implementation runs; numeric identity
     reference.py        plain torch, what everything else is tested against
     torch_paged.py      torch, streaming over the block table: GPUs, and any device without a native kernel
@@ -29,6 +30,7 @@ from .backend import NUMERICS_VERSION, Implementation, implementation_for, set_i
 from .blocks import copy_blocks
 from .cache import Cache, QuantizedCache
 from .linear import linear
+from .logprobs import TokenScores, score_tokens
 from .metadata import AttentionMetadata
 from .native_library import (
     ISAS,
@@ -60,6 +62,7 @@ __all__ = [
     "QuantizedCache",
     "SampledTokens",
     "SamplingBatch",
+    "TokenScores",
     "available_isas",
     "copy_blocks",
     "current_isa",
@@ -74,6 +77,7 @@ __all__ = [
     "rotary_embedding",
     "rotate_and_store",
     "sample",
+    "score_tokens",
     "set_implementation",
     "set_isa",
     "set_num_threads",

@@ -62,11 +62,14 @@ class BatchArgs(ctypes.Structure):
         ("block_tables", c_void_p),
         ("logit_rows", c_void_p),
         ("logits", c_void_p),
+        ("state_rows", c_void_p),
+        ("states", c_void_p),
         ("block_table_stride", c_int64),
         ("num_tokens", c_int32),
         ("num_seqs", c_int32),
         ("max_blocks", c_int32),
         ("num_logit_rows", c_int32),
+        ("num_state_rows", c_int32),
     ]
 
 

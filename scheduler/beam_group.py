@@ -1,8 +1,8 @@
 """The beams of one request: sequences that start, move on, lose their blocks and end together.
 
-A beam is a sequence whose next token the search chooses, not the sampler. Of the continuations of one beam the likeliest
-goes on in its place. The others take the places of beams that died, and share its blocks: whoever writes the last,
-partly filled block first gets a copy of it (see `KvCache`). So k beams hold one copy of what they have in common.
+A beam is a sequence whose next token the search chooses, not the sampler. Of the continuations of one beam the
+likeliest goes on in its place. The others take the places of beams that died, and share its blocks: whoever writes the
+last, partly filled block first gets a copy of it (see `KvCache`). So k beams hold one copy of what they have in common.
 
 All beams have a slot from the request's admission to its end, so that two searches can never wait for slots of each
 other. One that has no tokens to compute (before the first choice, and after a preemption until the leader's tokens are
@@ -74,11 +74,12 @@ class BeamGroup:
     def lose_blocks(self) -> None:
         """All beams have been preempted. What steps in flight say of them is not heard."""
         self._candidates.clear()
+        # The leader comes back when no step in flight names any of the beams, be it on another lane.
+        last_step = max(sequence.last_step for sequence in self.sequences)
         for sequence in self.sequences:
-            sequence.num_tokens = 0
+            sequence.num_tokens = sequence.last_step = 0
         self.leader.num_tokens = len(self.leader.token_ids)
-        # Comes back when no step in flight names any of the beams.
-        self.leader.last_step = max(sequence.last_step for sequence in self.sequences)
+        self.leader.last_step = last_step
 
     def record(self, sequence: Sequence, logprobs: generate_pb2.TokenLogprobs) -> None:
         """Takes in the likeliest next tokens of a beam."""
@@ -107,18 +108,18 @@ class BeamGroup:
         for sequence in spare:
             kv_cache.release(sequence)
         going_on: list[Sequence] = []
-        forks: list[tuple[Sequence, Sequence, Continuation]] = []
+        forks: list[tuple[Sequence, Sequence]] = []
         self._beams = []
         for continuation in continuations:
             parent = sequence = parents[continuation.parent]
             if parent in going_on:
                 sequence = spare.pop()
-                forks.append((parent, sequence, continuation))
+                forks.append((parent, sequence))
             else:
                 going_on.append(parent)
             self._beams.append(sequence)
         # Before a parent gets its own next token.
-        for parent, sequence, continuation in forks:
+        for parent, sequence in forks:
             sequence.token_ids = array("I", parent.token_ids)
             kv_cache.fork(parent, sequence, parent.num_computed_tokens)
         for sequence, continuation in zip(self._beams, continuations, strict=True):

@@ -127,4 +127,5 @@ class BeamSearch:
         return reached <= self.hypotheses[-1].score
 
     def _score(self, logprob: float, length: int) -> float:
-        return logprob / float(length) ** self.length_penalty
+        factor: float = length**self.length_penalty
+        return logprob / factor

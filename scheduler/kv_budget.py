@@ -17,7 +17,8 @@ def agreed_description(executors: list[executor_pb2.ExecutorDescription]) -> exe
     """What executors on one pool have in common. Raises StartupError if they serve different things."""
     first = executors[0]
     for other in executors[1:]:
-        if other.fingerprint != first.fingerprint or other.max_model_len != first.max_model_len:
+        agreed = ("fingerprint", "max_model_len", "hidden_size")
+        if any(getattr(other, name) != getattr(first, name) for name in agreed):
             raise StartupError("the executors serve different models or settings and cannot share a KV pool")
     if len(first.cache_groups) != 1 or first.num_ranks != 1:
         raise StartupError(f"{first.architecture}: more than one cache group or rank is not supported")

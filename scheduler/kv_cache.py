@@ -4,7 +4,8 @@
     |<- hits of the prefix cache ->|<- computed in this step ->|
                                    num_computed_tokens         num_computed_tokens + num_new_tokens
 
-- A hit never covers the last token: something has to be computed to sample from.
+- A hit never covers the last token, since something has to be computed to sample from, nor what else is read off the
+  forward pass (`Sequence.max_prefix_hit`).
 - A shared or findable block is never written: the writer gets a copy (copy on write).
 - A block is given back when every step that names it has been acknowledged, not when its sequence lets go.
 """
@@ -85,7 +86,7 @@ class KvCache:
         sequence.last_step = 0
         if not self.prefix_caching:
             return 0
-        for i in range((len(sequence.token_ids) - 1) // self.block_size):
+        for i in range(sequence.max_prefix_hit // self.block_size):
             hash_, tokens = self._content(sequence, i)
             block = self.prefixes.find(hash_, sequence.known_prefix, tokens, sequence.request.extra_key)
             if block is None or block.prefix is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from quire.columns import pack_u32, pack_u64
-from quire.internal.v1 import scheduler_pb2
+from quire.internal.v1 import executor_pb2, scheduler_pb2
 from quire.scheduler.sequence import Request, Sequence, SequenceStatus
 from quire.v1 import generate_pb2
 
@@ -33,6 +33,9 @@ class StepEvents:
     positions: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     finished: list[Sequence] = field(default_factory=list)
+    # What else was read off the step.
+    prompt_logprobs: list[tuple[Request, executor_pb2.PromptLogprobs]] = field(default_factory=list)
+    embeddings: list[tuple[Request, bytes]] = field(default_factory=list)
     # Requests that cannot go on, and why; all of their sequences have ended.
     failed: list[tuple[Request, str]] = field(default_factory=list)
 
@@ -125,6 +128,12 @@ class OutputRouter:
         for sequence in events.finished:
             if (outputs := self._gateways.get(sequence.request.key.gateway_id)) is not None:
                 outputs.of_step(events.step).add_finished(sequence)
+        for request, entry in events.prompt_logprobs:
+            if (outputs := self._gateways.get(request.key.gateway_id)) is not None:
+                outputs.of_step(events.step).add_prompt_logprobs(request, entry)
+        for request, values in events.embeddings:
+            if (outputs := self._gateways.get(request.key.gateway_id)) is not None:
+                outputs.of_step(events.step).add_embedding(request, values)
         for request, reason in events.failed:
             if (outputs := self._gateways.get(request.key.gateway_id)) is not None:
                 outputs.of_step(events.step).add_failed(request, reason)
@@ -201,6 +210,14 @@ class _Columns:
         newest = sequence.token_ids[-1]
         if sequence.status is SequenceStatus.STOPPED and newest in request.params.stop_token_ids:
             finished.stop_token_id = newest
+
+    def add_prompt_logprobs(self, request: Request, entry: executor_pb2.PromptLogprobs) -> None:
+        self._message.prompt_logprobs.add(
+            request_key=request.key.number, attempt=request.attempt, start=entry.start, positions=entry.positions
+        )
+
+    def add_embedding(self, request: Request, values: bytes) -> None:
+        self._message.embeddings.add(request_key=request.key.number, attempt=request.attempt, values=values)
 
     def add_failed(self, request: Request, reason: str) -> None:
         self._message.failed.add(request_key=request.key.number, attempt=request.attempt, message=reason)

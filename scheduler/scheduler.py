@@ -22,6 +22,7 @@ from quire.internal.v1 import executor_pb2
 from quire.scheduler.beam_group import BeamGroup
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.outputs import StepEvents
+from quire.scheduler.readouts import embeddings, new_prompt_logprobs
 from quire.scheduler.request_queue import RequestQueue
 from quire.scheduler.sequence import Request, RequestKey, Sequence, SequenceStatus, arrival_order
 from quire.scheduler.step_plan import SlotChanges, StepPlan
@@ -99,6 +100,12 @@ class Scheduler:
             raise QuireError(f"step {plan.step} gave {len(token_ids)} tokens where {len(sampled)} were due")
         failed = self._end_failed(plan, result) if result.failures else []
         events = StepEvents(plan.step, _first_run(plan), _logprobs_of_live(sampled, result), failed=failed)
+        if result.prompt_logprobs:
+            events.prompt_logprobs = new_prompt_logprobs(plan, result)
+        for sequence, embedding in embeddings(plan, result):
+            self._finish(sequence, SequenceStatus.POOLED)
+            events.started.append(sequence.request)
+            events.embeddings.append((sequence.request, embedding))
         add_sequence, add_position = events.sequences.append, events.positions.append
         add_token = events.token_ids.append
         for sequence, token_id in zip(sampled, token_ids, strict=True):
@@ -427,12 +434,15 @@ class Scheduler:
             raise InvalidRequestError("the prompt is empty", field="prompt_token_ids")
         if not outputs:
             raise InvalidRequestError("the request has no sequences", field="sequences")
-        if request.params.max_tokens < 1:
-            raise InvalidRequestError("max_tokens must be at least 1", field="max_tokens")
         if request.priority and not self.limits.with_priorities:
             message = "priority is not 0, and the server does not schedule by priority (--scheduling-policy priority)"
             raise InvalidRequestError(message, field="priority")
         longest = min(self.limits.max_model_len, self.kv_cache.max_num_tokens)
+        if request.is_pooling:
+            _check_pooling(prompt, outputs, longest)
+            return
+        if request.params.max_tokens < 1:
+            raise InvalidRequestError("max_tokens must be at least 1", field="max_tokens")
         if len(prompt) >= longest:
             raise ContextLengthError(
                 f"the prompt has {len(prompt)} tokens; with at least one token of output, {longest} fit",
@@ -457,6 +467,13 @@ class Scheduler:
         if most > num_blocks:
             message = f"{width} beams of {request.params.max_tokens} tokens may need {most} KV blocks of {num_blocks}"
             raise InvalidRequestError(f"{message}; ask for a smaller max_tokens or best_of", field="max_tokens")
+
+
+def _check_pooling(prompt: array[int], outputs: dict[int, list[int]], longest: int) -> None:
+    if outputs != {0: []}:
+        raise InvalidRequestError("a pooling request has one sequence, without output", field="sequences")
+    if len(prompt) > longest:
+        raise ContextLengthError(f"the prompt has {len(prompt)} tokens; {longest} fit", field="prompt_token_ids")
 
 
 def _arrival(sequence: Sequence) -> int:

@@ -24,10 +24,13 @@ class SequenceStatus(enum.Enum):
     PREEMPTED = "preempted"  # lost its blocks; waits to be recomputed
     STOPPED = "stopped"  # end-of-sequence or stop token
     LENGTH_CAPPED = "length_capped"  # max_tokens or the context is used up
+    POOLED = "pooled"  # gave its embedding
     ABORTED = "aborted"
 
 
-_ENDS: Final = frozenset({SequenceStatus.STOPPED, SequenceStatus.LENGTH_CAPPED, SequenceStatus.ABORTED})
+_ENDS: Final = frozenset(
+    {SequenceStatus.STOPPED, SequenceStatus.LENGTH_CAPPED, SequenceStatus.POOLED, SequenceStatus.ABORTED}
+)
 
 # A preempted sequence can still stop: the token that stops it may have been in flight.
 TRANSITIONS: Final[dict[SequenceStatus, frozenset[SequenceStatus]]] = {
@@ -36,6 +39,7 @@ TRANSITIONS: Final[dict[SequenceStatus, frozenset[SequenceStatus]]] = {
     SequenceStatus.PREEMPTED: frozenset({SequenceStatus.RUNNING}) | _ENDS,
     SequenceStatus.STOPPED: frozenset(),
     SequenceStatus.LENGTH_CAPPED: frozenset(),
+    SequenceStatus.POOLED: frozenset(),
     SequenceStatus.ABORTED: frozenset(),
 }
 
@@ -70,6 +74,8 @@ class Request:
     # Prompt tokens that were in the prefix cache when the request first ran; None before that.
     num_cached_tokens: int | None = None
     start_reported: bool = False
+    # Leading tokens of the prompt whose logprobs are known; the first has none.
+    num_scored_tokens: int = 1
     # Its reader lags: none of its sequences runs or queues.
     is_paused: bool = False
     # Tokens that end a sequence. The sampler cannot choose one before min_tokens, so only the token itself counts.
@@ -78,6 +84,11 @@ class Request:
     def __post_init__(self) -> None:
         end_of_sequence = frozenset() if self.params.ignore_eos else self.eos_token_ids
         self.ending_token_ids = end_of_sequence.union(self.params.stop_token_ids)
+
+    @property
+    def is_pooling(self) -> bool:
+        """Whether it wants an embedding and no tokens."""
+        return self.pooling != generate_pb2.POOLING_TYPE_UNSPECIFIED
 
     @property
     def is_finished(self) -> bool:
@@ -143,6 +154,9 @@ class Sequence:
         self.num_prompt_tokens = len(self.token_ids)
         self.token_ids.extend(output_token_ids)
         self.max_num_tokens = min(self.num_prompt_tokens + request.params.max_tokens, max_model_len)
+        if request.is_pooling:
+            # One that is never sampled, so that the whole prompt is computed.
+            self.max_num_tokens = self.num_prompt_tokens + 1
         self.ending_token_ids = request.ending_token_ids
         self.num_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
@@ -166,6 +180,21 @@ class Sequence:
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether there are tokens of the prompt whose logprobs are asked for and not known."""
+        request = self.request
+        return request.params.HasField("prompt_logprobs") and request.num_scored_tokens < self.num_prompt_tokens
+
+    @property
+    def max_prefix_hit(self) -> int:
+        """Leading tokens that need not be computed if their KV is there: never the last one, to sample from."""
+        if self.request.pooling == generate_pb2.POOLING_TYPE_MEAN:
+            return 0
+        if self.wants_prompt_logprobs:
+            return self.request.num_scored_tokens - 1
+        return len(self.token_ids) - 1
 
     @property
     def num_uncomputed_tokens(self) -> int:

@@ -51,6 +51,7 @@ class StepPlan:
         "computed_tokens",
         "kept",
         "lane",
+        "pooled_rows",
         "sequences",
         "slots",
         "step",
@@ -65,6 +66,8 @@ class StepPlan:
         self.sequences: list[Sequence] = []
         self.computed_tokens: list[int] = []
         self.chunks: list[Chunk] = []
+        # Rows whose sequences get their embedding in this step.
+        self.pooled_rows: list[int] = []
         # Made by `seal`.
         self.slots: list[int] = []
         self.kept: list[int] = []
@@ -72,7 +75,10 @@ class StepPlan:
     def add_chunk(self, sequence: Sequence, num_new_tokens: int, allocation: Allocation, *, is_new: bool) -> Chunk:
         """Plans the next tokens of a sequence that does not count them as computed yet."""
         computed = sequence.num_computed_tokens
-        samples = computed + num_new_tokens == sequence.num_tokens
+        is_last = computed + num_new_tokens == sequence.num_tokens
+        samples = is_last and not sequence.request.is_pooling
+        if is_last and not samples:
+            self.pooled_rows.append(len(self.sequences))
         is_prefill = num_new_tokens > 1 or not samples or computed < sequence.num_prompt_tokens
         chunk = Chunk(len(self.sequences), num_new_tokens, samples, is_prefill, is_new, allocation)
         self.chunks.append(chunk)
@@ -154,6 +160,8 @@ class StepPlan:
         new.eos_token_ids = pack_u32(sorted(sequence.request.eos_token_ids))
         new.constraints.CopyFrom(sequence.request.constraints)
         new.pooling = sequence.request.pooling
+        if not sequence.wants_prompt_logprobs:
+            new.sampling_params.ClearField("prompt_logprobs")
 
     def _update_block_tables(self, update: executor_pb2.BlockTableUpdate) -> None:
         kept = array("I", self.kept)

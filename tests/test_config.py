@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from quire.config import (
     SchedulerSettings,
     ServeSettings,
     flags,
+    secret_variables,
 )
 from quire.errors import StartupError
 
@@ -78,3 +80,44 @@ def test_the_models_name():
 def test_every_command_has_help(command):
     result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0
+
+
+@pytest.mark.parametrize("given", [["a", "b"], "a,b", '["a", "b"]', ["a,b"]])
+def test_several_values_in_every_spelling(given, tmp_path, monkeypatch):
+    assert ServeSettings.load({"allowed_origins": given}).allowed_origins == ["a", "b"]
+    if isinstance(given, str):
+        monkeypatch.setenv("QUIRE_ALLOWED_ORIGINS", given)
+        assert ServeSettings.load({}).allowed_origins == ["a", "b"]
+    file = tmp_path / "quire.yaml"
+    file.write_text(f"allowed-methods: {json.dumps(given)}")
+    assert ServeSettings.load({}, file).allowed_methods == ["a", "b"]
+
+
+@pytest.mark.parametrize("given", [[""], "", "a,", [" a"], "[1]", "[", '["\\n"]'])
+def test_a_name_that_is_none_is_refused(given):
+    with pytest.raises(StartupError, match="--served-model-name"):
+        ServeSettings.load({"served_model_name": given})
+
+
+def test_the_first_name_is_the_models():
+    settings = ServeSettings.load({"served_model_name": ["c", "d"]})
+    assert (settings.model_name, settings.model_names) == ("c", ["c", "d"])
+
+
+@pytest.mark.parametrize("path", ["llm", "/llm/", "/"])
+def test_a_root_path_that_is_none_is_refused(path):
+    with pytest.raises(StartupError, match="--root-path"):
+        ServeSettings.load({"root_path": path})
+
+
+def test_keys_are_on_no_command_line(monkeypatch):
+    monkeypatch.setenv("QUIRE_API_KEY", "sesame,tahini")
+    serve = ServeSettings.load({})
+    line = flags(serve, GatewaySettings, scheduler="unix:/a")
+    assert not any("sesame" in part or "api-key" in part for part in line)
+    assert "sesame" not in repr(serve)
+    variables = secret_variables(serve, GatewaySettings)
+    assert variables == {"QUIRE_API_KEY": "sesame,tahini"}
+    assert secret_variables(serve, SchedulerSettings) == {}
+    monkeypatch.setenv("QUIRE_API_KEY", variables["QUIRE_API_KEY"])
+    assert GatewaySettings.load({"scheduler": "unix:/a"}).api_key == ["sesame", "tahini"]

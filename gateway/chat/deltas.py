@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from msgspec import Struct
 
-from quire.outputs import TokenLogprobs
+from quire.outputs import FinishReason, TokenLogprobs, ToolCallDelta
+
+__all__ = ["ChatDelta", "ChatFinishReason", "ToolCallDelta", "merge_chat_deltas"]
 
 # tool_calls: the turn is complete and calls tools. A call that max_tokens cut ends with length.
-ChatFinishReason = Literal["stop", "length", "abort", "tool_calls"]
-
-
-class ToolCallDelta(Struct, frozen=True):
-    """What is new in one call."""
-
-    # Which of the turn's calls.
-    index: int
-    # What is new in the JSON text.
-    arguments: str = ""
-    # Only on a call's first delta.
-    id: str | None = None
-    name: str | None = None
+ChatFinishReason = FinishReason
 
 
 class ChatDelta(Struct, frozen=True):

@@ -11,7 +11,7 @@ from quire.gateway.engine import Engine
 from quire.gateway.generation import Generation
 from quire.gateway.grpc_api.requests import prompt_of
 from quire.gateway.grpc_api.responses import completion_delta, prompt_logprobs_messages, usage_message
-from quire.gateway.validation import RequestContext
+from quire.gateway.validation import RequestContext, ValidRequest
 from quire.internal.v1 import scheduler_pb2
 from quire.sampling_params import SamplingParams
 from quire.v1 import generate_pb2
@@ -36,18 +36,17 @@ async def start_run(engine: Engine, request: generate_pb2.GenerateRequest, reque
     about = RequestContext(request_id, request.priority, request.cache_salt)
     if isinstance(prompt, ChatPrompt):
         run = await ChatRun.submit(engine, prompt, params, about, field=field)
-        return _ChatResponses(run, _Writer(request_id, run.prompt_token_ids if request.return_token_ids else ()))
+        return _ChatResponses(run, _Writer(request, run.requests[0]))
     valid = await engine.validator.validate(prompt, params, about, field=field)
-    generation = await engine.submit(valid)
-    return _TextResponses(generation, _Writer(request_id, valid.prompt_token_ids if request.return_token_ids else ()))
+    return _TextResponses(await engine.submit(valid), _Writer(request, valid))
 
 
 class _Writer:
     """Writes a request's responses; the first carries the prompt's ids, if they are asked for."""
 
-    def __init__(self, request_id: str, prompt_token_ids: Sequence[int]) -> None:
-        self._request_id = request_id
-        self._prompt_token_ids = prompt_token_ids
+    def __init__(self, request: generate_pb2.GenerateRequest, valid: ValidRequest) -> None:
+        self._request_id = valid.request_id
+        self._prompt_token_ids: Sequence[int] = valid.prompt_token_ids if request.return_token_ids else ()
 
     def write(self, deltas: Sequence[generate_pb2.CompletionDelta]) -> generate_pb2.GenerateResponse:
         response = generate_pb2.GenerateResponse(request_id=self._request_id, deltas=deltas)

@@ -79,10 +79,11 @@ class CompletionRequest(OpenAIRequest):
 
     def sampling_params(self) -> SamplingParams:
         """Raises InvalidRequestError."""
-        num_choices = (self.n or 1) * len(self.prompt)
+        name, count = ("n", self.n or 1) if self.best_of is None else ("best_of", self.best_of)
+        num_choices = count * len(self.prompt)
         if num_choices > _MAX_CHOICES:
-            message = f"{len(self.prompt)} prompts with n = {self.n or 1} make {num_choices} choices"
-            raise InvalidRequestError(f"{message}; at most {_MAX_CHOICES} fit one request", field="n")
+            message = f"{len(self.prompt)} prompts with {name} = {count} make {num_choices} choices"
+            raise InvalidRequestError(f"{message}; at most {_MAX_CHOICES} fit one request", field=name)
         params = self._sampling_params(self.logprobs)
         if self.echo and params.prompt_logprobs is None:
             return replace(params, prompt_logprobs=self.logprobs)

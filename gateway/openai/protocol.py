@@ -16,7 +16,7 @@ from quire.errors import InvalidRequestError
 from quire.gateway.openai.structured import StructuredFields
 from quire.gateway.request_ids import REQUEST_ID_PATTERN
 from quire.gateway.validation import RequestContext
-from quire.sampling_params import EarlyStopping, SamplingParams
+from quire.sampling_params import SamplingParams
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -87,6 +87,7 @@ def _integer(value: object) -> object:
 
 
 Integer = Annotated[int, BeforeValidator(_integer)]
+EarlyStop = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "boolean"}, {"const": "never"}, {"type": "null"}]})]
 Stop = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, TEXTS_SCHEMA, {"type": "null"}]})]
 
 
@@ -131,7 +132,7 @@ class OpenAIRequest(StructuredFields):
     include_stop_str_in_output: bool | None = None
     use_beam_search: bool | None = None
     length_penalty: float | None = None
-    early_stopping: EarlyStopping | None = None
+    early_stopping: EarlyStop = None
     bad_words: list[str] | None = None
     allowed_token_ids: list[Integer] | None = None
     truncate_prompt_tokens: Integer | None = None

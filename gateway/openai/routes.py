@@ -114,7 +114,8 @@ async def _chat(engine: Engine, request: ChatCompletionRequest, request_id: str)
         prompt_token_ids=tokens.with_ids,
         prompt_logprobs=request.prompt_logprobs is not None,
     )
-    return await _answer(request, run, AnswerWriter(ChatShape(tokens), request_id, engine, run, options), request_id)
+    shape = ChatShape(tokens, request)
+    return await _answer(request, run, AnswerWriter(shape, request_id, engine, run, options), request_id)
 
 
 async def _answer(request: OpenAIRequest, source: Source[D], writer: AnswerWriter[D], request_id: str) -> Response:

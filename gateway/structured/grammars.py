@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final, Literal
 
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from quire.errors import InvalidRequestError
+from quire.gateway.structured.schema import parse_schema
 
 GrammarKind = Literal["json", "json_object", "regex", "choice", "grammar"]
 
 _WHITESPACE: Final = r"( |\n[ \t]{0,32})"
+# Not \\u: with it the name of a property could be written in a second way, which is not held to its schema.
+_ESCAPES: Final = '"\\bfnrt'
 # A rule of GBNF; Lark has a single colon.
 _GBNF_RULE: Final = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 
@@ -52,32 +55,19 @@ def json_options(*, compact: bool = False) -> dict[str, Any]:
     In Lark these are the value of the key `x-guidance` of a `%json` schema.
     """
     whitespace = {"whitespace_flexible": False} if compact else {"whitespace_pattern": _WHITESPACE}
-    return {"whitespace_flexible": True, **whitespace, "lenient": False, "coerce_one_of": False}
+    return {
+        "whitespace_flexible": True,
+        **whitespace,
+        "json_allowed_escapes": _ESCAPES,
+        "lenient": False,
+        "coerce_one_of": False,
+    }
 
 
 def json_schema_grammar(schema: dict[str, Any], *, compact: bool) -> str:
     """Options that the schema itself brings (`x-guidance`) do not count: they could make it lenient."""
     plain = {key: value for key, value in schema.items() if key != "x-guidance"}
     return LLMatcher.grammar_from_json_schema(plain, overrides=json_options(compact=compact))  # type: ignore[arg-type]
-
-
-def parse_schema(text: str) -> dict[str, Any]:
-    """Raises InvalidRequestError for what is no JSON Schema, and for `false`, which nothing matches."""
-
-    def refuse(name: str) -> NoReturn:
-        raise ValueError(f"{name} is no JSON")
-
-    try:
-        schema = json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"it is not valid JSON: {error}") from error
-    if schema is True:
-        return {}
-    if schema is False:
-        raise InvalidRequestError("no value matches the schema `false`")
-    if not isinstance(schema, dict):
-        raise InvalidRequestError("a JSON Schema is an object or a boolean")
-    return schema
 
 
 def without_anchors(regex: str) -> str:

@@ -44,8 +44,10 @@ typedef struct quire_batch {
     const int32_t* block_tables;
     const int32_t* logit_rows; /* [num_logit_rows]: tokens whose logits are wanted */
     float* logits;             /* [num_logit_rows, vocab], written; null: nobody wants them but the sampling */
+    const int32_t* state_rows; /* [num_state_rows]: tokens whose final states, after the last norm, are wanted */
+    float* states;             /* [num_state_rows, hidden], written */
     int64_t block_table_stride;
-    int32_t num_tokens, num_seqs, max_blocks, num_logit_rows;
+    int32_t num_tokens, num_seqs, max_blocks, num_logit_rows, num_state_rows;
 } quire_batch;
 
 /* Computes the tokens, writes their keys and values into the cache, and, unless `sampling` is null, chooses a token for

@@ -103,6 +103,16 @@ quire_attention_args attention_args(const quire_decoder& decoder, const quire_ba
     return args;
 }
 
+// Rows that name tokens of the batch.
+int32_t check_rows(const char* name, const int32_t* rows, int32_t count, int32_t num_tokens, const ErrorBuffer& error) {
+    for (int32_t i = 0; i < count; ++i) {
+        if (rows[i] < 0 || rows[i] >= num_tokens) {
+            return error.fail("%s[%d] is %d, outside [0, %d)", name, i, rows[i], num_tokens);
+        }
+    }
+    return 0;
+}
+
 int32_t check(const quire_decoder& decoder, const quire_batch& batch, const quire_sampling_args* sampling,
               const ErrorBuffer& error) {
     const int64_t vocab = decoder.head.outputs;
@@ -112,11 +122,8 @@ int32_t check(const quire_decoder& decoder, const quire_batch& batch, const quir
                               static_cast<long long>(vocab));
         }
     }
-    for (int32_t i = 0; i < batch.num_logit_rows; ++i) {
-        if (batch.logit_rows[i] < 0 || batch.logit_rows[i] >= batch.num_tokens) {
-            return error.fail("logit_rows[%d] is %d, outside [0, %d)", i, batch.logit_rows[i], batch.num_tokens);
-        }
-    }
+    if (check_rows("logit_rows", batch.logit_rows, batch.num_logit_rows, batch.num_tokens, error)) return 1;
+    if (check_rows("state_rows", batch.state_rows, batch.num_state_rows, batch.num_tokens, error)) return 1;
     if (sampling && (sampling->num_rows != batch.num_logit_rows || sampling->vocab_size != vocab)) {
         return error.fail("sampling has %d rows of %d, the batch %d of %lld", sampling->num_rows, sampling->vocab_size,
                           batch.num_logit_rows, static_cast<long long>(vocab));
@@ -138,6 +145,7 @@ public:
             attend(decoder_.layers[i]);
             feed_forward(decoder_.layers[i]);
         }
+        if (batch_.num_state_rows > 0) states();
         if (batch_.num_logit_rows > 0) head();
     }
 
@@ -194,14 +202,22 @@ private:
         }
     }
 
+    void states() {
+        const int64_t count = batch_.num_state_rows, hidden = decoder_.hidden;
+        for_each_item(count, count * hidden >= kParallelElements,
+                      [&](int64_t row) { final_norm(batch_.state_rows[row], batch_.states + row * hidden); });
+    }
+
     void head() {
         const quire_packed_matrix& matrix = decoder_.head;
         const PreparedRows rows = prepare_rows(
-            matrix.format, matrix.inputs, batch_.num_logit_rows, prepared_, [&](int64_t row, float* to) {
-                row_kernels().rms_norm(residual_[batch_.logit_rows[row]], decoder_.norm, decoder_.hidden,
-                                       decoder_.rms_norm_eps, to);
-            });
+            matrix.format, matrix.inputs, batch_.num_logit_rows, prepared_,
+            [&](int64_t row, float* to) { final_norm(batch_.logit_rows[row], to); });
         linear(matrix, rows, logits_, matrix.outputs, QUIRE_EPILOGUE_STORE);
+    }
+
+    void final_norm(int32_t token, float* to) const {
+        row_kernels().rms_norm(residual_[token], decoder_.norm, decoder_.hidden, decoder_.rms_norm_eps, to);
     }
 
     PreparedRows normed(const quire_packed_matrix& matrix, const float* weight, const Rows& rows, int64_t count) {

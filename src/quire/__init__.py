@@ -7,14 +7,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from quire.llm import LLM
-    from quire.outputs import CompletionOutput, RequestOutput
+    from quire.outputs import CompletionOutput, EmbeddingRequestOutput, RequestOutput
+    from quire.pooling_params import PoolingParams
     from quire.sampling_params import SamplingParams
 
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "EmbeddingRequestOutput",
+    "PoolingParams",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+]
 
 _HOMES = {
     "LLM": "quire.llm",
     "CompletionOutput": "quire.outputs",
+    "EmbeddingRequestOutput": "quire.outputs",
+    "PoolingParams": "quire.pooling_params",
     "RequestOutput": "quire.outputs",
     "SamplingParams": "quire.sampling_params",
 }

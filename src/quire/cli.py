@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic_core import PydanticUndefined
 from quire.bench.settings import LatencySettings, ServeBenchSettings, ThroughputSettings
 from quire.config import ExecutorSettings, GatewaySettings, SchedulerSettings, ServeSettings, _Settings
 from quire.errors import QuireError
+from quire.grpc_cli import app as grpc_app
 from quire.process import run_process
 
 app = typer.Typer(
@@ -26,16 +28,34 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Measure a running server, or this machine without one.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+app.add_typer(grpc_app, name="grpc")
 
 
 def main() -> int:
-    """Entry point; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     try:
         app(standalone_mode=True)
     except QuireError as error:
         print(f"quire: error: {error.message}", file=sys.stderr)  # noqa: T201
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Serve large language models."""
 
 
 def _serve(settings: ServeSettings) -> None:
@@ -192,7 +212,9 @@ def complete(
     """Continue a text with a running server."""
     from quire.terminal import complete as run
 
-    run(address, sys.stdin.read() if prompt == "-" else prompt, max_tokens, temperature)
+    # A line's end is the shell's, as in `$(…)`; a model would take it for the end of a paragraph.
+    text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+    run(address, text, max_tokens, temperature)
 
 
 @app.command()
@@ -202,7 +224,7 @@ def chat(
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
 ) -> None:
-    """Chat with a running server; an empty line or Ctrl-D ends it."""
+    """Chat with a running server; an empty line or Ctrl-D ends it, and Ctrl-C an answer."""
     from quire.terminal import chat as run
 
     run(address, system, max_tokens, temperature)

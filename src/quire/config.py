@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -168,6 +176,13 @@ class ServingOptions(ModelOptions):
         """The names clients may use for the model."""
         return self.served_model_name or [BUNDLED_MODEL.name if self.model == str(BUNDLED_MODEL) else self.model]
 
+    @field_validator("grpc_port")
+    @classmethod
+    def _check_ports_differ(cls, grpc_port: int, info: ValidationInfo) -> int:
+        if grpc_port and grpc_port == info.data.get("port"):
+            raise ValueError(f"must not be --port ({grpc_port}), which serves REST")
+        return grpc_port
+
     @property
     def model_name(self) -> str:
         """The name that answers carry."""
@@ -190,6 +205,23 @@ class AccessOptions(_Settings):
     root_path: str = Field(
         "", pattern="^(/.*[^/])?$", description="Path under which a proxy serves the REST API, such as /llm."
     )
+
+
+ToolCallParser: TypeAlias = Literal["auto", "hermes", "llama3_json", "mistral", "none"]
+ReasoningParser: TypeAlias = Literal["auto", "qwen3", "deepseek_r1", "mistral", "none"]
+
+
+class ChatOptions(_Settings):
+    """How the model's chats are read."""
+
+    tool_call_parser: ToolCallParser = Field(
+        "auto", description="How the model writes calls of tools; auto: as its chat template does."
+    )
+    enable_auto_tool_choice: bool = Field(True, description='Take tools with tool_choice "auto", the default.')
+    reasoning_parser: ReasoningParser = Field(
+        "auto", description="How the model marks its thoughts; auto: as its chat template does."
+    )
+    trust_request_chat_template: bool = Field(False, description="Take a chat_template in a request.")
 
 
 class OperationOptions(_Settings):
@@ -228,7 +260,7 @@ class SchedulerSettings(CacheOptions, SchedulingOptions, ListenOptions, ProcessO
     executors: list[str] = Field(min_length=1, description="Addresses of the executors (repeat the flag).")
 
 
-class GatewaySettings(ServingOptions, AccessOptions, ProcessOptions):
+class GatewaySettings(ServingOptions, AccessOptions, ChatOptions, ProcessOptions):
     """`quire gateway`."""
 
     scheduler: str = Field(description="Address of the scheduler.")
@@ -241,7 +273,7 @@ class LocalSettings(ModelOptions, PrecisionOptions, CacheOptions, SchedulingOpti
     num_executors: int = Field(1, ge=1, le=64, description="Executor processes on one KV pool.")
 
 
-class ServeSettings(LocalSettings, ServingOptions, AccessOptions):
+class ServeSettings(LocalSettings, ServingOptions, AccessOptions, ChatOptions):
     """`quire serve`: everything on this host."""
 
 

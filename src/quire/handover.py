@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import os
 import socket
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from quire.runtime_dir import make_runtime_dir
 
 
 class Handover:
@@ -51,15 +52,16 @@ class Handover:
 def offered(name: str, descriptors: Sequence[int]) -> Iterator[Path]:
     """Offers descriptors for the length of the block, from the running event loop; yields the socket's path."""
     loop = asyncio.get_running_loop()
-    with (
-        tempfile.TemporaryDirectory(prefix="quire-") as folder,
-        contextlib.closing(Handover(Path(folder) / f"{name}.sock", descriptors)) as handover,
-    ):
-        loop.add_reader(handover.fileno(), handover.serve_one)
-        try:
-            yield handover.address
-        finally:
-            loop.remove_reader(handover.fileno())
+    folder = make_runtime_dir()
+    try:
+        with contextlib.closing(Handover(folder / f"{name}.sock", descriptors)) as handover:
+            loop.add_reader(handover.fileno(), handover.serve_one)
+            try:
+                yield handover.address
+            finally:
+                loop.remove_reader(handover.fileno())
+    finally:
+        folder.rmdir()
 
 
 def fetch(address: Path, count: int, timeout_s: float = 10.0) -> list[int]:

@@ -17,8 +17,10 @@ from quire.config import LocalSettings
 from quire.errors import InvalidRequestError
 from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.engine import Engine
+from quire.gateway.pooling import field_names
 from quire.gateway.validation import Prompt, RequestContext, ValidRequest
-from quire.outputs import RequestOutput
+from quire.outputs import EmbeddingOutput, EmbeddingRequestOutput, RequestOutput
+from quire.pooling_params import PoolingParams
 from quire.sampling_params import SamplingParams
 from quire.supervisor import Supervisor
 
@@ -139,6 +141,25 @@ class LLM:
         conversations: Any = [messages] if one else messages
         prompts: list[Prompt] = [ChatPrompt(chat, add_generation_prompt) for chat in conversations]
         return self._complete(prompts, sampling_params, use_tqdm)
+
+    def embed(
+        self, prompts: OfflinePrompt | Sequence[OfflinePrompt], pooling_params: PoolingParams | None = None
+    ) -> list[EmbeddingRequestOutput]:
+        """The embeddings of one prompt or many, in their order; see `generate` for prompts."""
+        inputs: Any = [_to_prompt(prompt) for prompt in _to_list(prompts)]
+        about = RequestContext(f"embd-{self._num_requests}")
+        self._num_requests += 1
+        params = pooling_params or PoolingParams()
+        embedding = self._background.engine.embed(inputs, params, about, fields=field_names("prompts", inputs))
+        return [
+            EmbeddingRequestOutput(
+                f"{about.request_id}-{index}",
+                entry.prompt_token_ids,
+                EmbeddingOutput(list(entry.values)),
+                entry.cached_tokens,
+            )
+            for index, entry in enumerate(self._background.run(embedding))
+        ]
 
     def close(self) -> None:
         """Ends the processes; returns when none is left. Does nothing the second time."""

@@ -70,6 +70,18 @@ class Usage:
     cached_tokens: int
 
 
+class ToolCallDelta(Struct, frozen=True):
+    """What is new in one call of a tool."""
+
+    # Which of the turn's calls.
+    index: int
+    # What is new in the JSON text.
+    arguments: str = ""
+    # Only on a call's first delta.
+    id: str | None = None
+    name: str | None = None
+
+
 class CompletionDelta(Struct, frozen=True):
     """What is new in one continuation. (A Struct, because one is made per token: a frozen dataclass takes 4 us.)"""
 
@@ -84,6 +96,9 @@ class CompletionDelta(Struct, frozen=True):
     stop_reason: str | int | None = None
     # Of beam search and best_of, at the end: the sum of all its tokens' logprobs.
     cumulative_logprob: float | None = None
+    # Of a chat, where a client receives it: the turn's text is `text`.
+    reasoning_content: str = ""
+    tool_calls: Sequence[ToolCallDelta] = ()
 
 
 def merge_deltas(deltas: Sequence[CompletionDelta]) -> CompletionDelta:
@@ -108,6 +123,27 @@ class GenerationDelta(Struct, frozen=True):
     usage: Usage | None = None
     # Only on the first one, if asked for: an entry per token of the prompt, None for the first.
     prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
+    # Where a client receives it: only on the first one, if asked for.
+    prompt_token_ids: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingOutput:
+    """A vector of length 1."""
+
+    embedding: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequestOutput:
+    """A prompt and its embedding."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    outputs: EmbeddingOutput
+    # Prompt tokens whose KV came from the prefix cache.
+    num_cached_tokens: int
+    finished: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +158,16 @@ class Logprob:
 
 
 @dataclass(slots=True)
+class ToolCall:
+    """A call of a tool."""
+
+    id: str = ""
+    name: str = ""
+    # JSON text.
+    arguments: str = ""
+
+
+@dataclass(slots=True)
 class CompletionOutput:
     """One continuation."""
 
@@ -133,6 +179,9 @@ class CompletionOutput:
     cumulative_logprob: float | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    # Of a chat.
+    reasoning_content: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -163,6 +212,8 @@ class RequestOutput:
             self._add_completion(self.outputs[part.index], part, decode)
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs = prompt_logprobs_by_token_id(delta.prompt_logprobs, decode)
+        if delta.prompt_token_ids is not None:
+            self.prompt_token_ids = list(delta.prompt_token_ids)
         if delta.usage is not None:
             self.finished = True
             self.num_cached_tokens = delta.usage.cached_tokens
@@ -170,6 +221,12 @@ class RequestOutput:
     @staticmethod
     def _add_completion(output: CompletionOutput, part: CompletionDelta, decode: Callable[[int], str] | None) -> None:
         output.text += part.text
+        output.reasoning_content += part.reasoning_content
+        for new in part.tool_calls:
+            output.tool_calls += [ToolCall() for _ in range(len(output.tool_calls), new.index + 1)]
+            call = output.tool_calls[new.index]
+            call.id, call.name = call.id or new.id or "", call.name or new.name or ""
+            call.arguments += new.arguments
         output.token_ids.extend(part.token_ids)
         if part.logprobs is not None:
             output.logprobs = output.logprobs or []

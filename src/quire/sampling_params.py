@@ -165,7 +165,7 @@ class SamplingParams:
             )
 
     def _check_early_stopping(self) -> None:
-        if self.early_stopping not in (None, True, False, "never"):
+        if not isinstance(self.early_stopping, bool | None) and self.early_stopping != "never":
             message = f'early_stopping must be true, false or "never", not {self.early_stopping!r}'
             raise InvalidRequestError(message, field="early_stopping")
 

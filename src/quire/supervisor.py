@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +31,7 @@ from quire.config import (
     secret_variables,
 )
 from quire.errors import StartupError
+from quire.runtime_dir import make_runtime_dir
 from quire.weight_store import WeightStore
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Supervisor:
         With `gateway` that is a gateway, and the ports it serves. Raises StartupError with the reason of the first
         process that fails; the caller stops the others.
         """
-        self._runtime_dir = Path(tempfile.mkdtemp(prefix="quire-"))
+        self._runtime_dir = make_runtime_dir()
         self._weight_store = WeightStore(self._runtime_dir / "weights.sock")
         self._spawn_all(gateway)
         self._await_ready(time.monotonic() + self._settings.startup_timeout)

@@ -19,9 +19,12 @@ from quire.errors import (
     DeadlineError,
     DuplicateRequestError,
     InvalidRequestError,
+    QuireError,
+    RequestAbortedError,
     ServiceUnavailableError,
 )
-from quire.outputs import CompletionDelta
+from quire.internal.v1 import scheduler_pb2
+from quire.outputs import CompletionDelta, ToolCall
 from quire.sampling_params import SamplingParams
 from quire.v1 import generate_pb2, generate_pb2_grpc
 
@@ -104,6 +107,66 @@ async def test_the_deadline(gateway: Gateway, scheduler: FakeScheduler) -> None:
     async with AsyncClient(gateway.grpc_address, timeout=0.2) as client:
         with pytest.raises(DeadlineError):
             await client.complete("x")
+
+
+async def test_a_call_may_have_its_own_deadline(client: AsyncClient, scheduler: FakeScheduler) -> None:
+    scheduler.script = lambda request, index: [Pause(asyncio.Event())]
+    with pytest.raises(DeadlineError):
+        await client.complete("x", timeout=0.2)
+    (abort,) = await scheduler.wait_aborts()
+    assert abort.reason == scheduler_pb2.ABORT_REASON_DEADLINE_EXCEEDED
+    assert len(await client.models(timeout=1e15)) == 1
+
+
+async def test_the_prompt_comes_back(client: AsyncClient, tokenizer: Tokenizer) -> None:
+    messages = [{"role": "user", "content": "x"}]
+    chat = tokenizer.encode("<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n").ids
+    output = await client.complete(messages, SamplingParams(max_tokens=1), return_token_ids=True)
+    assert output.prompt_token_ids == chat
+    assert await client.tokenize(messages) == chat
+    closed = await client.tokenize(messages, add_generation_prompt=False)
+    assert closed == tokenizer.encode("<|im_start|>user\nx<|im_end|>\n").ids
+
+
+async def test_closing_in_mid_stream(gateway: Gateway, scheduler: FakeScheduler) -> None:
+    scheduler.script = lambda request, index: [70, Pause(asyncio.Event())]
+    client = AsyncClient(gateway.grpc_address)
+    deltas = client.generate("x")
+    await anext(deltas)
+    reading = asyncio.create_task(anext(deltas))  # type: ignore[arg-type]
+    await asyncio.sleep(0.05)
+    await client.close()
+    with pytest.raises(RequestAbortedError, match="the client was closed"):
+        await reading
+    with pytest.raises(QuireError, match="the client is closed"):
+        await client.models()
+    with pytest.raises(QuireError, match="the client is closed"):
+        await anext(client.generate("x"))
+    await scheduler.wait_aborts()
+
+
+async def test_a_cancellation_of_the_callers_goes_on(client: AsyncClient, scheduler: FakeScheduler) -> None:
+    scheduler.script = lambda request, index: [Pause(asyncio.Event())]
+    reading = asyncio.create_task(client.complete("x"))
+    await scheduler.wait_requests()
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await scheduler.wait_aborts()
+
+
+async def test_closing_plain_code_in_mid_stream(gateway: Gateway, scheduler: FakeScheduler) -> None:
+    scheduler.script = lambda request, index: [70, Pause(asyncio.Event())]
+    client = Client(gateway.grpc_address)
+    deltas = client.generate("x")
+    await asyncio.to_thread(next, deltas)
+    reading = asyncio.create_task(asyncio.to_thread(next, deltas))
+    await asyncio.sleep(0.05)
+    client.close()
+    with pytest.raises(RequestAbortedError, match="the client was closed"):
+        await reading
+    with pytest.raises(QuireError, match="the client is closed"):
+        client.models()
 
 
 async def test_plain_code(gateway: Gateway, scheduler: FakeScheduler, tokenizer: Tokenizer) -> None:
@@ -190,6 +253,35 @@ RESUMED = [
 ]
 # Pieces of sequence 0 and 1 that the caller sees.
 SEEN = [(0, "ab", [1, 2]), (1, "x", [9]), (0, "cd", [3, 4]), (0, "e", [5])]
+
+
+def call_message(*calls: generate_pb2.ToolCallDelta, reasoning: str = "") -> generate_pb2.GenerateResponse:
+    delta = generate_pb2.CompletionDelta(reasoning_content=reasoning, tool_calls=calls)
+    return generate_pb2.GenerateResponse(deltas=[delta], prompt_token_ids=[7, 8])
+
+
+async def test_tool_calls_over_a_retry() -> None:
+    call = generate_pb2.ToolCallDelta
+    end = generate_pb2.CompletionDelta(finish_reason=generate_pb2.FINISH_REASON_TOOL_CALLS)
+    last = generate_pb2.GenerateResponse(deltas=[end], usage=generate_pb2.Usage(completion_tokens=5))
+    scripts = [
+        [call_message(call(id="a", name="f", arguments='{"x'), reasoning="hm"), GONE],
+        [
+            call_message(
+                call(id="a", name="f", arguments='{"x": 1}'), call(index=1, id="b", name="g"), reasoning="hmm"
+            ),
+            call_message(call(index=1, arguments="{}")),
+            last,
+        ],
+    ]
+    server, address = await flaky(FlakyService(scripts))
+    async with AsyncClient(address, retry=FAST) as client:
+        output = await client.complete([{"role": "user", "content": "x"}], return_token_ids=True)
+    await server.stop(None)
+    (turn,) = output.outputs
+    assert turn.tool_calls == [ToolCall("a", "f", '{"x": 1}'), ToolCall("b", "g", "{}")]
+    assert (turn.reasoning_content, turn.finish_reason) == ("hmm", "tool_calls")
+    assert output.prompt_token_ids == [7, 8]
 
 
 def seen(deltas: list[CompletionDelta]) -> list[tuple[int, str, list[int]]]:

@@ -62,6 +62,9 @@ ENDS: list[tuple[str, list[Any], list[Any]]] = [
     ("logit_bias", [{0: -100}, {2**32 - 1: 100}, {}], [{0: -100.1}, {0: 100.1}, {-1: 0}, {2**32: 0}]),
     ("stop", [[], ["x"] * MAX_STOP_STRINGS, "x"], ["", [""], ["x"] * (MAX_STOP_STRINGS + 1)]),
     ("stop_token_ids", [[], [0, 2**32 - 1]], [[-1], [2**32]]),
+    ("best_of", [1], [0, 2**32]),
+    ("length_penalty", [-10, 10], [-10.001, 10.001]),
+    ("early_stopping", [True, False, "never"], ["always"]),
 ]
 
 WRONG_TYPES: list[tuple[str, list[Any]]] = [
@@ -77,6 +80,7 @@ WRONG_TYPES: list[tuple[str, list[Any]]] = [
             "repetition_penalty",
         )
     ),
+    ("early_stopping", [1, 0, [True]]),
     ("logit_bias", [[1], "1", {"1": 1}, {True: 1}, {1: True}, {1: "1"}, {1: math.nan}]),
     ("stop", [1, [1], b"x", {"x": 1}, "\ud800"]),
     ("stop_token_ids", [1, "12", [True], [1.0], ["1"]]),

@@ -31,7 +31,7 @@ SEARCHES = [
     {"length": 40, "ends": 3, "best_of": 2, "max_tokens": 12, "length_penalty": -1.0, "early_stopping": "never"},
     {"length": 12, "ends": 3, "best_of": 4, "max_tokens": 18, "min_tokens": 6},
     {"length": 48, "ends": 2, "best_of": 6, "n": 6, "max_tokens": 10, "length_penalty": 0.5, "early_stopping": True},
-    {"length": 64, "ends": 0, "best_of": 4, "n": 2, "max_tokens": 30},
+    {"length": 44, "ends": 0, "best_of": 4, "n": 2, "max_tokens": 28},
 ]
 
 
@@ -90,10 +90,10 @@ def test_cramped(model):
             dtype="float32",
             threads=1,
             max_num_batched_tokens=7,
-            max_num_seqs=12,
+            max_num_seqs=32,
             max_model_len=128,
             block_size=4,
-            kv_cache_memory=200 * bytes_per_token,
+            kv_cache_memory=176 * bytes_per_token,
             enable_prefix_caching=prefix_caching,
         ) as llm:
             _assert_equal(llm.generate([case.prompt for case in cases], [case.params for case in cases]), cases)

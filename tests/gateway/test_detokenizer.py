@@ -35,7 +35,9 @@ def stream(detokenizer: Detokenizer, token_ids: list[int]) -> list[str]:
 
 def text_of(tokenizer: Tokenizer, token_ids: list[int], *, skip: bool = True) -> list[str]:
     vocabulary = Vocabulary(tokenizer)
-    return stream(new_detokenizer(tokenizer, vocabulary, skip_special_tokens=skip), token_ids)
+    return stream(
+        new_detokenizer(tokenizer, vocabulary, vocabulary.special_token_ids if skip else frozenset()), token_ids
+    )
 
 
 # Ids past the end of the vocabulary too: a padded model can sample them.

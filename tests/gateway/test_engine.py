@@ -252,3 +252,34 @@ async def test_closing_fails_what_runs(scheduler: FakeScheduler, model_folder: P
     assert scheduler.aborts[0].reason == scheduler_pb2.ABORT_REASON_SHUTDOWN
     with pytest.raises(ServiceUnavailableError):
         await engine.submit(replace(generation.request, context=RequestContext("late")))
+
+
+async def test_logprobs_of_the_prompt_come_with_the_first_tokens(engine: Engine, scheduler: FakeScheduler) -> None:
+    request = await valid(engine, "The capital of France", max_tokens=3, n=2, prompt_logprobs=2)
+    deltas = [delta async for delta in engine.generate(request)]
+    assert [delta.prompt_logprobs is not None for delta in deltas] == [True] + [False] * (len(deltas) - 1)
+    positions = deltas[0].prompt_logprobs
+    assert positions is not None and positions[0] is None
+    told = [position for position in positions if position is not None]
+    assert [position.token_id for position in told] == request.prompt_token_ids[1:]
+    assert [position.logprob for position in told] == pytest.approx([-i / 100 for i in request.prompt_token_ids[1:]])
+    assert all(position.top == ((60, 0.0), (61, -1.0)) for position in told)
+
+
+async def test_outputs_hold_logprobs_of_the_prompt(engine: Engine, scheduler: FakeScheduler) -> None:
+    request = await valid(engine, [70, 61, 72], max_tokens=3, prompt_logprobs=2)
+    output = await output_of(engine, request)
+    assert output.prompt_logprobs is not None
+    first, second, third = output.prompt_logprobs
+    text_of = engine.tokenizer.vocabulary.text_of
+    assert first is None and second is not None and third is not None
+    assert {token_id: entry.rank for token_id, entry in second.items()} == {61: 2, 60: 1}
+    assert {token_id: entry.rank for token_id, entry in third.items()} == {72: None, 60: 1, 61: 2}
+    assert third[72].decoded_token == text_of(72)
+    assert (await output_of(engine, await valid(engine, max_tokens=3))).prompt_logprobs is None
+
+
+async def test_more_logprobs_of_the_prompt_than_the_server_gives_are_refused(engine: Engine) -> None:
+    with pytest.raises(InvalidRequestError, match="prompt_logprobs must be at most 20, not 21") as refused:
+        await valid(engine, prompt_logprobs=21)
+    assert refused.value.field == "prompt_logprobs"

@@ -70,7 +70,6 @@ SHARED: list[tuple[dict[str, Any], str]] = [
     ({"stream": "yes"}, "stream"),
     ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
     ({"stream_options": {"surprise": 1}}, "stream_options.surprise"),
-    ({"best_of": 2, "n": 3}, "best_of"),
     ({"max_tokens": 2.5}, "max_tokens"),
     ({"max_tokens": 1e300}, "max_tokens"),
     ({"include_stop_str_in_output": 1}, "include_stop_str_in_output"),
@@ -96,8 +95,21 @@ SHARED: list[tuple[dict[str, Any], str]] = [
     ({"vllm_xargs": {"a": 1}}, "vllm_xargs"),
     ({"truncation_side": "right"}, "truncation_side"),
     ({"logprob_token_ids": [1]}, "logprob_token_ids"),
+    ({"best_of": 0}, "best_of"),
+    ({"best_of": 9}, "best_of"),
+    ({"n": 2, "best_of": 1}, "best_of"),
+    ({"best_of": 2, "stream": True}, "best_of"),
+    ({"bad_words": [""]}, "bad_words"),
+    ({"bad_words": "x"}, "bad_words"),
+    ({"bad_words": ["x"] * 65}, "bad_words"),
+    ({"allowed_token_ids": []}, "allowed_token_ids"),
+    ({"allowed_token_ids": [VOCAB_SIZE]}, "allowed_token_ids"),
+    ({"allowed_token_ids": [1.5]}, "allowed_token_ids[0]"),
+    ({"use_beam_search": 1}, "use_beam_search"),
+    ({"length_penalty": 10.5}, "length_penalty"),
+    ({"early_stopping": "always"}, "early_stopping"),
+    ({"early_stopping": 1}, "early_stopping"),
     ({"surprise": 1}, "surprise"),
-    ({"tools": [{"type": "function"}]}, "tools"),
 ]
 ONLY_COMPLETION: list[tuple[dict[str, Any], str]] = [
     ({"prompt": None}, "prompt"),
@@ -121,6 +133,7 @@ ONLY_COMPLETION: list[tuple[dict[str, Any], str]] = [
     ({"echo": 1}, "echo"),
     ({"echo": True, "max_tokens": -1}, "max_tokens"),
     ({"suffix": "x"}, "suffix"),
+    ({"tools": [{"type": "function"}]}, "tools"),
     ({"messages": MESSAGES}, "messages"),
 ]
 ONLY_CHAT: list[tuple[dict[str, Any], str]] = [
@@ -135,7 +148,7 @@ ONLY_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": "x", "surprise": 1}]}, "messages[0].surprise"),
-    ({"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]}, "messages[0].tool_calls"),
+    ({"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]}, "messages[0].tool_calls[0]"),
     # The template itself refuses this one.
     ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
     ({"logprobs": 2}, "logprobs"),

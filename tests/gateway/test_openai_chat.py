@@ -59,7 +59,8 @@ async def test_the_stream(http: httpx.AsyncClient, answer: str) -> None:
     for index in range(2):
         deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
         assert [delta.get("role") for delta in deltas] == ["assistant"] + [None] * (len(deltas) - 1)
-        assert "".join(delta["content"] for delta in deltas) == answer
+        assert "".join(delta.get("content", "") for delta in deltas) == answer
+        assert deltas[0] == {"role": "assistant", "content": ""}
 
 
 async def test_logprobs(http: httpx.AsyncClient, tokenizer: Tokenizer) -> None:

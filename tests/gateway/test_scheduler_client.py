@@ -199,3 +199,38 @@ async def test_an_error_comes_after_what_came_before_it(client: SchedulerClient,
     for _ in range(2):
         with pytest.raises(QuireError, match="skipped"):
             await stream.next_chunk()
+
+
+def prompt_message(key: int, start: int, count: int) -> scheduler_pb2.StepOutputs:
+    """Logprobs of `count` tokens of a prompt, each its position."""
+    message = scheduler_pb2.StepOutputs()
+    positions = [generate_pb2.TokenLogprobs(logprob=float(at)) for at in range(start, start + count)]
+    message.prompt_logprobs.add(request_key=key, start=start, positions=positions)
+    return message
+
+
+async def test_logprobs_of_a_prompt_that_come_again_are_dropped(
+    client: SchedulerClient, scheduler: FakeScheduler
+) -> None:
+    await silent(scheduler)
+    stream = await client.submit(submit_request())
+    for start, count in [(1, 3), (1, 2), (2, 4), (5, 1), (6, 1)]:
+        scheduler.send(prompt_message(stream.key, start, count))
+    scheduler.send(scheduler.tokens_message(stream.key, 0))
+    logprobs: list[float] = []
+    while True:
+        chunk = await stream.next_chunk()
+        logprobs += [position.logprob for position in chunk.prompt_logprobs]
+        if chunk.sequences:
+            break
+    assert logprobs == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    client.release(stream)
+
+
+async def test_a_gap_in_a_prompt_fails_its_request(client: SchedulerClient, scheduler: FakeScheduler) -> None:
+    await silent(scheduler)
+    stream = await client.submit(submit_request())
+    scheduler.send(prompt_message(stream.key, 2, 1))
+    with pytest.raises(QuireError, match="skipped the logprobs of prompt tokens 1 to 1"):
+        await stream.next_chunk()
+    await scheduler.wait_aborts()

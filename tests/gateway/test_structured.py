@@ -83,6 +83,27 @@ async def test_white_space_is_bounded(compiler: GrammarCompiler, grammar_tokeniz
     assert '{"a": 1}' not in compact
 
 
+async def test_what_is_as_tight_as_validators_want_it(
+    compiler: GrammarCompiler, grammar_tokenizer: LLTokenizer
+) -> None:
+    closed = {"properties": {"a": {}, "b": {}}, "required": ["a", "b"], "additionalProperties": False}
+    required = {"properties": {"a": {}, "b": {}}, "required": ["a", "b"]}
+    for schema in ({"minProperties": 2, **closed}, {"minProperties": 2, **required}):
+        texts = await language(compiler, grammar_tokenizer, json={"type": "object", **schema})
+        assert '{"a": 1, "b": 2}' in texts and '{"a": 1}' not in texts and '{"a": 1, "a": 2}' not in texts
+    halves = await language(compiler, grammar_tokenizer, json={"type": "number", "multipleOf": 0.5})
+    assert "1.5" in halves and "1.25" not in halves
+    data = await language(compiler, grammar_tokenizer, json={"const": {"minProperties": 5, "multipleOf": 0.1}})
+    assert '{"minProperties": 5, "multipleOf": 0.1}' in data
+
+
+async def test_a_property_has_one_spelling(compiler: GrammarCompiler, grammar_tokenizer: LLTokenizer) -> None:
+    schema = {"type": "object", "properties": {"a\nb": {"type": "integer"}}}
+    texts = await language(compiler, grammar_tokenizer, json=schema)
+    assert r'{"a\nb": 1, "d": "\\ \" é"}' in texts
+    assert r'{"a\u000ab": "x"}' not in texts and r'{"d": "\u0041"}' not in texts
+
+
 async def test_any_json_object(compiler: GrammarCompiler, grammar_tokenizer: LLTokenizer) -> None:
     texts = await language(compiler, grammar_tokenizer, json_object=True)
     assert "{}" in texts and '{"a": [1, {"b": null}]}' in texts
@@ -147,6 +168,9 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"json": {"$ref": "http://example.com/x"}}, "json", "http://example.com/x"),
     ({"json": {"type": "integer", "minimum": 3, "maximum": 2}}, "json", "minimum (3) is greater than maximum"),
     ({"json": {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}}, "json", "nothing matches it"),
+    ({"json": {"minProperties": 2}}, "json", '"minProperties"'),
+    ({"json": {"items": {"patternProperties": {"^a": {}}, "minProperties": 3}}}, "json", '"minProperties"'),
+    ({"json": {"properties": {"a": {"multipleOf": 0.01}}}}, "json", '"multipleOf"'),
     ({"json": False}, "json", "`false`"),
     ({"json": "[1]"}, "json", "an object or a boolean"),
     ({"json": "{"}, "json", "not valid JSON"),

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from quire.config import BUNDLED_MODEL
 from quire.gateway import tokenizer_files
-from quire.gateway.tokenizer_files import LoadedTokenizer, load_tokenizer
+from quire.gateway.tokenizer_files import ChatTemplates, LoadedTokenizer, load_tokenizer
 
 CHATS = [
     [{"role": "user", "content": "hello <b>world</b> \"quoted\" 'é'"}],
@@ -48,7 +48,7 @@ def check_same(folder: Path) -> None:
     ours, theirs = load(folder), PreTrainedTokenizerFast.from_pretrained(folder)
     assert ours.special_tokens == theirs.special_tokens_map
     assert ours.eos_token_id == theirs.eos_token_id
-    assert ours.chat_template == theirs.chat_template
+    assert ours.chat_templates.default == theirs.chat_template
     assert ours.backend.get_added_tokens_decoder() == theirs.backend_tokenizer.get_added_tokens_decoder()
 
     @given(st.text(alphabet=st.characters(codec="utf-8")) | st.sampled_from(["a<|end|> b", " <extra>x", "<|im_end|>"]))
@@ -104,11 +104,11 @@ def test_what_changes_tokens_is_left_to_transformers(folder: Path, name: str, ch
 def test_named_chat_templates(folder: Path) -> None:
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     edit(folder, "tokenizer_config.json", chat_template=named)
-    assert load(folder).chat_template == "D"
+    assert load(folder).chat_templates == ChatTemplates("D", "T")
     edit(folder, "tokenizer_config.json", chat_template=named[:1])
-    assert load(folder).chat_template is None
+    assert load(folder).chat_templates == ChatTemplates(None, "T")
     (folder / "chat_template.jinja").write_text("F")
-    assert load(folder).chat_template == "F"
+    assert load(folder).chat_templates == ChatTemplates("F", "F")
 
 
 def test_a_gateway_imports_neither_transformers_nor_torch() -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support.fake_executor import true_embedding
 from support.scheduling import Bench
 
 from quire.errors import InvalidRequestError
+from quire.v1 import generate_pb2
 
+NONE = generate_pb2.POOLING_TYPE_UNSPECIFIED
+LAST, MEAN = generate_pb2.POOLING_TYPE_LAST, generate_pb2.POOLING_TYPE_MEAN
 MAX_IN_FLIGHT = 3
 
 
@@ -32,6 +36,7 @@ class RandomHistories(RuleBasedStateMachine):
             max_model_len=num_blocks * block_size,
             num_lanes=num_lanes,
             prefix_caching=prefix_caching,
+            with_priorities=True,
         )
         self.aborted = set()
         self.capacity = num_blocks * block_size
@@ -43,12 +48,24 @@ class RandomHistories(RuleBasedStateMachine):
         max_tokens=st.integers(1, 12),
         stop=st.sampled_from([(), (7,), (1, 2, 3, 4, 5)]),
         extra_key=st.sampled_from([b"", b"tenant"]),
+        priority=st.sampled_from([0, 0, 1, -1]),
+        prompt_logprobs=st.sampled_from([None, None, 3]),
+        pooling=st.sampled_from([NONE, NONE, NONE, LAST, MEAN]),
     )
-    def submit(self, shared, own, n, max_tokens, stop, extra_key):
+    def submit(self, shared, own, n, max_tokens, stop, extra_key, priority, prompt_logprobs, pooling):
         prompt = ([9, 8, 7] * shared)[:shared] + own
         if len(prompt) < self.capacity:
             max_tokens = min(max_tokens, self.capacity - len(prompt))
-            self.bench.submit(prompt, n=n, max_tokens=max_tokens, stop=stop, extra_key=extra_key)
+            self.bench.submit(
+                prompt,
+                n=1 if pooling else n,
+                max_tokens=max_tokens,
+                stop=stop,
+                extra_key=extra_key,
+                priority=priority,
+                prompt_logprobs=None if pooling else prompt_logprobs,
+                pooling=pooling,
+            )
 
     @rule(
         shared=st.integers(0, 12),
@@ -129,6 +146,11 @@ class RandomHistories(RuleBasedStateMachine):
         self.bench.drain()
         self.bench.check_idle()
         for entry in self.bench.submitted.values():
+            pooling = entry.request.pooling
+            if pooling and entry.embedding is not None:
+                assert entry.embedding == true_embedding(entry.prompt, pooling)
+                assert entry.outputs == {0: []}
+                continue
             for index, output in entry.outputs.items():
                 truth = entry.truth(index)
                 if index in entry.finished:
@@ -139,4 +161,4 @@ class RandomHistories(RuleBasedStateMachine):
 
 
 TestRandomHistories = RandomHistories.TestCase
-TestRandomHistories.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+TestRandomHistories.settings = settings(max_examples=250, stateful_step_count=60, deadline=None)

@@ -60,12 +60,15 @@ def _cut(padded: list[int], ending: list[int], params: SamplingParams) -> list[i
 def beam_cases(
     model: Any, exact: Any, settings: Sequence[dict[str, Any]], *, seed: int, vocab_size: int
 ) -> list[BeamCase]:
-    """One case for each of `settings`: fields of SamplingParams, `length` (of the prompt) and `ends` (how many tokens
-    end a hypothesis: some that the search finds likely). Prompts with close calls are drawn again.
+    """One case for each of `settings`; prompts with close calls are drawn again.
 
     Args:
         model: transformers' model in float32.
         exact: the same in float64.
+        settings: fields of SamplingParams, `length` (of the prompt) and `ends` (how many tokens end a hypothesis:
+            some that the search finds likely).
+        seed: of the prompts.
+        vocab_size: their token ids are below it.
     """
     draw = random.Random(seed)
     cases = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quire.columns import pack_u32, unpack_u32
 from quire.internal.v1 import executor_pb2
@@ -43,6 +43,22 @@ def true_output(prompt: list[int], sequence_index: int, max_tokens: int, stop: f
     return tokens[len(prompt) :]
 
 
+def true_prompt_logprobs(prompt: list[int]) -> list[float]:
+    """Of all tokens but the first."""
+    return [score(digest, token_id) for digest, token_id in zip(digests(prompt), prompt[1:], strict=False)]
+
+
+def score(digest: bytes, token_id: int) -> float:
+    """The fake model's logprob of a token after a context."""
+    return -float(int.from_bytes(digest[:2], "little") + token_id)
+
+
+def true_embedding(prompt: list[int], pooling: int) -> bytes:
+    """What stands for the state of the last token, or for the mean of all."""
+    chain = digests(prompt)
+    return chain[-1] if pooling == generate_pb2.POOLING_TYPE_LAST else b"".join(chain)
+
+
 def likeliest(digest: bytes, count: int) -> list[Candidate]:
     """What the fake model finds likeliest after a context; logprobs that float32 holds, some of them equal."""
     drawn = hashlib.blake2b(digest, digest_size=VOCAB_SIZE).digest()
@@ -65,6 +81,11 @@ class _Sequence:
     token_ids: list[int]
     blocks: list[int]
     num_logprobs: int
+    num_prompt_tokens: int
+    pooling: int
+    scores_prompt: bool
+    # Digests of the tokens computed so far, if it is pooled over all.
+    pooled: list[bytes] = field(default_factory=list)
 
 
 class FakeKvMemory:
@@ -97,7 +118,15 @@ class FakeExecutor:
             self.sequences.pop(slot, None)
         for new in plan.new_sequences:
             token_ids = unpack_u32(new.prompt_token_ids) + unpack_u32(new.output_token_ids)
-            self.sequences[new.slot] = _Sequence(new.sequence_index, token_ids, [], new.sampling_params.logprobs)
+            self.sequences[new.slot] = _Sequence(
+                new.sequence_index,
+                token_ids,
+                [],
+                new.sampling_params.logprobs,
+                len(new.prompt_token_ids) // 4,
+                new.pooling,
+                new.sampling_params.HasField("prompt_logprobs"),
+            )
         for slot, token_id in zip(unpack_u32(plan.chosen_slots), unpack_u32(plan.chosen_token_ids), strict=True):
             self.sequences[slot].token_ids[-1] = token_id
         slots = unpack_u32(plan.slots)
@@ -112,7 +141,7 @@ class FakeExecutor:
             for slot, computed, length, samples in rows
         ]
         drawn = [(slot, token_id) for slot, token_id in sampled if token_id is not None]
-        return executor_pb2.StepResult(
+        result = executor_pb2.StepResult(
             epoch=plan.epoch,
             step=plan.step,
             slots=pack_u32(slot for slot, _ in drawn),
@@ -123,6 +152,9 @@ class FakeExecutor:
                 if self.sequences[slot].num_logprobs
             ],
         )
+        for slot, computed, length, _ in rows:
+            self._read(slot, computed, computed + length, result)
+        return result
 
     @staticmethod
     def _logprobs(sequence: _Sequence) -> generate_pb2.TokenLogprobs:
@@ -131,6 +163,21 @@ class FakeExecutor:
         return generate_pb2.TokenLogprobs(
             top_token_ids=[token_id for token_id, _ in found], top_logprobs=[logprob for _, logprob in found]
         )
+
+    def _read(self, slot: int, start: int, end: int, result: executor_pb2.StepResult) -> None:
+        sequence = self.sequences[slot]
+        prompt, chain = sequence.token_ids[: sequence.num_prompt_tokens], digests(sequence.token_ids[:end])
+        if sequence.scores_prompt and start < min(end, len(prompt) - 1):
+            scores = [score(chain[at], prompt[at + 1]) for at in range(start, min(end, len(prompt) - 1))]
+            positions = [generate_pb2.TokenLogprobs(logprob=logprob) for logprob in scores]
+            result.prompt_logprobs.add(slot=slot, start=start + 1, positions=positions)
+        if sequence.pooling:
+            assert sequence.pooling == generate_pb2.POOLING_TYPE_LAST or len(sequence.pooled) == start
+            sequence.pooled += chain[start:end]
+            if end == len(prompt):
+                is_last = sequence.pooling == generate_pb2.POOLING_TYPE_LAST
+                values = sequence.pooled[-1] if is_last else b"".join(sequence.pooled)
+                result.embeddings.add(slot=slot, values=values)
 
     def _update_block_tables(self, plan: executor_pb2.StepPlan, slots: list[int]) -> None:
         (update,) = plan.block_tables

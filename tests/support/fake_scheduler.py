@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from array import array
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +20,14 @@ import grpc
 from quire import rpc
 from quire.columns import pack_u32, pack_u64, unpack_u32
 from quire.errors import QuireError, ServiceUnavailableError
-from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
+from quire.internal.v1 import executor_pb2, scheduler_pb2, scheduler_pb2_grpc
 from quire.v1 import generate_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 VOCAB_SIZE = 512
 MAX_MODEL_LEN = 256
+HIDDEN_SIZE = 8
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,25 @@ def pseudo_random(request: scheduler_pb2.SubmitRequest, index: int) -> list[int]
     return [source.randrange(60, 300) for _ in range(MAX_MODEL_LEN)]
 
 
+def pseudo_state(request: scheduler_pb2.SubmitRequest) -> bytes:
+    """An embedding that is not normalised, a function of prompt and pooling."""
+    source = random.Random(f"{request.prompt_token_ids.hex()} {request.pooling}")
+    return array("f", [source.gauss(0, 3) for _ in range(HIDDEN_SIZE)]).tobytes()
+
+
+def prompt_logprobs_of(request: scheduler_pb2.SubmitRequest) -> list[generate_pb2.TokenLogprobs]:
+    """What is told of a prompt, from its second token on: the token's logprob is its id / -100."""
+    top = request.sampling_params.prompt_logprobs
+    return [
+        generate_pb2.TokenLogprobs(
+            logprob=-token_id / 100,
+            top_token_ids=[rank + 60 for rank in range(top)],
+            top_logprobs=[-float(rank) for rank in range(top)],
+        )
+        for token_id in unpack_u32(request.prompt_token_ids)[1:]
+    ]
+
+
 class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     """Set its attributes to make it behave otherwise."""
 
@@ -86,7 +107,11 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     ) -> None:
         self.address = f"unix:{path}"
         self.description = scheduler_pb2.DescribeResponse(
-            model="fake", max_model_len=max_model_len, vocab_size=vocab_size, max_num_seqs=max_num_seqs
+            model="fake",
+            max_model_len=max_model_len,
+            vocab_size=vocab_size,
+            max_num_seqs=max_num_seqs,
+            executors=[executor_pb2.ExecutorDescription(hidden_size=HIDDEN_SIZE)],
         )
         self.requests: list[Submitted] = []
         self.reset()
@@ -186,9 +211,12 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             async with self._arrived:
                 self.requests.append(submitted)
                 self._arrived.notify_all()
-            submitted.tasks = [
-                asyncio.create_task(self._generate(submitted, state.index)) for state in request.sequences
-            ]
+            if request.pooling:
+                submitted.tasks = [asyncio.create_task(self._pool(request))]
+            else:
+                submitted.tasks = [
+                    asyncio.create_task(self._generate(submitted, state.index)) for state in request.sequences
+                ]
             await asyncio.sleep(self.submit_delay)
             return scheduler_pb2.SubmitResponse()
 
@@ -204,6 +232,16 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             self.aborts.append(request)
             self._arrived.notify_all()
         return scheduler_pb2.AbortResponse()
+
+    async def _pool(self, request: scheduler_pb2.SubmitRequest) -> None:
+        for entry in self.script(request, 0):
+            if isinstance(entry, Pause):
+                await entry.until.wait()
+        message = scheduler_pb2.StepOutputs(step=self._step)
+        message.started.add(request_key=request.request_key, cached_tokens=self.cached_tokens)
+        message.embeddings.add(request_key=request.request_key, values=pseudo_state(request))
+        if (stream := self._streams.get(request.gateway_id)) is not None:
+            stream.put_nowait(message)
 
     async def SetFlow(  # noqa: N802
         self, request: scheduler_pb2.SetFlowRequest, context: Context
@@ -273,6 +311,9 @@ class _Sequence:
         )
         if self._num_tokens == 0 and self._index == 0:
             message.started.add(request_key=request.request_key, cached_tokens=self._cached_tokens)
+            if request.sampling_params.HasField("prompt_logprobs"):
+                positions = prompt_logprobs_of(request)
+                message.prompt_logprobs.add(request_key=request.request_key, start=1, positions=positions)
         if request.sampling_params.HasField("logprobs"):
             top = request.sampling_params.logprobs
             for row, token_id in enumerate(token_ids):

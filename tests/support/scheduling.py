@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from support.fake_executor import FakeExecutor, FakeKvMemory, true_hypotheses, true_output
+from support.fake_executor import FakeExecutor, FakeKvMemory, true_hypotheses, true_output, true_prompt_logprobs
 
 from quire.internal.v1 import executor_pb2
 from quire.scheduler.beam_search import BeamSearch
@@ -29,6 +29,9 @@ class Submitted:
     stop: frozenset[int]
     outputs: dict[int, list[int]] = field(default_factory=dict)
     finished: set[int] = field(default_factory=set)
+    # As a gateway takes them: what it has, it drops.
+    prompt_logprobs: list[float] = field(default_factory=list)
+    embedding: bytes | None = None
 
     def truth(self, index: int) -> list[int]:
         params = self.request.params
@@ -38,6 +41,11 @@ class Submitted:
             )
             return list(true_hypotheses(self.prompt, search)[index].token_ids)
         return true_output(self.prompt, index, self.max_tokens, self.stop)
+
+    def check_prompt_logprobs(self) -> None:
+        """Those of the whole prompt come before the first token."""
+        wanted = self.request.params.HasField("prompt_logprobs")
+        assert self.prompt_logprobs == (true_prompt_logprobs(self.prompt) if wanted else [])
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -73,6 +81,8 @@ class Bench:
         self.lanes = [_Lane(FakeExecutor(memory)) for _ in range(num_lanes)]
         self.submitted: dict[RequestKey, Submitted] = {}
         self.plans: list[StepPlan] = []
+        # The plans as executors got them.
+        self.messages: list[executor_pb2.StepPlan] = []
 
     def submit(
         self,
@@ -83,11 +93,14 @@ class Bench:
         stop: tuple[int, ...] = (),
         extra_key: bytes = b"",
         priority: int = 0,
+        pooling: generate_pb2.PoolingType.ValueType = generate_pb2.POOLING_TYPE_UNSPECIFIED,
         **params: Any,
     ) -> Submitted:
         message = generate_pb2.SamplingParams(n=n, max_tokens=max_tokens, stop_token_ids=stop, **params)
         key = RequestKey("gateway", len(self.submitted))
-        request = Request(key, f"request-{key.number}", 0, message, frozenset(), extra_key, priority=priority)
+        request = Request(
+            key, f"request-{key.number}", 0, message, frozenset(), extra_key, priority=priority, pooling=pooling
+        )
         entry = Submitted(request, prompt, max_tokens, frozenset(stop), {i: [] for i in range(n)})
         self.scheduler.add_request(request, prompt, {i: [] for i in range(n)})
         self.submitted[key] = entry
@@ -111,15 +124,24 @@ class Bench:
         """Has the executor compute the oldest plan it was sent."""
         plan = self.lanes[lane].sent.popleft()
         message = executor_pb2.StepPlan.FromString(plan.to_proto(EPOCH).SerializeToString())
+        self.messages.append(message)
         self.lanes[lane].computed.append((plan, self.lanes[lane].executor.execute(message)))
 
     def deliver(self, lane: int = 0) -> None:
         """Takes in the oldest result."""
         plan, result = self.lanes[lane].computed.popleft()
         events = self.scheduler.update_from_output(plan, result)
+        for request, scored in events.prompt_logprobs:
+            known = self.submitted[request.key].prompt_logprobs
+            assert scored.start <= len(known) + 1, "positions of a prompt arrive in order"
+            known += [position.logprob for position in scored.positions[len(known) + 1 - scored.start :]]
+        for request, values in events.embeddings:
+            assert self.submitted[request.key].embedding is None, "an embedding comes once"
+            self.submitted[request.key].embedding = values
         for sequence, position, token_id in zip(events.sequences, events.positions, events.token_ids, strict=True):
             output = self.submitted[sequence.request.key].outputs[sequence.index]
             assert position == len(output), "tokens arrive in order"
+            self.submitted[sequence.request.key].check_prompt_logprobs()
             output.append(token_id)
         for sequence in events.finished:
             self.submitted[sequence.request.key].finished.add(sequence.index)

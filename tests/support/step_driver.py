@@ -46,6 +46,7 @@ class Planned:
     params: generate_pb2.SamplingParams
     sequence_index: int = 0
     eos_token_ids: tuple[int, ...] = ()
+    pooling: generate_pb2.PoolingType.ValueType = generate_pb2.POOLING_TYPE_UNSPECIFIED
     constraints: executor_pb2.Constraints | None = None
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
@@ -66,6 +67,7 @@ class Planned:
             output_token_ids=pack_u32(self.output),
             sampling_params=self.params,
             eos_token_ids=pack_u32(self.eos_token_ids),
+            pooling=self.pooling,
             constraints=self.constraints,
         )
 
@@ -126,7 +128,7 @@ class StepPlanner:
             appended.append(len(planned.blocks) - planned.sent_blocks)
             block_ids += planned.blocks[planned.sent_blocks :]
             planned.sent_blocks = len(planned.blocks)
-            samples.append(end == planned.num_tokens)
+            samples.append(end == planned.num_tokens and not planned.pooling)
         plan = executor_pb2.StepPlan(
             epoch=self.epoch,
             step=self.step,

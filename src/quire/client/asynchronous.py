@@ -1,0 +1,153 @@
+"""The client for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from types import TracebackType
+from typing import TypeVar, Unpack
+
+import grpc
+
+from quire.client.requests import ChatOptions, Prompt, RequestOptions, generate_request, tokenize_request
+from quire.client.responses import empty_output
+from quire.client.resume import Progress, Resume
+from quire.client.retry import Attempts, RetryPolicy, check_timeout
+from quire.errors import QuireError, RequestAbortedError, ServiceUnavailableError
+from quire.outputs import CompletionDelta, GenerationDelta, RequestOutput
+from quire.prompts import check_token_ids
+from quire.rpc import errors_from_status, open_channel
+from quire.sampling_params import SamplingParams
+from quire.v1 import generate_pb2, generate_pb2_grpc
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """For asyncio. Close it, or use `async with`; it belongs to the event loop of its first call. See Client."""
+
+    def __init__(
+        self, address: str = "127.0.0.1:50051", *, timeout: float = 600.0, retry: RetryPolicy | None = None
+    ) -> None:
+        """`timeout`, in seconds, is the deadline of every call, its retries included."""
+        self._address = address
+        self._timeout = check_timeout(timeout)
+        self._retry = retry or RetryPolicy()
+        # Opened by the first call: a channel belongs to the loop that runs when it is made.
+        self._channel: grpc.aio.Channel | None = None
+        self._is_closed = False
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connection and all calls on it."""
+        self._is_closed = True
+        if self._channel is not None:
+            await self._channel.close()
+
+    def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[RequestOptions]
+    ) -> AsyncGenerator[CompletionDelta, None]:
+        """See Client.generate."""
+        request, attempts = generate_request(prompt, params, options), self._attempts(options.get("timeout"))
+
+        async def parts() -> AsyncGenerator[CompletionDelta, None]:
+            async with contextlib.aclosing(self._deltas(request, attempts)) as deltas:
+                async for delta in deltas:
+                    for part in delta.deltas:
+                        yield part
+
+        return parts()
+
+    async def complete(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[RequestOptions]
+    ) -> RequestOutput:
+        """See Client.complete."""
+        request, attempts = generate_request(prompt, params, options), self._attempts(options.get("timeout"))
+        output = empty_output(request)
+        async for delta in self._deltas(request, attempts):
+            output.add(delta)
+        return output
+
+    async def models(self, *, timeout: float | None = None) -> list[generate_pb2.Model]:
+        """See Client.models."""
+        request = generate_pb2.ListModelsRequest()
+        answer = await self._call(lambda stub, seconds: stub.ListModels(request, timeout=seconds), timeout)
+        return list(answer.models)
+
+    async def tokenize(
+        self,
+        prompt: Prompt,
+        *,
+        add_special_tokens: bool = True,
+        timeout: float | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> list[int]:
+        """See Client.tokenize."""
+        request = tokenize_request(prompt, add_special_tokens, options)
+        answer = await self._call(lambda stub, seconds: stub.Tokenize(request, timeout=seconds), timeout)
+        return list(answer.token_ids)
+
+    async def detokenize(self, token_ids: Iterable[int], *, timeout: float | None = None) -> str:
+        """See Client.detokenize."""
+        request = generate_pb2.DetokenizeRequest(token_ids=check_token_ids(token_ids, "token_ids"))
+        answer = await self._call(lambda stub, seconds: stub.Detokenize(request, timeout=seconds), timeout)
+        return answer.text
+
+    async def _deltas(
+        self, request: generate_pb2.GenerateRequest, attempts: Attempts
+    ) -> AsyncGenerator[GenerationDelta, None]:
+        progress = Progress()
+        while True:
+            resume = Resume(progress)
+            with self._errors():
+                call = self._stub().Generate(request, timeout=attempts.timeout)
+            try:
+                with self._errors():
+                    async for response in call:
+                        yield resume.new_delta(response)
+                return
+            except ServiceUnavailableError as error:
+                await asyncio.sleep(attempts.delay_after(error))
+            finally:
+                call.cancel()
+
+    async def _call(
+        self, call: Callable[[generate_pb2_grpc.GenerateServiceAsyncStub, float], Awaitable[T]], timeout: float | None
+    ) -> T:
+        attempts = self._attempts(timeout)
+        while True:
+            try:
+                with self._errors():
+                    return await call(self._stub(), attempts.timeout)
+            except ServiceUnavailableError as error:
+                await asyncio.sleep(attempts.delay_after(error))
+
+    def _stub(self) -> generate_pb2_grpc.GenerateServiceAsyncStub:
+        if self._channel is None:
+            self._channel = open_channel(self._address)
+        return generate_pb2_grpc.GenerateServiceStub(self._channel)
+
+    def _attempts(self, timeout: float | None) -> Attempts:
+        return Attempts(self._retry, self._timeout if timeout is None else check_timeout(timeout))
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Raises what a failed call stands for; a cancellation of the caller's own goes on."""
+        if self._is_closed:
+            raise QuireError("the client is closed")
+        try:
+            with errors_from_status("the server"):
+                yield
+        except (asyncio.CancelledError, QuireError, grpc.aio.UsageError) as error:
+            task = asyncio.current_task()
+            if not self._is_closed or (task is not None and task.cancelling()):
+                raise
+            raise RequestAbortedError("the client was closed") from error

@@ -1,0 +1,146 @@
+"""The client for plain code."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from types import TracebackType
+from typing import TypeVar, Unpack
+
+from quire.client.requests import ChatOptions, Prompt, RequestOptions, generate_request, tokenize_request
+from quire.client.responses import empty_output
+from quire.client.resume import Progress, Resume
+from quire.client.retry import Attempts, RetryPolicy, check_timeout
+from quire.errors import QuireError, RequestAbortedError, ServiceUnavailableError
+from quire.outputs import CompletionDelta, GenerationDelta, RequestOutput
+from quire.prompts import check_token_ids
+from quire.rpc import errors_from_status, open_sync_channel
+from quire.sampling_params import SamplingParams
+from quire.v1 import generate_pb2, generate_pb2_grpc
+
+T = TypeVar("T")
+
+
+class Client:
+    """For plain code. Close it, or use `with`; it may be shared between threads.
+
+    Every method takes its own `timeout`, in seconds, and raises the exceptions of quire.errors alone:
+    InvalidRequestError for what is wrong with its arguments (with `field`), ContextLengthError,
+    ServiceUnavailableError, DeadlineError, RequestAbortedError where the client is closed meanwhile, …
+    """
+
+    def __init__(
+        self, address: str = "127.0.0.1:50051", *, timeout: float = 600.0, retry: RetryPolicy | None = None
+    ) -> None:
+        """`timeout`, in seconds, is the deadline of every call, its retries included."""
+        self._timeout = check_timeout(timeout)
+        self._retry = retry or RetryPolicy()
+        self._channel = open_sync_channel(address)
+        self._stub = generate_pb2_grpc.GenerateServiceStub(self._channel)
+        self._is_closed = False
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection and all calls on it."""
+        self._is_closed = True
+        self._channel.close()
+
+    def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[RequestOptions]
+    ) -> Generator[CompletionDelta, None, None]:
+        """Yields what is new in the continuations as it comes; closing the iterator early cancels the request."""
+        request, attempts = generate_request(prompt, params, options), self._attempts(options.get("timeout"))
+
+        def parts() -> Generator[CompletionDelta, None, None]:
+            with contextlib.closing(self._deltas(request, attempts)) as deltas:
+                for delta in deltas:
+                    yield from delta.deltas
+
+        return parts()
+
+    def complete(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[RequestOptions]
+    ) -> RequestOutput:
+        """The whole output."""
+        request, attempts = generate_request(prompt, params, options), self._attempts(options.get("timeout"))
+        output = empty_output(request)
+        for delta in self._deltas(request, attempts):
+            output.add(delta)
+        return output
+
+    def models(self, *, timeout: float | None = None) -> list[generate_pb2.Model]:
+        """The models that the server serves."""
+        request = generate_pb2.ListModelsRequest()
+        return list(self._call(lambda seconds: self._stub.ListModels(request, timeout=seconds), timeout).models)
+
+    def tokenize(
+        self,
+        prompt: Prompt,
+        *,
+        add_special_tokens: bool = True,
+        timeout: float | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> list[int]:
+        """The token ids of a text, or of the prompt that a chat makes."""
+        request = tokenize_request(prompt, add_special_tokens, options)
+        return list(self._call(lambda seconds: self._stub.Tokenize(request, timeout=seconds), timeout).token_ids)
+
+    def detokenize(self, token_ids: Iterable[int], *, timeout: float | None = None) -> str:
+        """The text of token ids, special tokens included."""
+        request = generate_pb2.DetokenizeRequest(token_ids=check_token_ids(token_ids, "token_ids"))
+        return self._call(lambda seconds: self._stub.Detokenize(request, timeout=seconds), timeout).text
+
+    def _deltas(
+        self, request: generate_pb2.GenerateRequest, attempts: Attempts
+    ) -> Generator[GenerationDelta, None, None]:
+        progress = Progress()
+        while True:
+            resume = Resume(progress)
+            with self._errors():
+                call = self._stub.Generate(request, timeout=attempts.timeout)
+            try:
+                with self._errors():
+                    for response in call:
+                        yield resume.new_delta(response)
+                return
+            except ServiceUnavailableError as error:
+                time.sleep(attempts.delay_after(error))
+            finally:
+                call.cancel()
+
+    def _call(self, call: Callable[[float], T], timeout: float | None) -> T:
+        attempts = self._attempts(timeout)
+        while True:
+            try:
+                with self._errors():
+                    return call(attempts.timeout)
+            except ServiceUnavailableError as error:
+                time.sleep(attempts.delay_after(error))
+
+    def _attempts(self, timeout: float | None) -> Attempts:
+        return Attempts(self._retry, self._timeout if timeout is None else check_timeout(timeout))
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Raises what a failed call stands for."""
+        if self._is_closed:
+            raise QuireError("the client is closed")
+        try:
+            with errors_from_status("the server"):
+                yield
+        except QuireError as error:
+            if self._is_closed:
+                raise RequestAbortedError("the client was closed") from error
+            raise
+        except ValueError as error:  # grpc's word for a channel that is closed meanwhile
+            if self._is_closed:
+                raise RequestAbortedError("the client was closed") from error
+            raise
