@@ -145,7 +145,7 @@ def catches_interrupts(pid: int) -> bool:
     return bool(caught >> (signal.SIGINT - 1) & 1)
 
 
-def test_an_interrupt_while_it_starts_prints_no_traceback() -> None:
+async def test_an_interrupt_while_it_starts_prints_no_traceback() -> None:
     command = [sys.executable, "-P", "-m", "quire", "chat", "--help"]
     deadline = time.monotonic() + 60
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -153,7 +153,7 @@ def test_an_interrupt_while_it_starts_prints_no_traceback() -> None:
         for expected in (True, False):
             while catches_interrupts(process.pid) is not expected:
                 assert time.monotonic() < deadline
-                time.sleep(0.001)
+                await asyncio.sleep(0.001)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
