@@ -148,7 +148,7 @@ def catches_interrupts(pid: int) -> bool:
 async def test_an_interrupt_while_it_starts_prints_no_traceback() -> None:
     command = [sys.executable, "-P", "-m", "quire", "chat", "--help"]
     deadline = time.monotonic() + 60
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:  # noqa: ASYNC220
         # Python's own handler, and then ours, until the imports are done.
         for expected in (True, False):
             while catches_interrupts(process.pid) is not expected:
