@@ -119,7 +119,8 @@ def main() -> int:
     count = parser.parse_args().prompts
     result: dict[str, float] = {}
     with LLM(block_size=BLOCK_SIZE, kv_cache_memory="64MiB", enable_prefix_caching=False) as llm:
-        print(f"{'blocks saved by sharing':36}" + "".join(f"{f'{width} beams':>10}" for width in WIDTHS) + "   published")
+        widths = "".join(f"{f'{width} beams':>10}" for width in WIDTHS)
+        print(f"{'blocks saved by sharing':36}{widths}   published")
         for workload in WORKLOADS:
             prompts = write_prompts(llm, count, workload.prompt)
             saved = [measure(llm, workload, prompts, width) for width in WIDTHS]

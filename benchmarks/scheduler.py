@@ -41,7 +41,8 @@ from quire.internal.v1 import executor_pb2
 from quire.scheduler.block_pool import BlockPool
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.outputs import OutputRouter
-from quire.scheduler.scheduler import Scheduler, SchedulerLimits
+from quire.scheduler.request_checks import SchedulerLimits
+from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import Request, RequestKey
 from quire.scheduler.step_plan import StepPlan
 from quire.v1 import generate_pb2

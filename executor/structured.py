@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from quire.errors import QuireError
 from quire.executor.sequence import SequenceTable
+from quire.executor.token_masks import restrict
 from quire.grammars import compile_grammar, load_grammar_tokenizer, reason_of
 from quire.internal.v1 import executor_pb2
 from quire.kernels import SamplingBatch
@@ -61,9 +62,9 @@ class StepMasks:
     failures: dict[int, str] = field(default_factory=dict)
 
     def apply(self, sampling: SamplingBatch) -> SamplingBatch:
-        """The batch, with these masks."""
-        sampling.rows["mask_row"] = self.mask_rows
-        return replace(sampling, allowed_masks=self.allowed)
+        """The batch, with these masks beside those that its rows have for other reasons."""
+        constrained = np.flatnonzero(self.mask_rows >= 0)
+        return restrict(sampling, {int(row): self.allowed[self.mask_rows[row]] for row in constrained})
 
 
 class GrammarTable:

@@ -14,30 +14,19 @@ import heapq
 import itertools
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from quire.columns import unpack_u32
-from quire.errors import ContextLengthError, DuplicateRequestError, InvalidRequestError, QuireError
+from quire.errors import DuplicateRequestError, QuireError
 from quire.internal.v1 import executor_pb2
 from quire.scheduler.beam_group import BeamGroup
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.outputs import StepEvents
 from quire.scheduler.readouts import embeddings, new_prompt_logprobs
+from quire.scheduler.request_checks import SchedulerLimits, check_request
 from quire.scheduler.request_queue import RequestQueue
 from quire.scheduler.sequence import Request, RequestKey, Sequence, SequenceStatus, arrival_order
 from quire.scheduler.step_plan import SlotChanges, StepPlan
 from quire.v1 import generate_pb2
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerLimits:
-    """What a step may hold."""
-
-    max_model_len: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    # Whether requests may have a priority; if not, all have the same.
-    with_priorities: bool = False
 
 
 class Scheduler:
@@ -138,7 +127,9 @@ class Scheduler:
         if request.params.use_beam_search:
             # A search that comes again begins again: nothing of it was emitted.
             outputs = {index: [] for index in range(max(request.params.best_of, request.params.n))}
-        self._check(request, prompt_ids, outputs)
+        if request.key in self.requests:
+            raise DuplicateRequestError(f"request {request.key.number} is already running", field="request_key")
+        check_request(request, len(prompt_ids), outputs, self.limits, self.kv_cache)
         for index, output in sorted(outputs.items()):
             order = arrival_order(request.priority, self._num_arrivals)
             sequence = Sequence(request, index, prompt_ids, output, self.limits.max_model_len, order)
@@ -426,56 +417,6 @@ class Scheduler:
         sequence.slot = None
         self.kv_cache.hash_full_blocks(sequence)
         self.kv_cache.release(sequence)
-
-    def _check(self, request: Request, prompt: array[int], outputs: dict[int, list[int]]) -> None:
-        if request.key in self.requests:
-            raise DuplicateRequestError(f"request {request.key.number} is already running", field="request_key")
-        if not prompt:
-            raise InvalidRequestError("the prompt is empty", field="prompt_token_ids")
-        if not outputs:
-            raise InvalidRequestError("the request has no sequences", field="sequences")
-        if request.priority and not self.limits.with_priorities:
-            message = "priority is not 0, and the server does not schedule by priority (--scheduling-policy priority)"
-            raise InvalidRequestError(message, field="priority")
-        longest = min(self.limits.max_model_len, self.kv_cache.max_num_tokens)
-        if request.is_pooling:
-            _check_pooling(request, prompt, outputs, longest)
-            return
-        if request.params.max_tokens < 1:
-            raise InvalidRequestError("max_tokens must be at least 1", field="max_tokens")
-        if len(prompt) >= longest:
-            raise ContextLengthError(
-                f"the prompt has {len(prompt)} tokens; with at least one token of output, {longest} fit",
-                field="prompt_token_ids",
-            )
-        for index, output in outputs.items():
-            if len(output) >= request.params.max_tokens or len(prompt) + len(output) >= longest:
-                raise InvalidRequestError(f"sequence {index} is already finished", field="sequences")
-        if request.params.use_beam_search:
-            self._check_beams(request, len(prompt), len(outputs))
-
-    def _check_beams(self, request: Request, num_prompt_tokens: int, width: int) -> None:
-        """A search must be able to run when it has slots and pool to itself, however its beams part."""
-        if width > self.limits.max_num_seqs:
-            message = f"best_of must be at most {self.limits.max_num_seqs} (max_num_seqs) for beam search, not {width}"
-            raise InvalidRequestError(message, field="best_of")
-        block_size, num_blocks = self.kv_cache.block_size, self.kv_cache.pool.num_blocks
-        # The last token a beam can have is chosen but never computed.
-        num_tokens = min(num_prompt_tokens + request.params.max_tokens, self.limits.max_model_len) - 1
-        num_shared = num_prompt_tokens // block_size
-        most = num_shared + width * (-(-num_tokens // block_size) - num_shared)
-        if most > num_blocks:
-            message = f"{width} beams of {request.params.max_tokens} tokens may need {most} KV blocks of {num_blocks}"
-            raise InvalidRequestError(f"{message}; ask for a smaller max_tokens or best_of", field="max_tokens")
-
-
-def _check_pooling(request: Request, prompt: array[int], outputs: dict[int, list[int]], longest: int) -> None:
-    if request.pooling not in (generate_pb2.POOLING_TYPE_LAST, generate_pb2.POOLING_TYPE_MEAN):
-        raise InvalidRequestError(f"pooling has no value {request.pooling}", field="pooling")
-    if outputs != {0: []}:
-        raise InvalidRequestError("a pooling request has one sequence, without output", field="sequences")
-    if len(prompt) > longest:
-        raise ContextLengthError(f"the prompt has {len(prompt)} tokens; {longest} fit", field="prompt_token_ids")
 
 
 def _arrival(sequence: Sequence) -> int:

@@ -21,7 +21,8 @@ from quire.scheduler.kv_budget import plan_pool
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.outputs import OutputRouter
 from quire.scheduler.pool_growth import grow, num_first_blocks
-from quire.scheduler.scheduler import Scheduler, SchedulerLimits
+from quire.scheduler.request_checks import SchedulerLimits
+from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.service import SchedulerService
 from quire.scheduler.step_loop import StepLoop, Work
 

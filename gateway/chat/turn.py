@@ -38,6 +38,7 @@ class TurnParser:
                 logprobs=() if number and part.logprobs is not None else part.logprobs,
                 finish_reason=self._finish_reason(part) if number == last else None,
                 stop_reason=part.stop_reason if number == last else None,
+                cumulative_logprob=part.cumulative_logprob if number == last else None,
             )
             for number, entry in enumerate(said)
         ]

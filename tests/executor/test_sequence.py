@@ -105,5 +105,5 @@ def test_chosen_tokens_replace_the_last_ones() -> None:
 def test_chosen_tokens_that_do_not_fit(slots: list[int], token_ids: list[int]) -> None:
     table = SequenceTable(vocab_size=10)
     introduce(table, 3, 5)
-    with pytest.raises(QuireError, match="chosen tokens|holds no sequence"):
+    with pytest.raises(QuireError, match=r"chosen tokens|holds no sequence"):
         table.apply(executor_pb2.StepPlan(chosen_slots=pack_u32(slots), chosen_token_ids=pack_u32(token_ids)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from support.sampling import make_batch
 
+from quire.executor.structured import StepMasks
 from quire.executor.token_masks import mask_of, restrict
 from quire.kernels import SamplingBatch
 
@@ -39,3 +40,12 @@ def test_masks_of_different_widths():
 def test_without_masks_nothing_changes():
     batch = make_batch([{}], 32)
     assert restrict(batch, {}) is batch
+
+
+def test_a_grammar_leaves_the_allowed_tokens_of_other_rows_alone():
+    batch = make_batch([{}, {"allowed": [5]}, {}], 64)
+    grammar = StepMasks(np.stack([mask_of([7, 8], 64)]), np.array([-1, -1, 0], np.int32))
+    result = grammar.apply(batch)
+    assert result.rows["mask_row"][0] == -1
+    assert _allowed(result, 1) == {5}
+    assert _allowed(result, 2) == {7, 8}

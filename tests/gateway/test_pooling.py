@@ -7,7 +7,6 @@ import json
 import math
 from array import array
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,14 +141,15 @@ async def test_what_the_scheduler_says_is_raised(engine: Engine, scheduler: Fake
         await engine.embed(["a", "b"], PoolingParams(), ABOUT)
 
 
-async def test_inputs_count_as_requests(
-    engine: Engine, scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine, "limits", replace(engine.limits, max_concurrent_requests=2))
-    assert len(await engine.embed(["a", "b"], PoolingParams(), ABOUT)) == 2
+async def test_inputs_count_as_requests(module_scheduler: FakeScheduler, model_folder: Path) -> None:
+    module_scheduler.reset()
+    module_scheduler.script = lambda request, index: [Pause(asyncio.Event())]
+    address, model = module_scheduler.address, str(model_folder)
+    engine = await Engine.start(scheduler=address, model=model, max_concurrent_requests=2)
     with pytest.raises(OverloadedError):
         await engine.embed(["a", "b", "c"], PoolingParams(), ABOUT)
-    assert len(scheduler.requests) == 2
+    assert len(await module_scheduler.wait_aborts(2)) == 2, "those that were taken are given up"
+    await engine.close()
 
 
 async def test_states_that_are_no_numbers_are_an_error() -> None:

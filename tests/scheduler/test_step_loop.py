@@ -11,7 +11,8 @@ from quire.columns import unpack_u32
 from quire.errors import QuireError, ServiceUnavailableError
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.outputs import OutputRouter
-from quire.scheduler.scheduler import Scheduler, SchedulerLimits
+from quire.scheduler.request_checks import SchedulerLimits
+from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import Request, RequestKey
 from quire.scheduler.step_loop import StepLoop, Work
 from quire.v1 import generate_pb2

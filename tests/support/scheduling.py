@@ -11,7 +11,8 @@ from support.fake_executor import FakeExecutor, FakeKvMemory, true_hypotheses, t
 from quire.internal.v1 import executor_pb2
 from quire.scheduler.beam_search import BeamSearch
 from quire.scheduler.kv_cache import KvCache
-from quire.scheduler.scheduler import Scheduler, SchedulerLimits
+from quire.scheduler.request_checks import SchedulerLimits
+from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import Request, RequestKey, Sequence
 from quire.scheduler.step_plan import StepPlan
 from quire.v1 import generate_pb2

@@ -10,9 +10,8 @@ lost the run begins the same one again. What has been yielded before a retry is 
 """
 
 from quire.client.asynchronous import AsyncClient
-from quire.client.embeddings import EmbedInput
 from quire.client.plain import Client
 from quire.client.requests import Prompt, RequestOptions
 from quire.client.retry import RetryPolicy
 
-__all__ = ["AsyncClient", "Client", "EmbedInput", "Prompt", "RequestOptions", "RetryPolicy"]
+__all__ = ["AsyncClient", "Client", "Prompt", "RequestOptions", "RetryPolicy"]

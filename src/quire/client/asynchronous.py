@@ -10,8 +10,7 @@ from typing import TypeVar, Unpack
 
 import grpc
 
-from quire.client.embeddings import EmbedInput, embed_request, vectors
-from quire.client.requests import ChatOptions, Prompt, RequestOptions, generate_request, tokenize_request
+from quire.client.requests import ChatOptions, Prompt, RequestOptions, embed_request, generate_request, tokenize_request
 from quire.client.responses import empty_output
 from quire.client.resume import Progress, Resume
 from quire.client.retry import Attempts, RetryPolicy, check_timeout
@@ -78,6 +77,19 @@ class AsyncClient:
             output.add(delta)
         return output
 
+    async def embed(
+        self,
+        inputs: str | Iterable[str | Iterable[int]],
+        params: PoolingParams | None = None,
+        *,
+        model: str = "",
+        timeout: float | None = None,
+    ) -> list[list[float]]:
+        """See Client.embed."""
+        request = embed_request(inputs, params, model)
+        answer = await self._call(lambda stub, seconds: stub.Embed(request, timeout=seconds), timeout)
+        return [list(embedding.values) for embedding in answer.embeddings]
+
     async def models(self, *, timeout: float | None = None) -> list[generate_pb2.Model]:
         """See Client.models."""
         request = generate_pb2.ListModelsRequest()
@@ -102,18 +114,6 @@ class AsyncClient:
         request = generate_pb2.DetokenizeRequest(token_ids=check_token_ids(token_ids, "token_ids"))
         answer = await self._call(lambda stub, seconds: stub.Detokenize(request, timeout=seconds), timeout)
         return answer.text
-
-    async def embed(
-        self,
-        inputs: Iterable[EmbedInput],
-        params: PoolingParams | None = None,
-        *,
-        model: str = "",
-        timeout: float | None = None,
-    ) -> list[list[float]]:
-        """See Client.embed."""
-        request = embed_request(inputs, params, model)
-        return vectors(await self._call(lambda stub, seconds: stub.Embed(request, timeout=seconds), timeout))
 
     async def _deltas(
         self, request: generate_pb2.GenerateRequest, attempts: Attempts

@@ -8,8 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from types import TracebackType
 from typing import TypeVar, Unpack
 
-from quire.client.embeddings import EmbedInput, embed_request, vectors
-from quire.client.requests import ChatOptions, Prompt, RequestOptions, generate_request, tokenize_request
+from quire.client.requests import ChatOptions, Prompt, RequestOptions, embed_request, generate_request, tokenize_request
 from quire.client.responses import empty_output
 from quire.client.resume import Progress, Resume
 from quire.client.retry import Attempts, RetryPolicy, check_timeout
@@ -78,6 +77,19 @@ class Client:
             output.add(delta)
         return output
 
+    def embed(
+        self,
+        inputs: str | Iterable[str | Iterable[int]],
+        params: PoolingParams | None = None,
+        *,
+        model: str = "",
+        timeout: float | None = None,
+    ) -> list[list[float]]:
+        """The embeddings of one text, or of several texts or lists of token ids, in their order."""
+        request = embed_request(inputs, params, model)
+        answer = self._call(lambda seconds: self._stub.Embed(request, timeout=seconds), timeout)
+        return [list(embedding.values) for embedding in answer.embeddings]
+
     def models(self, *, timeout: float | None = None) -> list[generate_pb2.Model]:
         """The models that the server serves."""
         request = generate_pb2.ListModelsRequest()
@@ -99,18 +111,6 @@ class Client:
         """The text of token ids, special tokens included."""
         request = generate_pb2.DetokenizeRequest(token_ids=check_token_ids(token_ids, "token_ids"))
         return self._call(lambda seconds: self._stub.Detokenize(request, timeout=seconds), timeout).text
-
-    def embed(
-        self,
-        inputs: Iterable[EmbedInput],
-        params: PoolingParams | None = None,
-        *,
-        model: str = "",
-        timeout: float | None = None,
-    ) -> list[list[float]]:
-        """Vectors of length 1, in the order of the texts (or token ids); all are computed at once."""
-        request = embed_request(inputs, params, model)
-        return vectors(self._call(lambda seconds: self._stub.Embed(request, timeout=seconds), timeout))
 
     def _deltas(
         self, request: generate_pb2.GenerateRequest, attempts: Attempts
