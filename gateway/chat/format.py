@@ -104,6 +104,9 @@ class ChatFormat:
         if answer.json is None and not answer.json_object:
             message = "tools can be combined with structured output in JSON only"
             raise InvalidRequestError(message, field="structured_outputs")
+        if tools.syntax.trigger is None:
+            message = "this model's calls cannot be told from an answer in JSON; send tools or a format, not both"
+            raise InvalidRequestError(message, field="tools")
         return grammar.or_answer(prompt, answer), True
 
     def _markers(self, tools: ToolFormat | None, reasoning: ReasoningFormat | None) -> dict[str, int]:

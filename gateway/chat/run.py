@@ -78,11 +78,11 @@ class ChatRun:
                 self.prompt_logprobs[0] = delta.prompt_logprobs
             if delta.usage is not None:
                 self.usages.append(delta.usage)
-            batch = [(part.index, self._parsers[part.index].advance(part)) for part in delta.deltas]
+            batch = [(part.index, new) for part in delta.deltas for new in self._parsers[part.index].advance(part)]
             if unopened:
-                opened = [index for index, _ in batch if index in unopened]
+                opened = {index for index, _ in batch} & unopened
                 unopened.difference_update(opened)
-                yield [*((index, ChatDelta(index, logprobs=no_logprobs)) for index in opened), *batch]
+                yield [*((index, ChatDelta(index, logprobs=no_logprobs)) for index in sorted(opened)), *batch]
             else:
                 yield batch
 

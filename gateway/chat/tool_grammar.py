@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from quire.gateway.chat.prompt import ChatPrompt, Tool
@@ -37,31 +38,46 @@ class ToolGrammar:
         choice = prompt.tool_choice
         tools = [tool for tool in callable_tools(prompt) if choice.mode != "named" or tool.name == choice.name]
         several = prompt.parallel_tool_calls and choice.mode != "named"
-        return "start: calls\n" + self._calls(tools, several=several, loose=False)
+        return "start: calls\n" + self._rules(self._syntax, tools, several=several, loose=False)
 
     def optional(self, prompt: ChatPrompt) -> str:
         """Any text, in which calls are well-formed, and the arguments of strict functions follow their schemas."""
-        calls = self._calls(callable_tools(prompt), several=prompt.parallel_tool_calls, loose=True)
-        trigger = self._syntax.trigger
+        syntax, tools, several = self._syntax, callable_tools(prompt), prompt.parallel_tool_calls
+        trigger = syntax.trigger
         if trigger is None:
             # A call is the whole turn; a text that begins like one would be taken for one.
+            calls = self._rules(syntax, tools, several=several, loose=True)
             return "start: calls | FREE?\nFREE: /[^{\\s](?s:.*)/\n" + calls
-        # Spelled out in several tokens, it would be taken for a call too.
-        text = f"/(?s:.*)/ & ~/(?s:.*){re.escape(trigger)}(?s:.*)/"
-        free = " | ".join(["FREE", *(f"<[{token_id}]>" for token_id in self._free_markers)])
-        more = "(calls free)*" if prompt.parallel_tool_calls else "calls?"
-        return f"start: free {more}\nfree: ({free})*\nFREE: {text}\n" + calls
+        # A lexeme is as long as it can be, so text up to a marker in letters has to be a lazy one with it. Where the
+        # marker is a token, it may still be spelled out in several, and would then be taken for a call too.
+        pattern = re.escape(trigger)
+        is_token = trigger in self._markers
+        lead = f"lead: FREE? {self._text(trigger)}" if is_token else f"lead[lazy]: /(?s:.*){pattern}/"
+        free = f"FREE: /(?s:.*)/ & ~/(?s:.*){pattern}(?s:.*)/"
+        markers = " | ".join(f"<[{token_id}]>" for token_id in self._free_markers)
+        marked = f"FREE? ({markers})" if markers else ""
+        if several:
+            start = f"(lead calls{' | ' + marked if marked else ''})* FREE?"
+        else:
+            start = f"{'(' + marked + ')* ' if marked else ''}(lead calls | FREE?)"
+        headless = replace(
+            syntax,
+            before_all=syntax.before_all.removeprefix(trigger),
+            before_name=syntax.before_name.removeprefix(trigger),
+            # Each other call has a lead of its own.
+            takes_several=syntax.before_all != "",
+        )
+        return f"start: {start}\n{lead}\n{free}\n" + self._rules(headless, tools, several=several, loose=True)
 
     def or_answer(self, prompt: ChatPrompt, answer: StructuredOutputs) -> str:
-        """Calls, or JSON that answers (`json` or `json_object`)."""
+        """Calls, or JSON that answers (`json` or `json_object`). For calls with a trigger: others are JSON too."""
         text = answer.json_text
         schema = _ANY_OBJECT if text is None else json.loads(text)
-        calls = self._calls(callable_tools(prompt), several=prompt.parallel_tool_calls, loose=True)
+        calls = self._rules(self._syntax, callable_tools(prompt), several=prompt.parallel_tool_calls, loose=True)
         return f"start: calls | answer\nanswer: {_json(schema)}\n" + calls
 
-    def _calls(self, tools: Sequence[Tool], *, several: bool, loose: bool) -> str:
+    def _rules(self, syntax: CallSyntax, tools: Sequence[Tool], *, several: bool, loose: bool) -> str:
         """The rules of `calls`. If `loose`, only strict functions' arguments are bound to their schemas."""
-        syntax = self._syntax
         between = [self._text(syntax.between_calls)] if syntax.between_calls else []
         more = ["(", *between, "call", ")*"] if several and syntax.takes_several else []
         calls = [self._text(syntax.before_all), "call", *more, self._text(syntax.after_all)]

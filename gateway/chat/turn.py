@@ -17,23 +17,31 @@ class TurnParser:
         self._tools = tools
         self._has_called = False
 
-    def advance(self, part: CompletionDelta) -> ChatDelta:
-        """What a part of the generation adds to the turn."""
+    def advance(self, part: CompletionDelta) -> list[ChatDelta]:
+        """What a part of the generation adds to the turn, in its order: mostly one delta, at least one.
+
+        The first has the tokens, the last the end.
+        """
         is_last = part.finish_reason is not None
         thought, text = ("", part.text) if self._reasoning is None else self._split(self._reasoning, part.text, is_last)
-        said = ToolText(text) if self._tools is None else self._read(self._tools, text, is_last)
-        self._has_called = self._has_called or bool(said.tool_calls)
-        return ChatDelta(
-            index=part.index,
-            content=said.content,
-            reasoning_content=thought,
-            tool_calls=said.tool_calls,
-            token_ids=part.token_ids,
-            logprobs=part.logprobs,
-            finish_reason=self._finish_reason(part),
-            stop_reason=part.stop_reason,
-            cumulative_logprob=part.cumulative_logprob,
-        )
+        said = [ToolText(text)] if self._tools is None else self._read(self._tools, text, is_last)
+        self._has_called = self._has_called or any(entry.tool_calls for entry in said)
+        said = said or [ToolText()]
+        last = len(said) - 1
+        return [
+            ChatDelta(
+                index=part.index,
+                content=entry.content,
+                reasoning_content="" if number else thought,
+                tool_calls=entry.tool_calls,
+                token_ids=() if number else part.token_ids,
+                logprobs=() if number and part.logprobs is not None else part.logprobs,
+                finish_reason=self._finish_reason(part) if number == last else None,
+                stop_reason=part.stop_reason if number == last else None,
+                cumulative_logprob=part.cumulative_logprob if number == last else None,
+            )
+            for number, entry in enumerate(said)
+        ]
 
     def _finish_reason(self, part: CompletionDelta) -> ChatFinishReason | None:
         # A call that was cut ends with length.
@@ -48,7 +56,6 @@ class TurnParser:
         return thought, answer
 
     @staticmethod
-    def _read(parser: ToolParser, text: str, is_last: bool) -> ToolText:
+    def _read(parser: ToolParser, text: str, is_last: bool) -> list[ToolText]:
         said = parser.push(text)
-        # The end adds no calls: what has not become one by then is content.
-        return ToolText(said.content + parser.finish().content, said.tool_calls) if is_last else said
+        return said + parser.finish() if is_last else said

@@ -23,11 +23,17 @@ CHAT_TEMPLATE = (
 )
 
 
+def train() -> Tokenizer:
+    """The tiny tokenizer, with markers."""
+    tokenizer = tiny_tokenizer.train()
+    tokenizer.add_special_tokens([AddedToken(marker, special=True, normalized=False) for marker in MARKERS])
+    return tokenizer
+
+
 def save(folder: Path) -> Tokenizer:
     """Writes what a gateway reads of a checkpoint."""
     tiny_tokenizer.save(folder)
-    tokenizer = tiny_tokenizer.train()
-    tokenizer.add_special_tokens([AddedToken(marker, special=True, normalized=False) for marker in MARKERS])
+    tokenizer = train()
     tokenizer.save(str(folder / "tokenizer.json"))
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": CHAT_TEMPLATE}))

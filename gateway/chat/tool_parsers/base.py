@@ -11,7 +11,7 @@ from quire.gateway.chat.deltas import ToolCallDelta
 
 
 class ToolText(Struct, frozen=True):
-    """What is new in a turn: text, and calls."""
+    """What is new in a turn: text, and calls after it."""
 
     content: str = ""
     tool_calls: Sequence[ToolCallDelta] = ()
@@ -32,21 +32,23 @@ class ToolParser(ABC):
         # What has come and is not understood yet.
         self._pending = ""
         self._num_calls = 0
+        # What the next ToolText will hold, and those before it.
         self._content = ""
         self._calls: dict[int, ToolCallDelta] = {}
+        self._taken: list[ToolText] = []
         # White space at the end of the content so far.
         self._spaces = ""
         # Whether a call is what came last.
         self._is_after_call = False
 
-    def push(self, text: str) -> ToolText:
-        """What is certain now that `text` has come."""
+    def push(self, text: str) -> list[ToolText]:
+        """What is certain now that `text` has come, in its order; mostly one, or none."""
         self._pending += text
         while self._pending and self._step():
             pass
         return self._take()
 
-    def finish(self) -> ToolText:
+    def finish(self) -> list[ToolText]:
         """What was held back, when no more text comes."""
         self._end()
         if not self._is_after_call:
@@ -69,6 +71,7 @@ class ToolParser(ABC):
             if not text:
                 return
             self._is_after_call = False
+            self._close()
         text = self._spaces + text
         kept = text.rstrip()
         self._content += kept
@@ -87,9 +90,15 @@ class ToolParser(ABC):
         call = self._calls.get(index, ToolCallDelta(index))
         self._calls[index] = ToolCallDelta(index, call.arguments + text, call.id, call.name)
 
-    def _take(self) -> ToolText:
-        taken = ToolText(self._content, list(self._calls.values()))
-        self._content, self._calls = "", {}
+    def _close(self) -> None:
+        """What comes now stands after what has come."""
+        if self._content or self._calls:
+            self._taken.append(ToolText(self._content, list(self._calls.values())))
+            self._content, self._calls = "", {}
+
+    def _take(self) -> list[ToolText]:
+        self._close()
+        taken, self._taken = self._taken, []
         return taken
 
 

@@ -17,6 +17,7 @@ from quire.gateway.chat.tool_parsers import (
     ToolFormat,
     find_tool_format,
 )
+from quire.gateway.chat.tool_parsers.base import ToolText
 
 FORMATS = {"hermes": HERMES, "llama3_json": LLAMA3_JSON, "mistral": MISTRAL}
 PARIS = '{"city": "Paris"}'
@@ -85,8 +86,7 @@ TURNS: list[tuple[str, str, str, list[tuple[str, str]]]] = [
 
 def parse(form: ToolFormat, pieces: list[str]) -> Turn:
     parser = form.new_parser()
-    deltas = [parser.push(piece) for piece in pieces]
-    deltas.append(parser.finish())
+    deltas = [delta for piece in pieces for delta in parser.push(piece)] + parser.finish() or [ToolText()]
     whole = merge_chat_deltas([ChatDelta(0, delta.content, tool_calls=delta.tool_calls) for delta in deltas])
     assert [call.index for call in whole.tool_calls] == list(range(len(whole.tool_calls)))
     assert all(call.id for call in whole.tool_calls)
@@ -143,16 +143,28 @@ def test_whatever_the_arguments_hold_comes_back(
 def test_arguments_come_as_they_are_written() -> None:
     parser = HERMES.new_parser()
     parser.push('<tool_call>\n{"name": "f", "arguments": {"a"')
-    assert parser.push(': "x').tool_calls[0].arguments == ': "x'
-    assert parser.push('y"').tool_calls[0].arguments == 'y"'
+    assert parser.push(': "x')[0].tool_calls[0].arguments == ': "x'
+    assert parser.push('y"')[0].tool_calls[0].arguments == 'y"'
+
+
+def test_what_comes_together_comes_in_its_order() -> None:
+    parser = HERMES.new_parser()
+    call = f'<tool_call>{{"name": "f", "arguments": {PARIS}}}</tool_call>'
+    parser.push(call[:-20])
+    said = parser.push(f"{call[-20:]} and {call} more")
+    assert [(entry.content, [call.index for call in entry.tool_calls]) for entry in said] == [
+        ("", [0]),
+        ("and", [1]),
+        ("more", []),
+    ]
 
 
 def test_ids_look_as_the_family_expects() -> None:
-    (call,) = HERMES.new_parser().push('<tool_call>{"name": "f", "arguments": {').tool_calls
+    ((call,),) = [said.tool_calls for said in HERMES.new_parser().push('<tool_call>{"name": "f", "arguments": {')]
     assert call.id is not None
     assert call.id.startswith("call_")
     assert len(call.id) == 29
-    (call,) = MISTRAL.new_parser().push("[TOOL_CALLS]f[ARGS]{").tool_calls
+    ((call,),) = [said.tool_calls for said in MISTRAL.new_parser().push("[TOOL_CALLS]f[ARGS]{")]
     assert call.id is not None
     assert len(call.id) == 9
     assert call.id.isalnum()
