@@ -51,6 +51,7 @@ format: setup ## Format the code
 
 bench: setup ## Benchmarks, a few minutes
 	$(PYTHON) benchmarks/kv_utilization.py
+	$(PYTHON) benchmarks/beam_search.py
 	$(PYTHON) benchmarks/linear.py
 	$(PYTHON) benchmarks/attention.py
 	$(PYTHON) benchmarks/sampling.py
