@@ -115,7 +115,7 @@ class ResponseAnswer:
 
     def logprobs(self, positions: Sequence[TokenLogprobs]) -> list[TokenLogprobFrame]:
         """Positions as the API writes them."""
-        return logprob_frames(positions, self._tokens)
+        return logprob_frames(positions, self._tokens) if positions else []
 
 
 def _usage(turn: TurnBlocks, usage: Usage) -> ResponseUsage:
