@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from quire.errors import ContextLengthError, InvalidRequestError
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.sequence import Request
+from quire.v1 import generate_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def check_request(
         raise InvalidRequestError(message, field="priority")
     longest = min(limits.max_model_len, kv_cache.max_num_tokens)
     if request.is_pooling:
-        _check_pooling(num_prompt_tokens, outputs, longest)
+        _check_pooling(request, num_prompt_tokens, outputs, longest)
         return
     if request.params.max_tokens < 1:
         raise InvalidRequestError("max_tokens must be at least 1", field="max_tokens")
@@ -53,7 +54,9 @@ def check_request(
         _check_beams(request, num_prompt_tokens, len(outputs), limits, kv_cache)
 
 
-def _check_pooling(num_prompt_tokens: int, outputs: dict[int, list[int]], longest: int) -> None:
+def _check_pooling(request: Request, num_prompt_tokens: int, outputs: dict[int, list[int]], longest: int) -> None:
+    if request.pooling not in (generate_pb2.POOLING_TYPE_LAST, generate_pb2.POOLING_TYPE_MEAN):
+        raise InvalidRequestError(f"pooling has no value {request.pooling}", field="pooling")
     if outputs != {0: []}:
         raise InvalidRequestError("a pooling request has one sequence, without output", field="sequences")
     if num_prompt_tokens > longest:

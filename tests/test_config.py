@@ -69,6 +69,13 @@ def test_a_child_gets_its_share():
     assert "--dtype" in flags(serve, ExecutorSettings, listen="unix:/b")
 
 
+def test_rest_and_grpc_cannot_share_a_port():
+    with pytest.raises(StartupError, match=r"--grpc-port: .* must not be --port \(9000\)") as caught:
+        ServeSettings.load({"port": 9000, "grpc_port": 9000})
+    assert caught.value.field == "grpc_port"
+    assert ServeSettings.load({"port": 0, "grpc_port": 0}).grpc_port == 0
+
+
 def test_the_models_name():
     assert ServeSettings.load({}).model_name == "quire-tiny"
     assert ServeSettings.load({"model": "a/b"}).model_name == "a/b"

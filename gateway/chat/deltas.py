@@ -28,6 +28,8 @@ class ChatDelta(Struct, frozen=True):
     finish_reason: ChatFinishReason | None = None
     # The stop string or stop token of the request that ended it.
     stop_reason: str | int | None = None
+    # Of beam search and best_of, at the end: the sum of all its tokens' logprobs.
+    cumulative_logprob: float | None = None
 
 
 def merge_chat_deltas(deltas: Sequence[ChatDelta]) -> ChatDelta:
@@ -49,4 +51,5 @@ def merge_chat_deltas(deltas: Sequence[ChatDelta]) -> ChatDelta:
         logprobs=None if last.logprobs is None else [entry for delta in deltas for entry in delta.logprobs or ()],
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
+        cumulative_logprob=last.cumulative_logprob,
     )

@@ -32,6 +32,7 @@ class TurnParser:
             logprobs=part.logprobs,
             finish_reason=self._finish_reason(part),
             stop_reason=part.stop_reason,
+            cumulative_logprob=part.cumulative_logprob,
         )
 
     def _finish_reason(self, part: CompletionDelta) -> ChatFinishReason | None:

@@ -19,8 +19,8 @@ def completion_delta(delta: CompletionDelta | ChatDelta) -> generate_pb2.Complet
             message.tool_calls.add(index=call.index, id=call.id or "", name=call.name or "", arguments=call.arguments)
     else:
         message.text = delta.text
-        if delta.cumulative_logprob is not None:
-            message.cumulative_logprob = delta.cumulative_logprob
+    if delta.cumulative_logprob is not None:
+        message.cumulative_logprob = delta.cumulative_logprob
     if delta.logprobs:
         message.logprobs.extend(position.to_proto() for position in delta.logprobs)
     if delta.finish_reason is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol, TypeAlias
 
+from quire.gateway.chat.deltas import ChatDelta
 from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.chat.run import ChatRun
 from quire.gateway.engine import Engine
@@ -85,7 +86,8 @@ class _ChatResponses:
 
     async def responses(self) -> AsyncGenerator[generate_pb2.GenerateResponse, None]:
         async for batch in self._run.batches():
-            response = self._writer.write([completion_delta(delta) for _, delta in batch])
+            # What only opens a turn says nothing here.
+            response = self._writer.write([completion_delta(delta) for _, delta in batch if not _is_empty(delta)])
             if (positions := self._run.prompt_logprobs.pop(0, None)) is not None:
                 response.prompt_logprobs.extend(prompt_logprobs_messages(positions))
             if self._run.usages:
@@ -94,3 +96,7 @@ class _ChatResponses:
 
     def close(self, reason: AbortReason) -> None:
         self._run.close(reason)
+
+
+def _is_empty(delta: ChatDelta) -> bool:
+    return not (delta.token_ids or delta.content or delta.reasoning_content or delta.tool_calls or delta.finish_reason)

@@ -5,40 +5,32 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Final, Self, TypedDict, TypeVar
+from typing import Any, Final, Self, TypeVar, Unpack
 
 import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from quire.client.requests import ChatOptions
 from quire.config import LocalSettings
-from quire.errors import InvalidRequestError
-from quire.gateway.chat.prompt import ChatPrompt
+from quire.errors import InvalidRequestError, QuireError
 from quire.gateway.engine import Engine
 from quire.gateway.pooling import field_names
 from quire.gateway.validation import Prompt, RequestContext, ValidRequest
+from quire.offline_prompts import Message, OfflinePrompt, to_chats, to_prompts
 from quire.outputs import EmbeddingOutput, EmbeddingRequestOutput, RequestOutput
 from quire.pooling_params import PoolingParams
 from quire.sampling_params import SamplingParams
 from quire.supervisor import Supervisor
+from quire.vllm_arguments import without_neutral
 
 T = TypeVar("T")
 
 # vLLM's default for offline generation.
 _DEFAULT_MAX_TOKENS: Final = 16
 _CLOSE_TIMEOUT_S: Final = 30.0
-
-
-class TokensPrompt(TypedDict):
-    """A prompt that is tokenised already."""
-
-    prompt_token_ids: list[int]
-
-
-OfflinePrompt = str | Sequence[int] | TokensPrompt
-Message = Mapping[str, str]
 
 
 class _Background:
@@ -94,13 +86,15 @@ class LLM:
     """A model to generate with. Starts its processes at once and ends them with `close`, or as a context manager.
 
     Settings are the flags of `quire serve`: dtype, max_model_len, block_size, kv_cache_memory ("2GiB" or bytes),
-    max_num_seqs, max_num_batched_tokens, enable_prefix_caching, num_executors, …
+    max_num_seqs, max_num_batched_tokens, enable_prefix_caching, num_executors, … Arguments of vLLM's that ask for
+    nothing else (tensor_parallel_size=1, enforce_eager, …) are taken as well.
 
     Raises StartupError where the model or the KV pool cannot be had.
     """
 
     def __init__(self, model: str | None = None, **settings: Any) -> None:
-        given = settings if model is None else {"model": str(model), **settings}
+        own = without_neutral(model, settings)
+        given = own if model is None else {"model": str(model), **own}
         self.settings = LocalSettings.load({"log_level": "warning", **given})
         self._background = _Background(self.settings)
         # Ends the processes even if nobody calls close().
@@ -114,43 +108,49 @@ class LLM:
 
     def generate(
         self,
-        prompts: OfflinePrompt | Sequence[OfflinePrompt],
+        prompts: OfflinePrompt | Iterable[OfflinePrompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Continues one prompt or many; the outputs are in the prompts' order.
 
-        A prompt is a text, a list of token ids or {"prompt_token_ids": […]}. `sampling_params` is one for all or one
-        for each. Raises InvalidRequestError before anything runs if any prompt or parameter is out of range.
+        A prompt is a text, token ids (any iterable of integers), {"prompt": …} or {"prompt_token_ids": …}.
+        `sampling_params` is one for all or one for each. Raises InvalidRequestError before anything runs if any prompt
+        or parameter is out of range, and QuireError after `close`.
         """
-        return self._complete([_to_prompt(prompt) for prompt in _to_list(prompts)], sampling_params, use_tqdm)
+        return self._complete(to_prompts(prompts), sampling_params, use_tqdm)
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        add_generation_prompt: bool = True,
         use_tqdm: bool = True,
+        **options: Unpack[ChatOptions],
     ) -> list[RequestOutput]:
-        """Answers one conversation or many, with the model's own chat template."""
-        if not messages:
-            raise InvalidRequestError("there are no messages", field="messages")
-        one = isinstance(messages[0], Mapping)
-        conversations: Any = [messages] if one else messages
-        prompts: list[Prompt] = [ChatPrompt(chat, add_generation_prompt) for chat in conversations]
-        return self._complete(prompts, sampling_params, use_tqdm)
+        """Answers one conversation or many, with the model's own chat template. Raises as `generate` does.
+
+        `options` are tools, chat_template_kwargs, add_generation_prompt and so on. The outputs are texts as the model
+        wrote them, tool calls included.
+        """
+        return self._complete(to_chats(messages, options), sampling_params, use_tqdm)
+
+    def get_tokenizer(self) -> Any:
+        """The model's tokenizer, as transformers loads it."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.settings.model, revision=self.settings.revision)
 
     def embed(
-        self, prompts: OfflinePrompt | Sequence[OfflinePrompt], pooling_params: PoolingParams | None = None
+        self, prompts: OfflinePrompt | Iterable[OfflinePrompt], pooling_params: PoolingParams | None = None
     ) -> list[EmbeddingRequestOutput]:
         """The embeddings of one prompt or many, in their order; see `generate` for prompts."""
-        inputs: Any = [_to_prompt(prompt) for prompt in _to_list(prompts)]
+        inputs = to_prompts(prompts)
         about = RequestContext(f"embd-{self._num_requests}")
         self._num_requests += 1
         params = pooling_params or PoolingParams()
-        embedding = self._background.engine.embed(inputs, params, about, fields=field_names("prompts", inputs))
+        embedding = self._running().engine.embed(inputs, params, about, fields=field_names("prompts", inputs))
         return [
             EmbeddingRequestOutput(
                 f"{about.request_id}-{index}",
@@ -158,7 +158,7 @@ class LLM:
                 EmbeddingOutput(list(entry.values)),
                 entry.cached_tokens,
             )
-            for index, entry in enumerate(self._background.run(embedding))
+            for index, entry in enumerate(self._running().run(embedding))
         ]
 
     def close(self) -> None:
@@ -172,6 +172,12 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _running(self) -> _Background:
+        """Raises QuireError after `close`."""
+        if not self._finalizer.alive:
+            raise QuireError("this LLM is closed")
+        return self._background
 
     def _complete(
         self,
@@ -187,8 +193,9 @@ class LLM:
             raise InvalidRequestError(
                 f"{len(prompts)} prompts have {len(params)} sampling parameters", field="sampling_params"
             )
+        background = self._running()
         with _progress_bar(enabled=use_tqdm) as progress:
-            return self._background.run(self._complete_all(prompts, params, progress))
+            return background.run(self._complete_all(prompts, params, progress))
 
     async def _complete_all(
         self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], progress: Progress
@@ -217,27 +224,6 @@ class LLM:
         generated = sum(len(completion.token_ids) for completion in output.outputs)
         progress.update(bar, advance=1, tokens=progress.tasks[bar].fields["tokens"] + generated)
         return output
-
-
-def _to_list(prompts: OfflinePrompt | Sequence[OfflinePrompt]) -> list[OfflinePrompt]:
-    """One prompt or many, as many. A list of integers is one prompt."""
-    if isinstance(prompts, (str, Mapping)) or (prompts and isinstance(prompts[0], int)):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
-
-
-def _to_prompt(prompt: OfflinePrompt) -> Prompt:
-    if isinstance(prompt, Mapping):
-        if set(prompt) != {"prompt_token_ids"}:
-            raise InvalidRequestError(
-                f"a prompt has the key prompt_token_ids alone, not {', '.join(map(repr, prompt))}", field="prompts"
-            )
-        prompt = prompt["prompt_token_ids"]
-    if isinstance(prompt, str):
-        return prompt
-    if not isinstance(prompt, Sequence) or not all(type(token_id) is int for token_id in prompt):
-        raise InvalidRequestError("a prompt is a text or a list of token ids", field="prompts")
-    return prompt
 
 
 def _progress_bar(*, enabled: bool) -> Progress:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
@@ -9,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from support.servers import running_server, wait_for
 
-from quire import SamplingParams
+from quire import PoolingParams, SamplingParams
 from quire.client import AsyncClient, Client
 from quire.errors import ContextLengthError, DeadlineError, InvalidRequestError, ModelNotFoundError
 from quire.v1 import generate_pb2, generate_pb2_grpc
@@ -134,6 +136,90 @@ async def test_async_client(server):
 def test_client_raises_what_the_server_says(server, prompt, params, error):
     with Client(server.grpc_address) as client, pytest.raises(error):
         client.complete(prompt, SamplingParams(**params))
+
+
+def test_client_embeds(server):
+    with Client(server.grpc_address) as client:
+        one, two = client.embed([FRANCE, client.tokenize(FRANCE)])
+        assert one == pytest.approx(two)
+        assert len(client.embed(FRANCE, PoolingParams(dimensions=8))[0]) == 8
+        with pytest.raises(InvalidRequestError) as caught:
+            client.embed([FRANCE, 5])
+        assert caught.value.field == "inputs[1]"
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 12}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
+
+
+async def test_client_calls_tools(server):
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    params = SamplingParams(temperature=0, max_tokens=120)
+    async with AsyncClient(server.grpc_address) as client:
+        for choice in ("required", named):
+            output = await client.complete(
+                QUESTION, params, tools=[WEATHER], tool_choice=choice, parallel_tool_calls=False, return_token_ids=True
+            )
+            (turn,) = output.outputs
+            (call,) = turn.tool_calls
+            assert (turn.finish_reason, turn.text, call.name) == ("tool_calls", "", "get_weather")
+            assert set(json.loads(call.arguments)) == {"city"}
+            assert call.id
+            assert output.prompt_token_ids == await client.tokenize(QUESTION, tools=[WEATHER], tool_choice=choice)
+        # What the tool says goes back into the chat.
+        answer = {"role": "tool", "content": "rain", "tool_call_id": call.id}
+        function = {"name": call.name, "arguments": call.arguments}
+        called = {"role": "assistant", "tool_calls": [{"id": call.id, "type": "function", "function": function}]}
+        output = await client.complete([*QUESTION, called, answer], params, tools=[WEATHER], tool_choice="none")
+        assert output.outputs[0].tool_calls == []
+
+
+def test_a_truncated_call_ends_with_length(server):
+    with Client(server.grpc_address) as client:
+        params = SamplingParams(temperature=0, max_tokens=8)
+        output = client.complete(QUESTION, params, tools=[WEATHER], tool_choice="required")
+    assert output.outputs[0].finish_reason == "length"
+
+
+def test_a_repeated_chat_joins_its_run(server):
+    with Client(server.grpc_address) as client:
+        first, again = (
+            client.complete(QUESTION, params, tools=[WEATHER], tool_choice="required", request_id="calls")
+            for params in [SamplingParams(temperature=0, max_tokens=120, seed=1)] * 2
+        )
+    assert first.outputs[0].tool_calls == again.outputs[0].tool_calls != []
+
+
+def test_logprobs_of_the_prompt(server):
+    with Client(server.grpc_address) as client:
+        params = SamplingParams(temperature=0, max_tokens=2, prompt_logprobs=1)
+        output = client.complete(FRANCE, params)
+        assert output.prompt_token_ids == client.tokenize(FRANCE)
+    first, *rest = output.prompt_logprobs
+    assert first is None
+    assert len(rest) == len(output.prompt_token_ids) - 1
+    assert all(token_id in entry for token_id, entry in zip(output.prompt_token_ids[1:], rest, strict=True))
+
+
+def test_beam_search_gives_cumulative_logprobs(server):
+    with Client(server.grpc_address) as client:
+        params = SamplingParams(n=2, use_beam_search=True, max_tokens=4)
+        output = client.complete(FRANCE, params)
+        chat = client.complete(QUESTION, params)
+    for given in (output, chat):
+        better, worse = (turn.cumulative_logprob for turn in given.outputs)
+        assert 0 > better >= worse
 
 
 def test_unknown_model(stub):

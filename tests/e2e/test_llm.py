@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from quire import LLM, SamplingParams
-from quire.errors import ContextLengthError, InvalidRequestError
+from quire.errors import ContextLengthError, InvalidRequestError, QuireError, StartupError
 
 FRANCE = "The capital of France is"
 
@@ -31,6 +32,14 @@ def test_one_prompt_of_each_form(llm):
     assert by_ids.outputs[0].token_ids == by_dict.outputs[0].token_ids == by_text.outputs[0].token_ids
     assert by_ids.prompt is None
     assert by_ids.prompt_token_ids == ids
+
+
+def test_prompts_in_the_forms_of_vllm(llm):
+    ids = llm.generate(FRANCE, _greedy(1))[0].prompt_token_ids
+    for prompts in ({"prompt": FRANCE}, np.array(ids), (token_id for token_id in ids), iter([FRANCE]), [np.array(ids)]):
+        (output,) = llm.generate(prompts, _greedy(1))
+        assert output.prompt_token_ids == ids
+    assert len(llm.generate(np.array([ids, ids]), _greedy(1))) == 2
 
 
 def test_many_prompts_keep_their_order(llm):
@@ -78,6 +87,24 @@ def test_chat(llm):
     assert [output.outputs[0].text for output in two] == [one.outputs[0].text] * 2
 
 
+def test_a_chat_with_tools_and_parts(llm):
+    question = [{"role": "user", "content": [{"type": "text", "text": "What is the capital of France?"}]}]
+    tool = {"type": "function", "function": {"name": "capital_of", "parameters": {"type": "object"}}}
+    (plain,) = llm.chat(question, _greedy(1))
+    (with_tools,) = llm.chat(question, _greedy(1), tools=[tool], chat_template_kwargs={"a": 1})
+    (opened,) = llm.chat(question, _greedy(1), add_generation_prompt=False)
+    assert "capital_of" in with_tools.prompt
+    assert plain.prompt.startswith(opened.prompt)
+    with pytest.raises(InvalidRequestError) as caught:
+        llm.chat([{"role": "narrator", "content": "x"}])
+    assert caught.value.field == "chat.messages[0].role"
+
+
+def test_the_tokenizer(llm):
+    ids = llm.generate(FRANCE, _greedy(1))[0].prompt_token_ids
+    assert llm.get_tokenizer().encode(FRANCE) == ids
+
+
 def test_stop_strings(llm):
     text = llm.generate("Once upon a time", _greedy(40))[0].outputs[0].text
     stop = text[30:35]
@@ -94,6 +121,10 @@ def test_stop_strings(llm):
         ([[1, 2], [99999]], _greedy(), InvalidRequestError),
         ([[1.5]], _greedy(), InvalidRequestError),
         ({"text": FRANCE}, _greedy(), InvalidRequestError),
+        ({"prompt": 5}, _greedy(), InvalidRequestError),
+        (5, _greedy(), InvalidRequestError),
+        ([None], _greedy(), InvalidRequestError),
+        ([7, "x"], _greedy(), InvalidRequestError),
         ([[7] * 3000], _greedy(), ContextLengthError),
         (FRANCE, _greedy(max_tokens=5000), ContextLengthError),
     ],
@@ -106,3 +137,19 @@ def test_bad_input_is_refused_before_anything_runs(llm, prompts, params, error):
 
 def test_no_prompts_give_no_outputs(llm):
     assert llm.generate([], _greedy()) == []
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("tensor_parallel_size", 2), ("tokenizer", "other"), ("no_such_thing", 1), ("seed", 5)]
+)
+def test_arguments_that_cannot_be_served_are_named(argument, value):
+    with pytest.raises(StartupError) as caught:
+        LLM(**{argument: value})
+    assert caught.value.field == argument
+
+
+def test_after_its_end():
+    with LLM(kv_cache_memory="64MiB", tensor_parallel_size=1, enforce_eager=True, gpu_memory_utilization=0.5) as llm:
+        pass
+    with pytest.raises(QuireError, match="this LLM is closed"):
+        llm.generate(FRANCE)

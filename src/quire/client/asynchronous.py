@@ -10,12 +10,13 @@ from typing import TypeVar, Unpack
 
 import grpc
 
-from quire.client.requests import ChatOptions, Prompt, RequestOptions, generate_request, tokenize_request
+from quire.client.requests import ChatOptions, Prompt, RequestOptions, embed_request, generate_request, tokenize_request
 from quire.client.responses import empty_output
 from quire.client.resume import Progress, Resume
 from quire.client.retry import Attempts, RetryPolicy, check_timeout
 from quire.errors import QuireError, RequestAbortedError, ServiceUnavailableError
 from quire.outputs import CompletionDelta, GenerationDelta, RequestOutput
+from quire.pooling_params import PoolingParams
 from quire.prompts import check_token_ids
 from quire.rpc import errors_from_status, open_channel
 from quire.sampling_params import SamplingParams
@@ -75,6 +76,19 @@ class AsyncClient:
         async for delta in self._deltas(request, attempts):
             output.add(delta)
         return output
+
+    async def embed(
+        self,
+        inputs: str | Iterable[str | Iterable[int]],
+        params: PoolingParams | None = None,
+        *,
+        model: str = "",
+        timeout: float | None = None,
+    ) -> list[list[float]]:
+        """See Client.embed."""
+        request = embed_request(inputs, params, model)
+        answer = await self._call(lambda stub, seconds: stub.Embed(request, timeout=seconds), timeout)
+        return [list(embedding.values) for embedding in answer.embeddings]
 
     async def models(self, *, timeout: float | None = None) -> list[generate_pb2.Model]:
         """See Client.models."""

@@ -8,12 +8,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from types import TracebackType
 from typing import TypeVar, Unpack
 
-from quire.client.requests import ChatOptions, Prompt, RequestOptions, generate_request, tokenize_request
+from quire.client.requests import ChatOptions, Prompt, RequestOptions, embed_request, generate_request, tokenize_request
 from quire.client.responses import empty_output
 from quire.client.resume import Progress, Resume
 from quire.client.retry import Attempts, RetryPolicy, check_timeout
 from quire.errors import QuireError, RequestAbortedError, ServiceUnavailableError
 from quire.outputs import CompletionDelta, GenerationDelta, RequestOutput
+from quire.pooling_params import PoolingParams
 from quire.prompts import check_token_ids
 from quire.rpc import errors_from_status, open_sync_channel
 from quire.sampling_params import SamplingParams
@@ -75,6 +76,19 @@ class Client:
         for delta in self._deltas(request, attempts):
             output.add(delta)
         return output
+
+    def embed(
+        self,
+        inputs: str | Iterable[str | Iterable[int]],
+        params: PoolingParams | None = None,
+        *,
+        model: str = "",
+        timeout: float | None = None,
+    ) -> list[list[float]]:
+        """The embeddings of one text, or of several texts or lists of token ids, in their order."""
+        request = embed_request(inputs, params, model)
+        answer = self._call(lambda seconds: self._stub.Embed(request, timeout=seconds), timeout)
+        return [list(embedding.values) for embedding in answer.embeddings]
 
     def models(self, *, timeout: float | None = None) -> list[generate_pb2.Model]:
         """The models that the server serves."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Final, TypedDict
 
 from quire.errors import InvalidRequestError
+from quire.pooling_params import PoolingParams, pooling_to_proto
 from quire.prompts import check_mapping, check_text, check_token_ids
 from quire.sampling_params import SamplingParams
 from quire.v1 import generate_pb2
@@ -100,6 +101,30 @@ def tokenize_request(prompt: Prompt, add_special_tokens: bool, options: ChatOpti
     return request
 
 
+def embed_request(
+    inputs: str | Iterable[str | Iterable[int]], params: PoolingParams | None, model: str
+) -> generate_pb2.EmbedRequest:
+    """Raises InvalidRequestError."""
+    params = PoolingParams() if params is None else params
+    if not isinstance(params, PoolingParams):
+        raise InvalidRequestError(f"params must be PoolingParams, not {params!r}", field="params")
+    request = generate_pb2.EmbedRequest(model=check_text(model, "model"))
+    if params.pooling is not None:
+        request.pooling = pooling_to_proto(params.pooling)
+    _set(request, "dimensions", params.dimensions)
+    _set(request, "truncate_prompt_tokens", params.truncate_prompt_tokens)
+    entries = [inputs] if isinstance(inputs, str) else inputs
+    if isinstance(entries, (bytes, Mapping)) or not isinstance(entries, Iterable):
+        message = f"inputs must be a text or several inputs, not a {type(inputs).__name__}"
+        raise InvalidRequestError(message, field="inputs")
+    for index, entry in enumerate(entries):
+        if isinstance(entry, str):
+            request.inputs.add(text=check_text(entry, f"inputs[{index}]"))
+        else:
+            request.inputs.add().token_ids.ids.extend(check_token_ids(entry, f"inputs[{index}]"))
+    return request
+
+
 def chat_prompt(messages: Iterable[object], options: ChatOptions) -> generate_pb2.ChatPrompt:
     """A chat with its tools. Raises InvalidRequestError."""
     chat = generate_pb2.ChatPrompt(
@@ -136,7 +161,7 @@ def _set_prompt(request: generate_pb2.GenerateRequest, prompt: object, options: 
 def _message(message: object, field: str) -> generate_pb2.ChatMessage:
     given = check_mapping(message, field, _MESSAGE_KEYS)
     texts = {
-        key: check_text(value, f"{field}.{key}")
+        key: check_text(_joined(value, f"{field}.{key}") if key == "content" else value, f"{field}.{key}")
         for key, value in given.items()
         if key != "tool_calls" and value is not None
     }
@@ -144,6 +169,14 @@ def _message(message: object, field: str) -> generate_pb2.ChatMessage:
     return generate_pb2.ChatMessage(
         **texts, tool_calls=[_tool_call(call, f"{field}.tool_calls[{index}]") for index, call in calls]
     )
+
+
+def _joined(content: object, field: str) -> object:
+    """A content of several text parts as one text, joined as vLLM does."""
+    if not isinstance(content, (list, tuple)):
+        return content
+    parts = [check_mapping(part, f"{field}[{index}]", ("type", "text")) for index, part in enumerate(content)]
+    return "\n".join(check_text(part.get("text"), f"{field}[{index}].text") for index, part in enumerate(parts))
 
 
 def _tool_call(call: object, field: str) -> generate_pb2.ToolCall:
