@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help run test test-clients lint types protos native format bench bench-peers clean
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: setup ## Serve the bundled model, or MODEL=path-or-hub-id
 	@exec .venv/bin/quire serve $(MODEL)
@@ -51,6 +51,7 @@ format: setup ## Format the code
 
 bench: setup ## Benchmarks, a few minutes
 	$(PYTHON) benchmarks/kv_utilization.py
+	$(PYTHON) benchmarks/beam_search.py
 	$(PYTHON) benchmarks/linear.py
 	$(PYTHON) benchmarks/attention.py
 	$(PYTHON) benchmarks/sampling.py

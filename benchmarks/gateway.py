@@ -46,7 +46,7 @@ import quire
 from quire import rpc
 from quire.columns import pack_u32, pack_u64, unpack_u32
 from quire.config import BUNDLED_MODEL
-from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
+from quire.internal.v1 import executor_pb2, scheduler_pb2, scheduler_pb2_grpc
 from quire.v1 import generate_pb2, generate_pb2_grpc
 
 MODEL = "bench"
@@ -80,7 +80,10 @@ class PacedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self._arrived = asyncio.Event()
 
     async def Describe(self, request: Any, context: Any) -> scheduler_pb2.DescribeResponse:  # noqa: N802
-        return scheduler_pb2.DescribeResponse(model=MODEL, max_model_len=2048, vocab_size=1 << 20, max_num_seqs=256)
+        executor = executor_pb2.ExecutorDescription(model=MODEL, hidden_size=64)
+        return scheduler_pb2.DescribeResponse(
+            model=MODEL, max_model_len=2048, vocab_size=1 << 20, max_num_seqs=256, executors=[executor]
+        )
 
     async def Submit(  # noqa: N802
         self, request: scheduler_pb2.SubmitRequest, context: Any

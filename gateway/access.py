@@ -70,7 +70,7 @@ def _refusal(handler: grpc.RpcMethodHandler[Any, Any], error: AuthenticationErro
         await rpc.abort(context, error)
 
     make = grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
-    return make(refuse)
+    return make(refuse, handler.request_deserializer, handler.response_serializer)
 
 
 def _to_bytes(text: str | bytes) -> bytes:

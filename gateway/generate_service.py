@@ -12,8 +12,8 @@ import grpc
 from google.protobuf.message import Message
 
 from quire.errors import DeadlineError, InvalidRequestError, ServiceUnavailableError
-from quire.gateway.embed_call import embed
 from quire.gateway.engine import Engine
+from quire.gateway.grpc_api.embeddings import embed
 from quire.gateway.grpc_api.idempotency import RunRegistry, run_once
 from quire.gateway.grpc_api.requests import chat_prompt, check_well_formed
 from quire.gateway.grpc_api.runs import AbortReason, ResponseRun, start_run

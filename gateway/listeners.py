@@ -68,7 +68,7 @@ class Listeners:
         self._socket = _bind(host, port)
         keys = ApiKeys(access.api_key)
         try:
-            interceptors = [TolerateMalformed(GENERATE_SERVICE), *([KeyInterceptor(keys)] if keys else [])]
+            interceptors = [*([KeyInterceptor(keys)] if keys else []), TolerateMalformed(GENERATE_SERVICE)]
             self._grpc = rpc.new_server(interceptors)
             address = f"[{host}]" if ":" in host else host
             self.grpc_port = rpc.bind(self._grpc, f"{address}:{grpc_port}")

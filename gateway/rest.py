@@ -14,11 +14,14 @@ from quire import __version__
 from quire.config import AccessOptions
 from quire.errors import QuireError
 from quire.gateway.access import ApiKeys
+from quire.gateway.anthropic import errors as anthropic_errors
+from quire.gateway.anthropic import routes as anthropic_routes
 from quire.gateway.api_docs import docs_routes
 from quire.gateway.cors import CorsPolicy, RawHeaders
 from quire.gateway.engine import Engine
 from quire.gateway.openai import embeddings, models, routes, similarity, tokenization
 from quire.gateway.openai.errors import error_response, install_error_handlers
+from quire.gateway.openai.responses import routes as responses_routes
 from quire.gateway.openai.schemas import add_components
 from quire.gateway.request_ids import begin_request_id, request_id_of
 from quire.gateway.server_routes import server_routes
@@ -26,11 +29,13 @@ from quire.gateway.server_routes import server_routes
 logger = logging.getLogger(__name__)
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+# How an API writes the error of a request, which the scope names.
+ErrorWriter = Callable[[Exception, Scope], Response]
 
 # What needs no API key: it says nothing of models or users. Below /docs lie that page's files.
 _OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/docs", "/openapi.json"})
 # Modules with routes that take a body.
-_PARTS = (routes, embeddings, similarity, tokenization)
+_PARTS = (routes, responses_routes, embeddings, similarity, tokenization, anthropic_routes)
 
 
 def create_app(engine: Engine, access: AccessOptions) -> FastAPI:
@@ -39,14 +44,21 @@ def create_app(engine: Engine, access: AccessOptions) -> FastAPI:
     install_error_handlers(app)
     for router in (
         routes.generation_routes(engine),
+        responses_routes.responses_routes(engine),
         embeddings.embedding_routes(engine),
         similarity.similarity_routes(engine),
         tokenization.tokenization_routes(engine),
     ):
         app.add_short_ways(router)
+    app.add_short_ways(anthropic_routes.anthropic_routes(engine), anthropic_errors.answer_error)
     for router in (models.model_routes(engine), server_routes(engine), docs_routes()):
         app.include_router(router)
     return app
+
+
+def _answer_error(error: Exception, scope: Scope) -> Response:
+    """OpenAI's way."""
+    return error_response(error)
 
 
 class _Application(FastAPI):
@@ -65,11 +77,14 @@ class _Application(FastAPI):
         self._root_path = access.root_path
         # By path; all are POST.
         self._short_ways: dict[str, Endpoint] = {}
+        self._error_writers: dict[str, ErrorWriter] = {}
 
-    def add_short_ways(self, router: APIRouter) -> None:
+    def add_short_ways(self, router: APIRouter, answer_error: ErrorWriter = _answer_error) -> None:
         """Adds routes whose endpoints take a Request and give a Response, and nothing else of FastAPI's."""
         self.include_router(router)
-        self._short_ways |= {route.path: route.endpoint for route in router.routes if isinstance(route, APIRoute)}
+        endpoints = {route.path: route.endpoint for route in router.routes if isinstance(route, APIRoute)}
+        self._short_ways |= endpoints
+        self._error_writers |= dict.fromkeys(endpoints, answer_error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request (ASGI)."""
@@ -84,7 +99,7 @@ class _Application(FastAPI):
         if (response := self._answer_at_once(scope, path, headers)) is not None:
             pass
         elif endpoint is not None:
-            response = await _call(endpoint, Request(scope, receive))
+            response = await _call(endpoint, Request(scope, receive), self._error_writers[path])
         else:
             # A server leaves out the body of an answer to HEAD.
             get = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
@@ -116,7 +131,7 @@ class _Application(FastAPI):
         try:
             self._keys.check(headers)
         except QuireError as error:
-            return error_response(error)
+            return self._error_writers.get(path, _answer_error)(error, scope)
         return None
 
     def _local_path(self, scope: Scope) -> str:
@@ -128,13 +143,13 @@ class _Application(FastAPI):
         return local
 
 
-async def _call(endpoint: Endpoint, request: Request) -> Response:
+async def _call(endpoint: Endpoint, request: Request, answer_error: ErrorWriter) -> Response:
     try:
         return await endpoint(request)
     except Exception as error:
         if not isinstance(error, QuireError):
             logger.exception("request %s failed", request_id_of(request.scope))
-        return error_response(error)
+        return answer_error(error, request.scope)
 
 
 def _id_header(scope: Scope) -> tuple[bytes, bytes]:

@@ -439,7 +439,7 @@ class Scheduler:
             raise InvalidRequestError(message, field="priority")
         longest = min(self.limits.max_model_len, self.kv_cache.max_num_tokens)
         if request.is_pooling:
-            _check_pooling(prompt, outputs, longest)
+            _check_pooling(request, prompt, outputs, longest)
             return
         if request.params.max_tokens < 1:
             raise InvalidRequestError("max_tokens must be at least 1", field="max_tokens")
@@ -469,7 +469,9 @@ class Scheduler:
             raise InvalidRequestError(f"{message}; ask for a smaller max_tokens or best_of", field="max_tokens")
 
 
-def _check_pooling(prompt: array[int], outputs: dict[int, list[int]], longest: int) -> None:
+def _check_pooling(request: Request, prompt: array[int], outputs: dict[int, list[int]], longest: int) -> None:
+    if request.pooling not in (generate_pb2.POOLING_TYPE_LAST, generate_pb2.POOLING_TYPE_MEAN):
+        raise InvalidRequestError(f"pooling has no value {request.pooling}", field="pooling")
     if outputs != {0: []}:
         raise InvalidRequestError("a pooling request has one sequence, without output", field="sequences")
     if len(prompt) > longest:

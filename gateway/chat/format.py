@@ -29,6 +29,8 @@ class ChatPlan:
     reasoning: ReasoningFormat | None
     # Places in `prompt.tools` of those whose calls a grammar binds to their schemas.
     bound_tools: Sequence[int]
+    # What the client asked for beside tools, and the grammar has an alternative for.
+    answer: StructuredOutputs | None
     # Special tokens that the parsers must see.
     shown_token_ids: frozenset[int]
 
@@ -56,9 +58,10 @@ class ChatFormat:
         check_tools(prompt)
         self._check_reasoning(prompt)
         tools = self._callable(prompt)
-        grammar, is_bound = None, params.structured_outputs is not None
+        answer = params.structured_outputs
+        grammar, is_bound = None, answer is not None
         if tools is not None:
-            grammar, is_bound = self._constrain(tools, prompt, params.structured_outputs)
+            grammar, is_bound = self._constrain(tools, prompt, answer)
         if grammar is not None:
             params = replace(params, structured_outputs=StructuredOutputs(grammar=grammar))
         reasoning = self.reasoning
@@ -68,7 +71,7 @@ class ChatFormat:
             reasoning = None
         shown = self._tokenizer.vocabulary.special_token_ids.intersection(self._markers(tools, reasoning).values())
         bound = [] if grammar is None else list(_bound_tools(prompt))
-        return ChatPlan(prompt, params, tools, reasoning, bound, shown)
+        return ChatPlan(prompt, params, tools, reasoning, bound, answer, shown)
 
     def _callable(self, prompt: ChatPrompt) -> ToolFormat | None:
         """How the model calls the chat's tools; None if it may not or need not."""

@@ -50,7 +50,7 @@ class ChatRun:
             valid = await engine.validator.validate(plan.prompt, plan.params, context, field=field)
         except InvalidRequestError as error:
             if error.field == "structured_outputs.grammar":
-                await _blame_a_tool(engine, plan)
+                await _find_fault(engine, plan)
             raise
         # Without its text where the prompt was cut.
         rendered = valid.prompt or await engine.tokenizer.decode(valid.prompt_token_ids[-_TAIL:])
@@ -91,8 +91,10 @@ class ChatRun:
         self._generation.close(reason)
 
 
-async def _blame_a_tool(engine: Engine, plan: ChatPlan) -> None:
-    """Raises InvalidRequestError naming the tool because of which the grammar of all was refused, if it is one."""
+async def _find_fault(engine: Engine, plan: ChatPlan) -> None:
+    """Raises InvalidRequestError naming the schema because of which the grammar of all was refused, if it is one."""
+    if plan.answer is not None:
+        await engine.validator.compile_grammar(plan.answer)
     for index in plan.bound_tools:
         schema = StructuredOutputs(json=plan.prompt.tools[index].parameters)
         try:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, PlainValidator, WithJsonSchema
 
 from quire.errors import InvalidRequestError
-from quire.gateway.openai.protocol import check_extra
+from quire.gateway.openai.fields import check_extra
 
 # Known fields of a message that are not implemented, and their values that ask for nothing: clients send back what they
 # received, with its empty fields.

@@ -12,7 +12,7 @@ from pydantic import PlainValidator, WithJsonSchema
 from quire.errors import InvalidRequestError
 from quire.gateway.generation_group import GenerationGroup
 from quire.gateway.openai.frames import finite
-from quire.gateway.openai.protocol import TEXTS_SCHEMA, Integer, OpenAIRequest
+from quire.gateway.openai.protocol import Integer, OpenAIRequest
 from quire.gateway.openai.tokens import TokenView
 from quire.outputs import (
     CompletionDelta,
@@ -52,13 +52,14 @@ def _is_token_ids(value: list[object]) -> bool:
     return all(type(entry) is int for entry in value)  # a bool is no token id
 
 
-_TOKEN_IDS_SCHEMA: dict[str, Any] = {"type": "array", "items": {"type": "integer"}}
+_TEXT_SCHEMA: dict[str, Any] = {"type": "string", "minLength": 1}
+_TOKEN_IDS_SCHEMA: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _PROMPT_SCHEMA: dict[str, Any] = {
     "anyOf": [
-        {"type": "string"},
-        TEXTS_SCHEMA,
+        _TEXT_SCHEMA,
+        {"type": "array", "items": _TEXT_SCHEMA, "minItems": 1, "maxItems": _MAX_CHOICES},
         _TOKEN_IDS_SCHEMA,
-        {"type": "array", "items": _TOKEN_IDS_SCHEMA},
+        {"type": "array", "items": _TOKEN_IDS_SCHEMA, "minItems": 1, "maxItems": _MAX_CHOICES},
     ]
 }
 

@@ -37,11 +37,12 @@ class ErrorBody(Struct):
 
 def error_body(message: str, kind: str, param: str | None, code: str | None) -> bytes:
     """The JSON of an error."""
-    param = None if param is None else _shorten(param, _MOST_PARAM)
-    return msgspec.json.encode(ErrorBody(ErrorObject(_shorten(message, _MOST_MESSAGE), kind, param, code)))
+    param = None if param is None else shortened(param, _MOST_PARAM)
+    return msgspec.json.encode(ErrorBody(ErrorObject(shortened(message), kind, param, code)))
 
 
-def _shorten(text: str, most: int) -> str:
+def shortened(text: str, most: int = _MOST_MESSAGE) -> str:
+    """A text that may hold what a client sent, as it can be sent back."""
     # A lone surrogate, which an escape in JSON can stand for, cannot be sent back.
     text = text.encode(errors="replace").decode()
     return text if len(text) <= most else f"{text[:most]}…"
@@ -81,7 +82,7 @@ def install_error_handlers(app: FastAPI) -> None:
         if not isinstance(error, HTTPException):
             raise error
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-        message = f"{error.detail}: {request.method} {_shorten(request.url.path, _MOST_PARAM)}"
+        message = f"{error.detail}: {request.method} {shortened(request.url.path, _MOST_PARAM)}"
         body = error_body(message, InvalidRequestError.type, None, code)
         return Response(body, error.status_code, error.headers, media_type="application/json")
 

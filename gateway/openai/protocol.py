@@ -1,84 +1,35 @@
 """What all OpenAI-shape requests share. Types are checked here, ranges in SamplingParams, limits in validation.
 
-A field is either implemented, or without influence on the output and ignored, or known but not implemented, and
-then refused unless its value asks for nothing; anything else is unknown and refused.
+Fields that are implemented are fields of the classes; `fields` has all others.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from quire.errors import InvalidRequestError
+from quire.gateway.openai.fields import NOT_IMPLEMENTED, check_extra, describe_fields
 from quire.gateway.openai.structured import StructuredFields
 from quire.gateway.request_ids import REQUEST_ID_PATTERN
 from quire.gateway.validation import RequestContext
-from quire.sampling_params import SamplingParams
+from quire.sampling_params import MAX_STOP_STRINGS, SamplingParams
 
 M = TypeVar("M", bound=BaseModel)
 
 _MAX_TOKEN_ID_DIGITS = 10
 
-_IGNORED = frozenset(
-    {
-        "metadata",
-        "parallel_tool_calls",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "service_tier",
-        "session_id",
-        "store",
-        "user",
-    }
-)
-# Known fields that are not implemented, and their values that ask for nothing; so does null.
-_NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
-    "add_generation_prompt": (True,),
-    "audio": (),
-    "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "detokenize": (True,),
-    "documents": ([],),
-    "ec_transfer_params": ({},),
-    "continue_final_message": (False,),
-    "echo": (False,),
-    "function_call": ("none",),
-    "functions": ([],),
-    "include_reasoning": (True,),
-    "kv_transfer_params": ({},),
-    "logits_processors": ([],),
-    "logprob_token_ids": (),
-    "media_io_kwargs": ({},),
-    "mm_processor_kwargs": ({},),
-    "modalities": (["text"],),
-    "moderation": (),
-    "prediction": (),
-    "prompt_embeds": (),
-    "reasoning_effort": ("none",),
-    "repetition_detection": (),
-    "return_mm_kwargs": (True,),
-    "return_prompt_text": (False,),
-    "return_token_offsets": (False,),
-    "routed_experts_prompt_start": (0,),
-    # Texts have spaces where their tokens have them.
-    "spaces_between_special_tokens": (True, False),
-    "stream_interval": (1,),
-    "suffix": ("",),
-    "thinking_token_budget": (-1,),
-    "tool_choice": ("none",),
-    "tools": ([],),
-    "truncation_side": ("left",),
-    "verbosity": ("medium",),
-    "vllm_xargs": ({},),
-    "watermarking": (False,),
-    "web_search_options": (),
-}
 TEXTS_SCHEMA: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
+_STOP_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": MAX_STOP_STRINGS},
+        {"type": "null"},
+    ]
+}
 
 
 def _integer(value: object) -> object:
@@ -87,8 +38,11 @@ def _integer(value: object) -> object:
 
 
 Integer = Annotated[int, BeforeValidator(_integer)]
+RequestId = Annotated[str, Field(pattern=REQUEST_ID_PATTERN)]
+Priority = Annotated[Integer, Field(ge=-(2**31), lt=2**31)]
+CacheSalt = Annotated[str, Field(min_length=1, max_length=1024)]
 EarlyStop = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "boolean"}, {"const": "never"}, {"type": "null"}]})]
-Stop = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, TEXTS_SCHEMA, {"type": "null"}]})]
+Stop = Annotated[Any, WithJsonSchema(_STOP_SCHEMA)]
 
 
 class StreamOptions(BaseModel):
@@ -106,7 +60,8 @@ class StreamOptions(BaseModel):
 class OpenAIRequest(StructuredFields):
     """What both endpoints share; the extensions to OpenAI's fields are vLLM's."""
 
-    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+    # `extra` so that check_extra can tell unknown fields from those that are not implemented.
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=(), json_schema_extra=describe_fields)
 
     model: str | None = None
     stream: bool | None = None
@@ -140,9 +95,9 @@ class OpenAIRequest(StructuredFields):
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
-    request_id: Annotated[str, Field(pattern=REQUEST_ID_PATTERN)] | None = None
-    priority: Annotated[Integer, Field(ge=-(2**31), lt=2**31)] | None = None
-    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    request_id: RequestId | None = None
+    priority: Priority | None = None
+    cache_salt: CacheSalt | None = None
 
     def model_post_init(self, context: Any, /) -> None:
         """Raises InvalidRequestError for fields that do not go together."""
@@ -206,7 +161,7 @@ class OpenAIRequest(StructuredFields):
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             repetition_penalty=self.repetition_penalty,
-            logit_bias=_biases_by_token(self.logit_bias),
+            logit_bias=biases_by_token(self.logit_bias),
             logprobs=logprobs,
             stop=self.stop,
             stop_token_ids=self.stop_token_ids,
@@ -231,22 +186,12 @@ def parse_request(kind: type[M], body: bytes) -> M:
         request = kind.model_validate_json(body)
     except ValidationError as error:
         raise _explain(error) from None
-    check_extra(request.model_extra or {}, _NOT_IMPLEMENTED, prefix="")
+    check_extra(request.model_extra or {}, NOT_IMPLEMENTED, prefix="")
     return request
 
 
-def check_extra(extra: Mapping[str, object], known: Mapping[str, Sequence[object]], prefix: str) -> None:
-    """Raises InvalidRequestError for fields that are unknown, or not implemented with a value that matters."""
-    for name, value in extra.items():
-        if name not in known and name not in _IGNORED:
-            raise InvalidRequestError(f"Unrecognized request argument: {prefix}{name}", field=prefix + name)
-        if name in _IGNORED or value is None:
-            continue
-        if not any(type(value) is type(neutral) and value == neutral for neutral in known[name]):
-            raise InvalidRequestError(f"{prefix}{name} is not supported by this server", field=prefix + name)
-
-
-def _biases_by_token(biases: dict[str, float] | None) -> dict[int, float] | None:
+def biases_by_token(biases: dict[str, float] | None) -> dict[int, float] | None:
+    """`logit_bias` with its keys as token ids. Raises InvalidRequestError for a key that is none."""
     if biases is None:
         return None
     for key in biases:
@@ -259,6 +204,15 @@ def _explain(error: ValidationError) -> InvalidRequestError:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if first["type"] == "json_invalid":
         return InvalidRequestError(f"the body is not valid JSON: {first['msg']}")
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    field = "".join(map(_step, first["loc"])).lstrip(".")
+    if first["type"] == "extra_forbidden":
+        return InvalidRequestError(f"Unrecognized request argument: {field}", field=field)
     message = first["msg"].removeprefix("Value error, ")
     return InvalidRequestError(f"{field}: {message}" if field else message, field=field or None)
+
+
+def _step(part: int | str) -> str:
+    """A step on the way to a field. Pydantic's tags of unions (`<…>`) are none of the client's."""
+    if isinstance(part, int):
+        return f"[{part}]"
+    return "" if part.startswith("<") else f".{part}"

@@ -18,7 +18,8 @@ from quire.errors import QuireError
 from quire.gateway.chat.run import ChatRun
 from quire.gateway.engine import Engine
 from quire.gateway.generation_group import GenerationGroup
-from quire.gateway.openai.chat import ChatChoice, ChatCompletionRequest, ChatShape
+from quire.gateway.openai.chat import ChatCompletionRequest
+from quire.gateway.openai.chat_frames import ChatChoice, ChatShape
 from quire.gateway.openai.completions import COMPLETION_MAX_TOKENS, CompletionChoice, CompletionRequest, CompletionShape
 from quire.gateway.openai.errors import encode_error
 from quire.gateway.openai.frames import Answer, AnswerOptions, AnswerWriter, D, Source

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -15,7 +15,7 @@ _PREFIX = "#/components/schemas/"
 _TEMPLATE = _PREFIX + "{name}"
 
 # Of every route that takes a body; what each stands for is written in quire.errors.
-_ERRORS = {
+ERRORS = {
     "400": "The request can never succeed as it is; `param` names the field at fault.",
     "401": "The request carries none of the server's API keys.",
     "404": "The model is not served.",
@@ -30,16 +30,24 @@ _ERRORS = {
 Body = type[BaseModel]
 
 
-def describe_route(body: Body | tuple[Body, ...], answer: Any, *, streams: bool = False) -> dict[str, Any]:
+def describe_route(
+    body: Body | tuple[Body, ...],
+    answer: Any,
+    *,
+    streams: bool = False,
+    error: Any = ErrorBody,
+    errors: Mapping[str, str] = ERRORS,
+) -> dict[str, Any]:
     """Arguments of a route that reads `body` (or one of several) and answers with `answer`, a msgspec type.
 
-    `streams`: or with server-sent events. `add_components` adds what this refers to.
+    `streams`: or with server-sent events. `errors`: by status, all written as `error`. `add_components` adds what
+    this refers to.
     """
     content = {"application/json": {"schema": _reference(answer)}}
     if streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     description = "The answer; a stream if asked for." if streams else "The answer."
-    responses = {"200": {"description": description, "content": content}, **_errors(_ERRORS)}
+    responses = {"200": {"description": description, "content": content}, **_errors(errors, error)}
     bodies = [{"$ref": _PREFIX + kind.__name__} for kind in (body if isinstance(body, tuple) else (body,))]
     schema = bodies[0] if len(bodies) == 1 else {"anyOf": bodies}
     request = {"required": True, "content": {"application/json": {"schema": schema}}}
@@ -49,7 +57,10 @@ def describe_route(body: Body | tuple[Body, ...], answer: Any, *, streams: bool 
 def describe_answer(answer: Any, parameters: Sequence[dict[str, Any]] = (), *errors: str) -> dict[str, Any]:
     """Arguments of a route without a body."""
     content = {"application/json": {"schema": _reference(answer)}}
-    responses = {"200": {"description": "The answer.", "content": content}, **_errors(("401", "500", *errors))}
+    responses = {
+        "200": {"description": "The answer.", "content": content},
+        **_errors({status: ERRORS[status] for status in ("401", "500", *errors)}),
+    }
     return {"openapi_extra": {"parameters": list(parameters)}, "responses": responses}
 
 
@@ -58,9 +69,9 @@ def _reference(answer: Any) -> dict[str, Any]:
     return schema
 
 
-def _errors(statuses: Iterable[str]) -> dict[str, Any]:
-    content = {"application/json": {"schema": _reference(ErrorBody)}}
-    return {status: {"description": _ERRORS[status], "content": content} for status in statuses}
+def _errors(descriptions: Mapping[str, str], error: Any = ErrorBody) -> dict[str, Any]:
+    content = {"application/json": {"schema": _reference(error)}}
+    return {status: {"description": text, "content": content} for status, text in descriptions.items()}
 
 
 def add_components(openapi: dict[str, Any], bodies: Sequence[Body], answers: Sequence[Any]) -> None:

@@ -19,8 +19,6 @@ from quire.gateway.structured.schema import parse_schema
 GrammarKind = Literal["json", "json_object", "regex", "choice", "grammar"]
 
 _WHITESPACE: Final = r"( |\n[ \t]{0,32})"
-# Not \\u: with it the name of a property could be written in a second way, which is not held to its schema.
-_ESCAPES: Final = '"\\bfnrt'
 # A rule of GBNF; Lark has a single colon.
 _GBNF_RULE: Final = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 
@@ -55,13 +53,7 @@ def json_options(*, compact: bool = False) -> dict[str, Any]:
     In Lark these are the value of the key `x-guidance` of a `%json` schema.
     """
     whitespace = {"whitespace_flexible": False} if compact else {"whitespace_pattern": _WHITESPACE}
-    return {
-        "whitespace_flexible": True,
-        **whitespace,
-        "json_allowed_escapes": _ESCAPES,
-        "lenient": False,
-        "coerce_one_of": False,
-    }
+    return {"whitespace_flexible": True, **whitespace, "lenient": False, "coerce_one_of": False}
 
 
 def json_schema_grammar(schema: dict[str, Any], *, compact: bool) -> str:

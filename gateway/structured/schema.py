@@ -1,11 +1,14 @@
-"""JSON Schemas from clients: parsed, and refused where llguidance enforces less than validators will check.
+r"""JSON Schemas from clients: parsed, and refused where llguidance enforces less than validators will check.
 
-llguidance itself refuses the keywords that it does not know. Two that it does know are not as tight as they look:
+llguidance itself refuses the keywords that it does not know. Of those that it does know, some are not as tight as they
+look:
 
 - It does not remember the names that an object has already. One that repeats a name has fewer properties than were
   counted, so `minProperties` holds only where names cannot be repeated.
 - It writes decimal multiples of a decimal `multipleOf`. 0.3 is one of 0.1 on paper but not in binary floating point,
   in which validators compute.
+- It allows a property's name in a second spelling where there is one (`\u000a` for `\n`), with any value.
+- It resolves a `$ref` against an `$id` beside it, which counts in the newest drafts alone.
 """
 
 from __future__ import annotations
@@ -40,6 +43,9 @@ def parse_schema(text: str) -> dict[str, Any]:
     for part in _objects(schema):
         _check_min_properties(part)
         _check_multiple_of(part)
+        _check_names(part)
+        if "$ref" in part and "$id" in part and part is not schema:
+            raise InvalidRequestError('"$id" beside "$ref" cannot be enforced: drafts differ in what it means')
     return schema
 
 
@@ -76,3 +82,12 @@ def _check_multiple_of(schema: dict[str, Any]) -> None:
             f'"multipleOf" of {factor} cannot be enforced: it has no exact binary form, so validators disagree about '
             "its multiples"
         )
+
+
+def _check_names(schema: dict[str, Any]) -> None:
+    declared = schema.get("properties")
+    for name in declared if isinstance(declared, dict) else ():
+        if any(character < " " for character in name):
+            raise InvalidRequestError(
+                f'"properties" cannot be enforced with the name {json.dumps(name)}: JSON can write it in several ways'
+            )

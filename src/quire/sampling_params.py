@@ -44,6 +44,11 @@ class _Range:
         if not self.low <= value <= self.high or (self.above_low and _as_float32(value) <= self.low):
             raise InvalidRequestError(f"{name} must be {self}, not {value}", field=name)
 
+    def json_schema(self) -> dict[str, float]:
+        """The same in JSON Schema's words."""
+        low = "exclusiveMinimum" if self.above_low else "minimum"
+        return {low: self.low, "maximum": self.high}
+
     def __str__(self) -> str:
         if self.integer:
             return f"an integer in [{int(self.low)}, {int(self.high)}]"
@@ -230,6 +235,11 @@ class SamplingParams:
 
 
 _FIELDS = fields(SamplingParams)
+
+
+def number_schemas() -> dict[str, dict[str, float]]:
+    """The ranges of all fields that are numbers, by name, in JSON Schema's words."""
+    return {name: bounds.json_schema() for name, bounds in _RANGES.items()}
 
 
 def generation_config_defaults(generation_config: Mapping[str, Any]) -> SamplingParams:

@@ -20,7 +20,8 @@ class StructuredOutputs:
     json: a JSON Schema, as text or as an object. json_object: any JSON object.
     regex: a regular expression (Rust's syntax). choice: one of these texts.
     grammar: in llguidance's variant of Lark, or in GBNF.
-    disable_any_whitespace: JSON is written without white space between its tokens.
+    disable_any_whitespace: JSON is written without white space between its tokens; otherwise there may be a space, or
+        a line end with an indentation of up to 32 characters.
 
     Whether a schema, an expression or a grammar can be enforced is found by the gateway.
     """

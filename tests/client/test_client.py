@@ -27,6 +27,7 @@ from quire.errors import (
 )
 from quire.internal.v1 import scheduler_pb2
 from quire.outputs import CompletionDelta, ToolCall
+from quire.pooling_params import PoolingParams
 from quire.sampling_params import SamplingParams
 from quire.v1 import generate_pb2, generate_pb2_grpc
 
@@ -364,3 +365,28 @@ async def test_retries_end_with_the_deadline() -> None:
         with pytest.raises((ServiceUnavailableError, DeadlineError)):
             await client.models()
     assert time.monotonic() - begun < 2
+
+
+async def test_embeddings(client: AsyncClient, gateway: Gateway, scheduler: FakeScheduler) -> None:
+    params = PoolingParams(pooling="mean", dimensions=3, truncate_prompt_tokens=2)
+    vectors = await client.embed(["hello world", (70, 71, 72)], params)
+    assert [len(vector) for vector in vectors] == [3, 3]
+    assert sum(value * value for value in vectors[1]) == pytest.approx(1, abs=1e-5)
+    assert scheduler.requests[1].prompt_token_ids == [71, 72]
+    assert await in_thread(gateway, lambda plain: plain.embed([[71, 72]], params)) == vectors[1:]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "field"),
+    [
+        ("one text", "inputs"),
+        ([], "inputs"),
+        (["a", 7], "inputs[1]"),
+        (["a", ""], "inputs[1]"),
+        (["a\ud800"], "inputs[0]"),
+    ],
+)
+async def test_embeddings_of_bad_inputs(client: AsyncClient, inputs: Any, field: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        await client.embed(inputs)
+    assert refused.value.field == field

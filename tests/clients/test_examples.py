@@ -44,13 +44,16 @@ def test_example(server: LiveServer, tmp_path: Path, name: str) -> None:
     # A copy, so that nothing but the client it names is found from where it stands; node looks beside the file.
     script = Path(shutil.copy(EXAMPLES / name, tmp_path))
     (tmp_path / "node_modules").symlink_to(Path(__file__).parent / "node" / "node_modules")
+    addresses = {"QUIRE_URL": server.base_url, "QUIRE_GRPC": server.grpc_address}
+    # litellm would fetch a price list while it is imported.
+    environment = {**os.environ, **addresses, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     run = subprocess.run(
         [program, script],
         cwd=tmp_path,
-        env={**os.environ, "QUIRE_URL": server.base_url, "QUIRE_GRPC": server.grpc_address},
+        env=environment,
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=500,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     for output in outputs:

@@ -21,7 +21,7 @@ def test_script(server: LiveServer, script: str) -> None:
         env={**os.environ, "QUIRE_URL": server.base_url},
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=500,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "passed: " in run.stdout

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 
+import openai
 import pytest
 import torch
 from support.checkpoints import load_reference, make_checkpoint
-from support.servers import inspect_scheduler
+from support.servers import inspect_scheduler, running_server
 
 from quire import LLM, SamplingParams
 from quire.executor.model_config import load_model_config
@@ -97,3 +98,20 @@ def test_chunked_and_preempted(folder, prompts, expected, prefix_caching):
     with LLM(folder, dtype="float32", **settings) as llm:
         _check(llm.generate(prompts, params, use_tqdm=False), prompts, expected)
         assert _state(llm).num_preemptions > 0
+
+
+def test_through_the_official_client(folder, prompts, expected):
+    """As vLLM's field, and as OpenAI's echo with logprobs."""
+    with running_server(model=str(folder), dtype="float32", served_model_name="tiny", threads=1) as server:
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            settings = {"model": "tiny", "prompt": prompts[5], "max_tokens": 4, "temperature": 0}
+            whole = client.completions.create(**settings, echo=True, logprobs=1, extra_body={"prompt_logprobs": TOP})
+        server.wait_idle()
+    choice = whole.choices[0]
+    given = [float(row[token_id]) for row, token_id in zip(expected[5], prompts[5][1:], strict=True)]
+    assert choice.logprobs.token_logprobs[0] is None
+    assert choice.logprobs.token_logprobs[1 : len(prompts[5])] == pytest.approx(given, abs=1e-4)
+    first, *others = choice.prompt_logprobs
+    assert first is None
+    told = [position[str(token_id)]["logprob"] for position, token_id in zip(others, prompts[5][1:], strict=True)]
+    assert told == pytest.approx(given, abs=1e-4)

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.checkpoints import load_reference, make_checkpoint
+from support.checkpoints import EOS_ID, load_reference, make_checkpoint
 from support.step_driver import StepDriver, greedy, load, prompt_of
 
 from quire import kernels
 from quire.errors import QuireError
 from quire.executor.model import Model
+from quire.executor.readouts import LastState
 from quire.internal.v1 import executor_pb2
 from quire.v1 import generate_pb2
 
@@ -217,3 +218,26 @@ def test_a_slot_used_again_forgets(driver: StepDriver) -> None:
     result = driver.run({0: len(PROMPT)})
     assert not result.embeddings
     assert len(result.token_ids) == 4
+
+
+def test_a_grammar_does_not_change_what_is_read(driver: StepDriver) -> None:
+    """A step with masks takes its logits out of the forward pass; its states are the same."""
+    plain = scored(driver, 0)
+    plain.step(len(PROMPT))
+    constraints = executor_pb2.Constraints(grammar="start: /[ab]+/")
+    slot = driver.add(PROMPT, greedy(prompt_logprobs=TOP), slot=1, constraints=constraints, eos_token_ids=(EOS_ID,))
+    constrained = Collected(driver, slot)
+    result = constrained.step(len(PROMPT))
+    assert not result.failures
+    assert constrained.positions == plain.positions
+
+
+def test_states_of_tokens_that_are_not_there_are_refused(
+    driver: StepDriver, implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if implementation == "torch":
+        pytest.skip("torch checks its own indices")
+    monkeypatch.setattr(LastState, "wanted", lambda self, start, end: range(end, end + 1))
+    collected = pooled(driver, 0, LAST)
+    with pytest.raises(ValueError, match=r"state_rows\[0\] is 150, outside \[0, 150\)"):
+        collected.step(len(PROMPT))

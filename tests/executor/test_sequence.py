@@ -81,3 +81,29 @@ def test_a_slot_without_a_sequence_is_named() -> None:
         table.apply(executor_pb2.StepPlan(new_sequences=[executor_pb2.NewSequence(slot=1)]))
     table.clear()
     assert len(table) == 0
+
+
+def test_chosen_tokens_replace_the_last_ones() -> None:
+    table = SequenceTable(vocab_size=10)
+    introduce(table, 3, 5)
+    introduce(table, 70, 2)
+    table.append(array(3), np.array([1], np.int32))
+    # Slot 5 is new in the same plan; what was chosen for it is its last token.
+    new = executor_pb2.NewSequence(slot=5, prompt_token_ids=pack_u32([7, 8]))
+    table.apply(
+        executor_pb2.StepPlan(
+            new_sequences=[new], chosen_slots=pack_u32([70, 3, 5]), chosen_token_ids=pack_u32([8, 9, 6])
+        )
+    )
+    assert table.lengths(array(3, 70, 5)).tolist() == [6, 2, 2]
+    assert table.token_ids[3, 4:6].tolist() == [30_004, 9]
+    assert table.token_ids[70, :2].tolist() == [700_000, 8]
+    assert table.token_ids[5, :2].tolist() == [7, 6]
+
+
+@pytest.mark.parametrize(("slots", "token_ids"), [([3], [1, 2]), ([4], [1]), ([5000], [1])])
+def test_chosen_tokens_that_do_not_fit(slots: list[int], token_ids: list[int]) -> None:
+    table = SequenceTable(vocab_size=10)
+    introduce(table, 3, 5)
+    with pytest.raises(QuireError, match=r"chosen tokens|holds no sequence"):
+        table.apply(executor_pb2.StepPlan(chosen_slots=pack_u32(slots), chosen_token_ids=pack_u32(token_ids)))

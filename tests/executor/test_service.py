@@ -102,7 +102,7 @@ async def test_describe(served: Served) -> None:
     assert description.architecture == "Qwen3ForCausalLM"
     assert (description.dtype, description.device) == ("float32", executor_pb2.DEVICE_CPU)
     assert (description.rank, description.num_ranks) == (0, 1)
-    assert (description.max_model_len, description.vocab_size) == (512, 320)
+    assert (description.max_model_len, description.vocab_size, description.hidden_size) == (512, 320, 64)
     (group,) = description.cache_groups
     assert group.kind == executor_pb2.CACHE_GROUP_KIND_FULL_ATTENTION
     assert group.bytes_per_token == 2 * 3 * 2 * 32 * 4

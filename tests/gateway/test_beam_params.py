@@ -54,7 +54,7 @@ async def test_a_chat_can_search_and_cannot_stream_it(http: httpx.AsyncClient, s
 
 
 def test_the_vocabulary_must_have_as_many_tokens_as_beams_look_at() -> None:
-    limits = ModelLimits("tiny", max_model_len=100, vocab_size=20, max_num_seqs=64, max_logprobs=0)
+    limits = ModelLimits(("tiny",), "tiny", 100, vocab_size=20, max_num_seqs=64, max_logprobs=0, hidden_size=8)
     for fields, eos, field in (
         ({"best_of": 11}, (), "best_of"),
         ({"n": 7}, (3, 4), "n"),

@@ -7,6 +7,7 @@ import json
 import math
 from array import array
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ import pytest_asyncio
 from support.fake_scheduler import HIDDEN_SIZE, MAX_MODEL_LEN, FakeScheduler, Pause, pseudo_state
 from support.gateway_fixtures import Gateway
 
-from quire.errors import CheckpointError, ContextLengthError, InvalidRequestError, QuireError, ServiceUnavailableError
+from quire.errors import (
+    CheckpointError,
+    ContextLengthError,
+    InvalidRequestError,
+    OverloadedError,
+    QuireError,
+    ServiceUnavailableError,
+)
 from quire.gateway.engine import Engine
 from quire.gateway.pooling import cosine_similarity, own_pooling, unit_vector
 from quire.gateway.validation import RequestContext
@@ -132,6 +140,16 @@ async def test_what_the_scheduler_says_is_raised(engine: Engine, scheduler: Fake
     scheduler.submit_error = ServiceUnavailableError("full")
     with pytest.raises(ServiceUnavailableError, match="full"):
         await engine.embed(["a", "b"], PoolingParams(), ABOUT)
+
+
+async def test_inputs_count_as_requests(
+    engine: Engine, scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "limits", replace(engine.limits, max_concurrent_requests=2))
+    assert len(await engine.embed(["a", "b"], PoolingParams(), ABOUT)) == 2
+    with pytest.raises(OverloadedError):
+        await engine.embed(["a", "b", "c"], PoolingParams(), ABOUT)
+    assert len(scheduler.requests) == 2
 
 
 async def test_states_that_are_no_numbers_are_an_error() -> None:

@@ -12,12 +12,14 @@ import httpx
 import pytest
 import pytest_asyncio
 from llguidance import LLMatcher, LLTokenizer
-from support.fake_scheduler import VOCAB_SIZE, FakeScheduler
+from support.fake_scheduler import VOCAB_SIZE, FakeScheduler, Pause
+from support.gateway_fixtures import sse_events
 
 from quire.errors import InvalidRequestError
 from quire.gateway.structured.compiler import MAX_CONSTRAINT_LENGTH, GrammarCompiler
 from quire.gateway.structured.grammars import json_options
 from quire.grammars import compile_grammar, load_grammar_tokenizer
+from quire.internal.v1 import scheduler_pb2
 from quire.sampling_params import SamplingParams
 from quire.structured_outputs import StructuredOutputs
 
@@ -97,11 +99,9 @@ async def test_what_is_as_tight_as_validators_want_it(
     assert '{"minProperties": 5, "multipleOf": 0.1}' in data
 
 
-async def test_a_property_has_one_spelling(compiler: GrammarCompiler, grammar_tokenizer: LLTokenizer) -> None:
-    schema = {"type": "object", "properties": {"a\nb": {"type": "integer"}}}
-    texts = await language(compiler, grammar_tokenizer, json=schema)
-    assert r'{"a\nb": 1, "d": "\\ \" é"}' in texts
-    assert r'{"a\u000ab": "x"}' not in texts and r'{"d": "\u0041"}' not in texts
+async def test_control_characters(compiler: GrammarCompiler, grammar_tokenizer: LLTokenizer) -> None:
+    texts = await language(compiler, grammar_tokenizer, json={"const": "a\x00\n"})
+    assert r'"a\u0000\n"' in texts and r'"a\n"' not in texts
 
 
 async def test_any_json_object(compiler: GrammarCompiler, grammar_tokenizer: LLTokenizer) -> None:
@@ -171,6 +171,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"json": {"minProperties": 2}}, "json", '"minProperties"'),
     ({"json": {"items": {"patternProperties": {"^a": {}}, "minProperties": 3}}}, "json", '"minProperties"'),
     ({"json": {"properties": {"a": {"multipleOf": 0.01}}}}, "json", '"multipleOf"'),
+    ({"json": {"properties": {"a\nb": {}}}}, "json", '"properties"'),
+    ({"json": {"items": {"$id": "http://example.com/", "$ref": "x.json"}}}, "json", '"$id" beside "$ref"'),
     ({"json": False}, "json", "`false`"),
     ({"json": "[1]"}, "json", "an object or a boolean"),
     ({"json": "{"}, "json", "not valid JSON"),
@@ -310,6 +312,24 @@ async def test_errors_name_the_clients_field(
         assert error["param"] == param, error
         assert param.rpartition(".")[2] in error["message"]
     assert scheduler.requests == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_sequence_that_cannot_go_on_is_an_error(
+    http: httpx.AsyncClient, scheduler: FakeScheduler, stream: bool
+) -> None:
+    scheduler.script = lambda request, index: [70, Pause(asyncio.Event())]
+    body = {**COMPLETION, "guided_regex": "a+", "stream": stream}
+    asking = asyncio.create_task(http.post("/v1/completions", json=body))
+    (request,) = await scheduler.wait_requests()
+    failure = scheduler_pb2.RequestFailed(request_key=request.message.request_key, message="no way on")
+    scheduler.send(scheduler_pb2.StepOutputs(failed=[failure]))
+    answer = await asking
+    assert answer.status_code == (200 if stream else 500)
+    error = sse_events(answer.text)[-1] if stream else answer.json()
+    assert error["error"]["message"] == "no way on", "the last frame: no [DONE] after it"
+    assert error["error"]["type"] == "server_error"
+    assert scheduler.aborts == []
 
 
 @pytest.mark.parametrize(

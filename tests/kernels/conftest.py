@@ -126,3 +126,16 @@ def isa(request: pytest.FixtureRequest) -> str:
         pytest.skip(f"this machine has no {name}")
     kernels.set_isa(name)
     return name
+
+
+@pytest.fixture(params=["torch", "avx512", "avx2", "portable"])
+def implementation(request: pytest.FixtureRequest) -> str:
+    """The reference, and the native implementation on every instruction set."""
+    name: str = request.param
+    if name == "torch":
+        kernels.set_implementation("torch")
+    elif name in kernels.available_isas():
+        kernels.set_isa(name)
+    else:
+        pytest.skip(f"this machine has no {name}")
+    return name

@@ -91,9 +91,10 @@ def test_a_pool_that_does_not_fit_is_refused(given, executors, message):
     assert caught.value.field == "kv_cache_memory"
 
 
-def test_executors_on_one_pool_must_agree():
+@pytest.mark.parametrize("change", [{"fingerprint": b"g" * 32}, {"hidden_size": 7}, {"max_model_len": 77}])
+def test_executors_on_one_pool_must_agree(change):
     with pytest.raises(StartupError, match="different models"):
-        plan_pool(_settings(), [_executor(), _executor(fingerprint=b"g" * 32)], 1)
+        plan_pool(_settings(), [_executor(), _executor(**change)], 1)
 
 
 def test_ranks_and_more_cache_groups_are_refused_until_they_work():

@@ -123,6 +123,11 @@ def test_a_pooling_request_has_one_sequence():
         Bench().submit(PROMPT, n=2, pooling=LAST)
 
 
+def test_a_pooling_of_the_future_is_refused():
+    with pytest.raises(InvalidRequestError, match="pooling has no value 9"):
+        Bench().submit(PROMPT, pooling=9)
+
+
 def test_a_result_without_its_embedding_is_refused():
     bench = Bench()
     bench.submit(PROMPT, pooling=LAST)

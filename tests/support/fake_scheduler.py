@@ -83,11 +83,11 @@ def pseudo_state(request: scheduler_pb2.SubmitRequest) -> bytes:
 
 
 def prompt_logprobs_of(request: scheduler_pb2.SubmitRequest) -> list[generate_pb2.TokenLogprobs]:
-    """What is told of a prompt, from its second token on: the token's logprob is its id / -100."""
+    """Of a prompt from its second token on: 60, 61, … are likeliest; of other tokens the logprob is id / -100."""
     top = request.sampling_params.prompt_logprobs
     return [
         generate_pb2.TokenLogprobs(
-            logprob=-token_id / 100,
+            logprob=-token_id / 100 if not 60 <= token_id < 60 + top else float(60 - token_id),
             top_token_ids=[rank + 60 for rank in range(top)],
             top_logprobs=[-float(rank) for rank in range(top)],
         )
@@ -234,7 +234,8 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         return scheduler_pb2.AbortResponse()
 
     async def _pool(self, request: scheduler_pb2.SubmitRequest) -> None:
-        for entry in self.script(request, 0):
+        pauses = () if self.script is pseudo_random else self.script(request, 0)
+        for entry in pauses:
             if isinstance(entry, Pause):
                 await entry.until.wait()
         message = scheduler_pb2.StepOutputs(step=self._step)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quire.kernels import SAMPLING_ROW, SamplingBatch
 
@@ -40,6 +41,22 @@ def make_batch(plans: Sequence[dict[str, Any]], vocab_size: int) -> SamplingBatc
         banned_ids=np.array([token for tokens in banned for token in tokens], np.int32),
         allowed_masks=np.stack(masks) if masks else None,
     )
+
+
+def assert_drawn_from(token_ids: NDArray[np.int32], probabilities: NDArray[np.float64]) -> None:
+    """Pearson's chi-squared test that tokens [n] were drawn from probabilities [vocab]; none where that is 0."""
+    expected = probabilities * len(token_ids)
+    counts = np.bincount(token_ids, minlength=len(expected))
+    assert not counts[expected == 0].any()
+    # Rare tokens together, as the test wants at least a handful in each class.
+    rare = expected < 10
+    observed = np.append(counts[~rare], counts[rare].sum())
+    wanted = np.append(expected[~rare], expected[rare].sum())
+    kept = wanted > 0
+    statistic = ((observed[kept] - wanted[kept]) ** 2 / wanted[kept]).sum()
+    freedom = max(1, kept.sum() - 1)
+    # Beyond the mean by four standard deviations of the distribution.
+    assert statistic < freedom + 4 * np.sqrt(2 * freedom)
 
 
 def _starts(lists: Sequence[Any]) -> np.ndarray:
