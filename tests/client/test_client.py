@@ -379,7 +379,7 @@ async def test_embeddings(client: AsyncClient, gateway: Gateway, scheduler: Fake
 @pytest.mark.parametrize(
     ("inputs", "field"),
     [
-        ("one text", "inputs"),
+        (b"one text", "inputs"),
         ([], "inputs"),
         (["a", 7], "inputs[1]"),
         (["a", ""], "inputs[1]"),
