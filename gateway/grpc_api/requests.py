@@ -39,6 +39,8 @@ class TolerateMalformed(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith(self._prefix):
             return handler
+        if handler.request_deserializer is None:  # one that refuses whatever comes
+            return handler
         return handler._replace(request_deserializer=_tolerant(handler.request_deserializer))
 
 

@@ -198,6 +198,7 @@ _add_command("latency", LatencySettings, _bench_latency, "Time a batch, again an
 Address = Annotated[str, typer.Option(help="gRPC address of a running server.", envvar="QUIRE_ADDRESS")]
 MaxTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens.")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy; default: the model's.")]
+ApiKey = Annotated[str | None, typer.Option(help="The server's API key.", envvar="QUIRE_API_KEY", show_envvar=True)]
 
 _DEFAULT_ADDRESS = "127.0.0.1:50051"
 
@@ -208,13 +209,14 @@ def complete(
     address: Address = _DEFAULT_ADDRESS,
     max_tokens: MaxTokens = 64,
     temperature: Temperature = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Continue a text with a running server."""
     from quire.terminal import complete as run
 
     # A line's end is the shell's, as in `$(…)`; a model would take it for the end of a paragraph.
     text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
-    run(address, text, max_tokens, temperature)
+    run(address, text, max_tokens, temperature, api_key)
 
 
 @app.command()
@@ -223,11 +225,12 @@ def chat(
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Chat with a running server; an empty line or Ctrl-D ends it, and Ctrl-C an answer."""
     from quire.terminal import chat as run
 
-    run(address, system, max_tokens, temperature)
+    run(address, system, max_tokens, temperature, api_key)
 
 
 @app.command()

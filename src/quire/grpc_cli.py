@@ -56,7 +56,10 @@ def call(
         list[str] | None, typer.Option("--header", "-H", help="Metadata, as 'name: value' (repeat for more).")
     ] = None,
 ) -> None:
-    """Call a method and print each response as one line of JSON. Ctrl-C cancels the call."""
+    """Call a method and print each response as one line of JSON. Ctrl-C cancels the call.
+
+    A server with API keys wants -H 'authorization: Bearer KEY'.
+    """
     from quire.reflection_client import ReflectionClient
 
     requests = [line for line in sys.stdin if line.strip()] if request == "-" else [request]

@@ -3,18 +3,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 import pytest_asyncio
 from support.fake_scheduler import MAX_MODEL_LEN, FakeScheduler, Pause
-from support.gateway_fixtures import MODEL, Gateway
+from support.gateway_fixtures import MODEL, Gateway, start_gateway
 from tokenizers import Tokenizer
 
 from quire import rpc
 from quire.client import AsyncClient, Client, RetryPolicy
 from quire.errors import (
+    AuthenticationError,
     ContextLengthError,
     DeadlineError,
     DuplicateRequestError,
@@ -127,6 +129,23 @@ async def test_the_prompt_comes_back(client: AsyncClient, tokenizer: Tokenizer) 
     assert await client.tokenize(messages) == chat
     closed = await client.tokenize(messages, add_generation_prompt=False)
     assert closed == tokenizer.encode("<|im_start|>user\nx<|im_end|>\n").ids
+
+
+async def test_api_keys(module_scheduler: FakeScheduler, model_folder: Path) -> None:
+    module_scheduler.reset()
+    gateway = await start_gateway(module_scheduler, model_folder, api_key=["secret"])
+    try:
+        async with AsyncClient(gateway.grpc_address, api_key="secret") as client:
+            assert (await client.complete("x", SamplingParams(max_tokens=1))).finished
+        async with AsyncClient(gateway.grpc_address, api_key="other") as client:
+            with pytest.raises(AuthenticationError):
+                await client.models()
+            with pytest.raises(AuthenticationError):
+                await client.complete("x")
+        with pytest.raises(InvalidRequestError):
+            AsyncClient(gateway.grpc_address, api_key="a\nb")
+    finally:
+        await gateway.close()
 
 
 async def test_closing_in_mid_stream(gateway: Gateway, scheduler: FakeScheduler) -> None:
@@ -360,7 +379,7 @@ async def test_embeddings(client: AsyncClient, gateway: Gateway, scheduler: Fake
 @pytest.mark.parametrize(
     ("inputs", "field"),
     [
-        ("one text", "inputs"),
+        (b"one text", "inputs"),
         ([], "inputs"),
         (["a", 7], "inputs[1]"),
         (["a", ""], "inputs[1]"),

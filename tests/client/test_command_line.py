@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from support.fake_scheduler import MAX_MODEL_LEN, FakeScheduler, Pause
@@ -136,25 +133,3 @@ async def test_the_deadline_of_a_call(gateway: Gateway, scheduler: FakeScheduler
     assert done.status == 1
     assert "DEADLINE_EXCEEDED" in done.err
     await scheduler.wait_aborts()
-
-
-def catches_interrupts(pid: int) -> bool:
-    """Whether a process has a handler for SIGINT (proc_pid_status(5): SigCgt)."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    (caught,) = (int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
-    return bool(caught >> (signal.SIGINT - 1) & 1)
-
-
-async def test_an_interrupt_while_it_starts_prints_no_traceback() -> None:
-    command = [sys.executable, "-P", "-m", "quire", "chat", "--help"]
-    deadline = time.monotonic() + 60
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:  # noqa: ASYNC220
-        # Python's own handler, and then ours, until the imports are done.
-        for expected in (True, False):
-            while catches_interrupts(process.pid) is not expected:
-                assert time.monotonic() < deadline
-                await asyncio.sleep(0.001)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGINT
-    assert err == b""

@@ -9,8 +9,17 @@ from types import TracebackType
 from typing import TypeVar, Unpack
 
 import grpc
+from google.protobuf.message import Message
 
-from quire.client.requests import ChatOptions, Prompt, RequestOptions, embed_request, generate_request, tokenize_request
+from quire.client.requests import (
+    ChatOptions,
+    Prompt,
+    RequestOptions,
+    call_metadata,
+    embed_request,
+    generate_request,
+    tokenize_request,
+)
 from quire.client.responses import empty_output
 from quire.client.resume import Progress, Resume
 from quire.client.retry import Attempts, RetryPolicy, check_timeout
@@ -29,9 +38,15 @@ class AsyncClient:
     """For asyncio. Close it, or use `async with`; it belongs to the event loop of its first call. See Client."""
 
     def __init__(
-        self, address: str = "127.0.0.1:50051", *, timeout: float = 600.0, retry: RetryPolicy | None = None
+        self,
+        address: str = "127.0.0.1:50051",
+        *,
+        timeout: float = 600.0,
+        retry: RetryPolicy | None = None,
+        api_key: str | None = None,
     ) -> None:
         """`timeout`, in seconds, is the deadline of every call, its retries included."""
+        self._metadata = call_metadata(api_key)
         self._address = address
         self._timeout = check_timeout(timeout)
         self._retry = retry or RetryPolicy()
@@ -87,13 +102,13 @@ class AsyncClient:
     ) -> list[list[float]]:
         """See Client.embed."""
         request = embed_request(inputs, params, model)
-        answer = await self._call(lambda stub, seconds: stub.Embed(request, timeout=seconds), timeout)
+        answer = await self._call(lambda stub: stub.Embed, request, timeout)
         return [list(embedding.values) for embedding in answer.embeddings]
 
     async def models(self, *, timeout: float | None = None) -> list[generate_pb2.Model]:
         """See Client.models."""
         request = generate_pb2.ListModelsRequest()
-        answer = await self._call(lambda stub, seconds: stub.ListModels(request, timeout=seconds), timeout)
+        answer = await self._call(lambda stub: stub.ListModels, request, timeout)
         return list(answer.models)
 
     async def tokenize(
@@ -106,13 +121,13 @@ class AsyncClient:
     ) -> list[int]:
         """See Client.tokenize."""
         request = tokenize_request(prompt, add_special_tokens, options)
-        answer = await self._call(lambda stub, seconds: stub.Tokenize(request, timeout=seconds), timeout)
+        answer = await self._call(lambda stub: stub.Tokenize, request, timeout)
         return list(answer.token_ids)
 
     async def detokenize(self, token_ids: Iterable[int], *, timeout: float | None = None) -> str:
         """See Client.detokenize."""
         request = generate_pb2.DetokenizeRequest(token_ids=check_token_ids(token_ids, "token_ids"))
-        answer = await self._call(lambda stub, seconds: stub.Detokenize(request, timeout=seconds), timeout)
+        answer = await self._call(lambda stub: stub.Detokenize, request, timeout)
         return answer.text
 
     async def _deltas(
@@ -122,7 +137,7 @@ class AsyncClient:
         while True:
             resume = Resume(progress)
             with self._errors():
-                call = self._stub().Generate(request, timeout=attempts.timeout)
+                call = self._stub().Generate(request, timeout=attempts.timeout, metadata=self._metadata)
             try:
                 with self._errors():
                     async for response in call:
@@ -134,13 +149,16 @@ class AsyncClient:
                 call.cancel()
 
     async def _call(
-        self, call: Callable[[generate_pb2_grpc.GenerateServiceAsyncStub, float], Awaitable[T]], timeout: float | None
+        self,
+        method: Callable[[generate_pb2_grpc.GenerateServiceAsyncStub], Callable[..., Awaitable[T]]],
+        request: Message,
+        timeout: float | None,
     ) -> T:
         attempts = self._attempts(timeout)
         while True:
             try:
                 with self._errors():
-                    return await call(self._stub(), attempts.timeout)
+                    return await method(self._stub())(request, timeout=attempts.timeout, metadata=self._metadata)
             except ServiceUnavailableError as error:
                 await asyncio.sleep(attempts.delay_after(error))
 

@@ -8,7 +8,17 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from types import TracebackType
 from typing import TypeVar, Unpack
 
-from quire.client.requests import ChatOptions, Prompt, RequestOptions, embed_request, generate_request, tokenize_request
+from google.protobuf.message import Message
+
+from quire.client.requests import (
+    ChatOptions,
+    Prompt,
+    RequestOptions,
+    call_metadata,
+    embed_request,
+    generate_request,
+    tokenize_request,
+)
 from quire.client.responses import empty_output
 from quire.client.resume import Progress, Resume
 from quire.client.retry import Attempts, RetryPolicy, check_timeout
@@ -32,9 +42,15 @@ class Client:
     """
 
     def __init__(
-        self, address: str = "127.0.0.1:50051", *, timeout: float = 600.0, retry: RetryPolicy | None = None
+        self,
+        address: str = "127.0.0.1:50051",
+        *,
+        timeout: float = 600.0,
+        retry: RetryPolicy | None = None,
+        api_key: str | None = None,
     ) -> None:
         """`timeout`, in seconds, is the deadline of every call, its retries included."""
+        self._metadata = call_metadata(api_key)
         self._timeout = check_timeout(timeout)
         self._retry = retry or RetryPolicy()
         self._channel = open_sync_channel(address)
@@ -87,13 +103,13 @@ class Client:
     ) -> list[list[float]]:
         """The embeddings of one text, or of several texts or lists of token ids, in their order."""
         request = embed_request(inputs, params, model)
-        answer = self._call(lambda seconds: self._stub.Embed(request, timeout=seconds), timeout)
+        answer = self._call(self._stub.Embed, request, timeout)
         return [list(embedding.values) for embedding in answer.embeddings]
 
     def models(self, *, timeout: float | None = None) -> list[generate_pb2.Model]:
         """The models that the server serves."""
         request = generate_pb2.ListModelsRequest()
-        return list(self._call(lambda seconds: self._stub.ListModels(request, timeout=seconds), timeout).models)
+        return list(self._call(self._stub.ListModels, request, timeout).models)
 
     def tokenize(
         self,
@@ -105,12 +121,12 @@ class Client:
     ) -> list[int]:
         """The token ids of a text, or of the prompt that a chat makes."""
         request = tokenize_request(prompt, add_special_tokens, options)
-        return list(self._call(lambda seconds: self._stub.Tokenize(request, timeout=seconds), timeout).token_ids)
+        return list(self._call(self._stub.Tokenize, request, timeout).token_ids)
 
     def detokenize(self, token_ids: Iterable[int], *, timeout: float | None = None) -> str:
         """The text of token ids, special tokens included."""
         request = generate_pb2.DetokenizeRequest(token_ids=check_token_ids(token_ids, "token_ids"))
-        return self._call(lambda seconds: self._stub.Detokenize(request, timeout=seconds), timeout).text
+        return self._call(self._stub.Detokenize, request, timeout).text
 
     def _deltas(
         self, request: generate_pb2.GenerateRequest, attempts: Attempts
@@ -119,7 +135,7 @@ class Client:
         while True:
             resume = Resume(progress)
             with self._errors():
-                call = self._stub.Generate(request, timeout=attempts.timeout)
+                call = self._stub.Generate(request, timeout=attempts.timeout, metadata=self._metadata)
             try:
                 with self._errors():
                     for response in call:
@@ -130,12 +146,12 @@ class Client:
             finally:
                 call.cancel()
 
-    def _call(self, call: Callable[[float], T], timeout: float | None) -> T:
+    def _call(self, method: Callable[..., T], request: Message, timeout: float | None) -> T:
         attempts = self._attempts(timeout)
         while True:
             try:
                 with self._errors():
-                    return call(attempts.timeout)
+                    return method(request, timeout=attempts.timeout, metadata=self._metadata)
             except ServiceUnavailableError as error:
                 time.sleep(attempts.delay_after(error))
 

@@ -87,6 +87,15 @@ def generate_request(
     return request
 
 
+def call_metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:
+    """What goes with every call. Raises InvalidRequestError for a key that no header can carry."""
+    if api_key is None:
+        return ()
+    if not isinstance(api_key, str) or not api_key.isascii() or not api_key.isprintable():
+        raise InvalidRequestError("api_key must be printable ASCII text", field="api_key")
+    return (("authorization", f"Bearer {api_key}"),)
+
+
 def tokenize_request(prompt: Prompt, add_special_tokens: bool, options: ChatOptions) -> generate_pb2.TokenizeRequest:
     """Raises InvalidRequestError."""
     request = generate_pb2.TokenizeRequest()
