@@ -8,7 +8,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from live_server import LiveServer
+from live_server import MODEL, LiveServer
 from schemathesis import GenerationMode, checks
 from schemathesis.schemas import APIOperation
 
@@ -29,6 +29,17 @@ _SMALL = {
     "max_output_tokens": 8,
 }
 
+# Texts that every model takes.
+_PLAIN: dict[str, Any] = {
+    "prompt": "Hello",
+    "messages": [{"role": "user", "content": "Hello"}],
+    "input": "Hello",
+    "query": "Hello",
+    "documents": ["Hello", "Goodbye"],
+    "text_1": "Hello",
+    "text_2": ["Goodbye"],
+}
+
 # What the description promises: statuses, types and shapes of answers.
 _CHECKS = [
     checks.not_a_server_error,
@@ -40,12 +51,10 @@ _CHECKS = [
 
 def _fit(body: dict[str, Any]) -> None:
     """Makes a right body one that this model can take: what depends on the model is not in the description."""
-    for name in ("model", "stop_token_ids", "allowed_token_ids", "logit_bias"):
+    for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
         body.pop(name, None)
-    if "prompt" in body:
-        body["prompt"] = "Hello"
-    if "messages" in body:
-        body["messages"] = [{"role": "user", "content": "Hello"}]
+    body["model"] = MODEL
+    body.update({name: value for name, value in _PLAIN.items() if name in body})
     if body.get("stream") is not True:
         body.pop("stream_options", None)
     body.update({name: value for name, value in _SMALL.items() if body.get(name)})
