@@ -29,7 +29,7 @@ test: setup ## Unit and end-to-end tests
 # Two environments, since some clients still ask for openai 2. Both run the tests of the official client.
 test-clients: setup .venv-clients/openai3/installed .venv-clients/openai2/installed .venv-clients/node ## Real clients against a live server
 	.venv-clients/openai3/bin/python -m pytest tests/clients --ignore=tests/clients/openai2
-	.venv-clients/openai2/bin/python -m pytest tests/clients/openai2 tests/clients/openai
+	.venv-clients/openai2/bin/python -m pytest tests/clients/openai2 tests/clients/openai_python
 
 lint: setup ## Style and the rules of who imports whom
 	.venv/bin/ruff check .
