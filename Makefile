@@ -15,7 +15,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-clients lint types protos native format bench bench-peers clean
+.PHONY: help run test test-slow test-clients lint types protos native format bench bench-peers clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,7 +24,10 @@ run: setup ## Serve the bundled model, or MODEL=path-or-hub-id
 	@exec .venv/bin/quire serve $(MODEL)
 
 test: setup ## Unit and end-to-end tests
-	$(PYTHON) -m pytest tests
+	$(PYTHON) -m pytest tests -m 'not slow'
+
+test-slow: setup ## Tests that take long: emulated instruction sets, more of beam search, the memory that beams save
+	$(PYTHON) -m pytest tests -m slow
 
 # Two environments, since some clients still ask for openai 2. Both run the tests of the official client.
 test-clients: setup .venv-clients/openai3/installed .venv-clients/openai2/installed .venv-clients/node ## Real clients against a live server

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from quire.errors import CheckpointError
+from quire.model_path import local_folder
 
 _SINGLE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
@@ -25,16 +26,9 @@ _HUB_PATTERNS: Final = ("config.json", "model.safetensors", "model-*.safetensors
 def locate_checkpoint(model: str, revision: str | None) -> Path:
     """The local folder of a checkpoint; a hub id is downloaded first, with a progress bar.
 
-    A folder of that name wins over a hub id. Raises CheckpointError if there is neither.
+    Raises CheckpointError if there is neither.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise CheckpointError(f"--model: {model} is a file; name the folder of the checkpoint", field="model")
-    if model.count("/") > 1 or model.startswith((".", "/", "~")):
-        raise CheckpointError(f"--model: there is no folder {model}", field="model")
-    return _download(model, revision)
+    return local_folder(model) or _download(model, revision)
 
 
 def _download(model: str, revision: str | None) -> Path:

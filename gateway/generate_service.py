@@ -79,10 +79,13 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
         """See the proto."""
         async with errors_to_status(context):
             engine = self._engine_for(request)
-            model = generate_pb2.Model(
-                id=engine.limits.model, max_model_len=engine.limits.max_model_len, created=engine.created
+            limits = engine.limits
+            return generate_pb2.ListModelsResponse(
+                models=[
+                    generate_pb2.Model(id=name, max_model_len=limits.max_model_len, created=engine.created)
+                    for name in limits.models
+                ]
             )
-            return generate_pb2.ListModelsResponse(models=[model])
 
     async def Tokenize(  # noqa: N802
         self, request: generate_pb2.TokenizeRequest, context: Context

@@ -75,6 +75,8 @@ class ModelTokenizer:
     def _load(cls, model: str, revision: str | None, trust_request_chat_template: bool = False) -> ModelTokenizer:
         try:
             loaded = load_tokenizer(model, revision)
+        except CheckpointError:
+            raise
         except Exception as error:  # the library raises whatever a damaged file makes it raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             message = f"the tokenizer of {model} cannot be loaded: {reason}"

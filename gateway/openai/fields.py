@@ -17,6 +17,7 @@ IGNORED = frozenset(
     {
         "metadata",
         "parallel_tool_calls",
+        "prediction",  # makes an answer faster, never another
         "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",
@@ -48,7 +49,6 @@ NOT_IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
     "moderation": (),
-    "prediction": (),
     "prompt_embeds": (),
     "reasoning_effort": ("none",),
     "repetition_detection": (),

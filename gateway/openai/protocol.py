@@ -208,7 +208,9 @@ def _explain(error: ValidationError) -> InvalidRequestError:
     if first["type"] == "extra_forbidden":
         return InvalidRequestError(f"Unrecognized request argument: {field}", field=field)
     message = first["msg"].removeprefix("Value error, ")
-    return InvalidRequestError(f"{field}: {message}" if field else message, field=field or None)
+    # A check of ours goes on where the field's name ends.
+    colon = "" if message.startswith("is not supported") else ":"
+    return InvalidRequestError(f"{field}{colon} {message}" if field else message, field=field or None)
 
 
 def _step(part: int | str) -> str:

@@ -27,6 +27,13 @@ ERRORS = {
 }
 
 
+# Of a stream, each event (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+_EVENT = {
+    "type": "object",
+    "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
+    "required": ["data"],
+}
+
 Body = type[BaseModel]
 
 
@@ -45,7 +52,7 @@ def describe_route(
     """
     content = {"application/json": {"schema": _reference(answer)}}
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     description = "The answer; a stream if asked for." if streams else "The answer."
     responses = {"200": {"description": description, "content": content}, **_errors(errors, error)}
     bodies = [{"$ref": _PREFIX + kind.__name__} for kind in (body if isinstance(body, tuple) else (body,))]

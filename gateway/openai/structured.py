@@ -14,14 +14,14 @@ _Given = tuple[str, dict[str, Any], str]
 
 
 class JsonSchemaFormat(BaseModel):
-    """OpenAI's `json_schema`. A schema is always enforced, whatever `strict` says."""
+    """OpenAI's `json_schema`. A schema is always enforced, whatever `strict` says; without one, any JSON matches."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str
     description: str | None = None
     # `schema` is a method of pydantic's.
-    json_schema: dict[str, Any] | bool = Field(alias="schema")
+    json_schema: dict[str, Any] | bool = Field(True, alias="schema")
     strict: bool | None = None
 
 

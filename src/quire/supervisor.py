@@ -31,6 +31,7 @@ from quire.config import (
     secret_variables,
 )
 from quire.errors import StartupError
+from quire.model_path import local_folder
 from quire.runtime_dir import make_runtime_dir
 from quire.weight_store import WeightStore
 
@@ -89,8 +90,9 @@ class Supervisor:
         """Starts everything and returns when all of it serves, with what the last process said when it was ready.
 
         With `gateway` that is a gateway, and the ports it serves. Raises StartupError with the reason of the first
-        process that fails; the caller stops the others.
+        process that fails; the caller stops the others. CheckpointError if there is no such folder, before any start.
         """
+        local_folder(self._settings.model)
         self._runtime_dir = make_runtime_dir()
         self._weight_store = WeightStore(self._runtime_dir / "weights.sock")
         self._spawn_all(gateway)

@@ -80,6 +80,7 @@ def test_alone_and_together(model):
         assert state.held_blocks == 0
 
 
+@pytest.mark.slow
 def test_cramped(model):
     """Tiny chunks, and a pool that holds little more than one search: beams lose their blocks and find them again."""
     folder, cases = model

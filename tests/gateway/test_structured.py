@@ -284,7 +284,7 @@ NAMED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"response_format": {"type": "json_schema"}}, "response_format"),
     ({"response_format": {"type": "json_object", "json_schema": {"name": "x", "schema": {}}}}, "response_format"),
-    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format.json_schema.schema"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format.json_schema.name"),
     ({"response_format": {"type": "structural_tag"}}, "response_format.type"),
     ({"response_format": "json"}, "response_format"),
     ({"structured_outputs": {}}, "structured_outputs"),
@@ -342,3 +342,10 @@ async def test_what_could_leave_nothing_to_sample_is_refused(others: dict[str, A
     with pytest.raises(InvalidRequestError) as caught:
         check_combination(params)
     assert caught.value.field == next(iter(others))
+
+
+async def test_a_format_without_a_schema_takes_any_json(http: httpx.AsyncClient, scheduler: FakeScheduler) -> None:
+    asked = {"type": "json_schema", "json_schema": {"name": "anything"}}
+    answer = await http.post("/v1/completions", json={**COMPLETION, "response_format": asked})
+    assert answer.status_code == 200, answer.text
+    assert scheduler.requests[0].message.constraints.grammar

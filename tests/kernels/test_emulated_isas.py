@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 from build_native import build  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 SUITES = ["tests/kernels/test_packed_weight.py", "tests/executor/test_native_decoder.py"]
 
 
