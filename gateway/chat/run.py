@@ -72,13 +72,19 @@ class ChatRun:
         The first delta of a choice is empty: it opens the turn. Raises the QuireError that ends the run.
         """
         unopened = set(range(self.num_choices))
+        reasoning_tokens = 0
         no_logprobs = None if self._generation.request.params.logprobs is None else ()
         async for delta in self._generation:
             if delta.prompt_logprobs is not None:
                 self.prompt_logprobs[0] = delta.prompt_logprobs
+            batch: list[tuple[int, ChatDelta]] = []
+            for part in delta.deltas:
+                added = self._parsers[part.index].advance(part)
+                batch += [(part.index, new) for new in added]
+                if added[0].reasoning_content and not added[0].content:
+                    reasoning_tokens += len(part.token_ids)
             if delta.usage is not None:
-                self.usages.append(delta.usage)
-            batch = [(part.index, new) for part in delta.deltas for new in self._parsers[part.index].advance(part)]
+                self.usages.append(replace(delta.usage, reasoning_tokens=reasoning_tokens))
             if unopened:
                 opened = {index for index, _ in batch} & unopened
                 unopened.difference_update(opened)

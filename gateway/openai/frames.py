@@ -55,7 +55,8 @@ class UsageFrame(Struct):
         prompt = sum(usage.prompt_tokens for usage in usages)
         completion = sum(usage.completion_tokens for usage in usages)
         cached = sum(usage.cached_tokens for usage in usages)
-        details = PromptTokensDetails(cached), CompletionTokensDetails()
+        reasoning = sum(usage.reasoning_tokens for usage in usages)
+        details = PromptTokensDetails(cached), CompletionTokensDetails(reasoning)
         return cls(prompt, completion, prompt + completion, *details)
 
 

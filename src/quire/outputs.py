@@ -68,6 +68,8 @@ class Usage:
     completion_tokens: int
     # Prompt tokens whose KV came from the prefix cache.
     cached_tokens: int
+    # Output tokens of a chat that are thought.
+    reasoning_tokens: int = 0
 
 
 class ToolCallDelta(Struct, frozen=True):

@@ -62,7 +62,7 @@ _MetadataText = Annotated[str, Field(max_length=512)]
 class ResponsesRequest(Options):
     """What a response is made from; the extensions to OpenAI's fields are vLLM's."""
 
-    model: str
+    model: str | None = None
     input: Input
     instructions: str | None = None
     max_output_tokens: Integer | None = None

@@ -281,6 +281,15 @@ async def test_calls_or_an_answer_in_json(
     assert not accepts('{"town": "Paris"}')
 
 
+async def test_tokens_of_thoughts_are_counted(chat: httpx.AsyncClient, say: Say, tokenizer: Tokenizer) -> None:
+    say("<think>\nhello, hello\n</think>\n\nParis.")
+    answer = await chat.post("/v1/chat/completions", json=body())
+    usage = answer.json()["usage"]
+    spent = usage["completion_tokens_details"]["reasoning_tokens"]
+    assert 0 < spent <= len(tokenizer.encode("\nhello, hello\n").ids)
+    assert spent < usage["completion_tokens"]
+
+
 async def test_thoughts(chat: httpx.AsyncClient, say: Say) -> None:
     say(f"<think>\nhello\n</think>\n\nParis.\n{written('get_time', '{}')}")
     choice = await ask(chat)
