@@ -33,6 +33,10 @@ _NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
 }
 
 
+# Every beam looks at as many candidates more.
+_MAX_ENDING_TOKENS = 64
+
+
 def check_beam_search(params: SamplingParams, limits: ModelLimits, eos_token_ids: Collection[int]) -> None:
     """Raises InvalidRequestError for a beam search that this server cannot do as it is asked for."""
     if not params.use_beam_search:
@@ -43,8 +47,11 @@ def check_beam_search(params: SamplingParams, limits: ModelLimits, eos_token_ids
             raise InvalidRequestError(f"{name} cannot be combined with use_beam_search", field=name)
     width = params.best_of or params.n or 1
     ending = set(params.stop_token_ids or ()).union(() if params.ignore_eos else eos_token_ids)
+    if len(ending) > _MAX_ENDING_TOKENS:
+        message = f"stop_token_ids and end-of-sequence tokens are {len(ending)}; beam search takes {_MAX_ENDING_TOKENS}"
+        raise InvalidRequestError(message, field="stop_token_ids")
     # As in scheduler/beam_search.py: a beam needs that many different next tokens.
-    if (1 + max(len(ending), 1)) * width > limits.vocab_size:
+    if width + len(ending) > limits.vocab_size:
         message = f"a vocabulary of {limits.vocab_size} tokens is too small for {width} beams"
         raise InvalidRequestError(message, field="n" if params.best_of is None else "best_of")
 

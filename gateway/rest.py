@@ -96,7 +96,9 @@ class _Application(FastAPI):
         path = self._local_path(scope)
         added = self._cors.headers(headers)
         endpoint = self._short_ways.get(path) if scope["method"] == "POST" else None
-        if (response := self._answer_at_once(scope, path, headers)) is not None:
+        if (response := self._cors.preflight(scope, headers)) is not None:
+            added = []  # it has them already
+        elif (response := self._refusal(scope, path, headers)) is not None:
             pass
         elif endpoint is not None:
             response = await _call(endpoint, Request(scope, receive), self._error_writers[path])
@@ -122,10 +124,8 @@ class _Application(FastAPI):
         assert self.openapi_schema is not None
         return self.openapi_schema
 
-    def _answer_at_once(self, scope: Scope, path: str, headers: Mapping[bytes, bytes]) -> Response | None:
-        """The answer to a browser's preflight request, and to whoever has no key."""
-        if (preflight := self._cors.preflight(scope, headers)) is not None:
-            return preflight
+    def _refusal(self, scope: Scope, path: str, headers: Mapping[bytes, bytes]) -> Response | None:
+        """The answer to whoever has no key."""
         if path in _OPEN_PATHS or path.startswith("/docs/"):
             return None
         try:

@@ -35,6 +35,8 @@ T = TypeVar("T")
 _THREADS = 4
 # Texts up to this length (in characters; encoding takes about a third of a microsecond each) are short.
 _SHORT_TEXT = 2048
+# What a template writes around a message.
+_MESSAGE_MARKS = 16
 
 
 class ModelTokenizer:
@@ -139,7 +141,7 @@ class ModelTokenizer:
             return self._compiled(template).render(shown)
 
         try:
-            is_short = not prompt.tools and sum(map(_text_length, prompt.messages)) <= _SHORT_TEXT
+            is_short = not prompt.tools and sum(map(_length, prompt.messages)) <= _SHORT_TEXT
             return render() if is_short else await self._in_thread(render)
         except Exception as error:  # a template is a program of the model's owner, run on the client's data
             logger.info("the chat template refused a request", exc_info=True)
@@ -188,7 +190,11 @@ def _eos_token_ids(config: Mapping[str, Any], tokenizer_eos: int | None) -> tupl
     return tuple(sorted({token_id for token_id in (*ids, tokenizer_eos) if token_id is not None}))
 
 
-def _text_length(message: Mapping[str, Any]) -> int:
+def _length(message: Mapping[str, Any]) -> int:
+    """About how many characters a message makes."""
+    if message.get("tool_calls"):
+        return _SHORT_TEXT
     content = message.get("content")
     parts = content if isinstance(content, list) else [{"text": content or ""}]
-    return sum(len(part["text"]) for part in parts)
+    texts = [*(part["text"] for part in parts), message.get("reasoning_content") or ""]
+    return _MESSAGE_MARKS + sum(map(len, texts))

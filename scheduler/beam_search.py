@@ -11,6 +11,7 @@ tokens of the output alone, the one that ended it included.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -75,9 +76,9 @@ class BeamSearch:
     def num_candidates(self) -> int:
         """How many of a beam's likeliest next tokens `advance` must see.
 
-        Every beam may lose as many as there are ending tokens, and `width` must be left.
+        Each may be an ending one, which does not go on, and all that go on may come from one beam.
         """
-        return (1 + max(len(self.ending_token_ids), 1)) * self.width
+        return self.width + len(self.ending_token_ids)
 
     def advance(self, beams: Sequence[Beam], candidates: Sequence[Iterable[Candidate]]) -> list[Continuation]:
         """The beams of the next step, likeliest first; none once the search is over.
@@ -88,15 +89,19 @@ class BeamSearch:
         """
         length = len(beams[0].token_ids) + 1
         may_end = length > self.min_tokens
-        ranked = sorted(
+        # Stable: of equals the earlier beam's comes first. Of these at least `width` go on: a beam ends in each of the
+        # ending tokens once at most.
+        likeliest = heapq.nsmallest(
+            (1 + len(self.ending_token_ids)) * self.width,
             (
-                Continuation(parent, token_id, beam.logprob + logprob)
+                (parent, token_id, beam.logprob + logprob)
                 for parent, (beam, tokens) in enumerate(zip(beams, candidates, strict=True))
                 for token_id, logprob in tokens
                 if may_end or token_id not in self.ending_token_ids
             ),
-            key=lambda continuation: -continuation.logprob,
-        )[: self.num_candidates]
+            key=lambda entry: -entry[2],
+        )
+        ranked = [Continuation(*entry) for entry in likeliest]
         is_last = length == self.max_tokens
         for continuation in ranked[: self.width]:
             is_ended = continuation.token_id in self.ending_token_ids

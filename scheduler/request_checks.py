@@ -70,7 +70,8 @@ def _check_beams(
     if width > limits.max_num_seqs:
         message = f"best_of must be at most {limits.max_num_seqs} (max_num_seqs) for beam search, not {width}"
         raise InvalidRequestError(message, field="best_of")
-    block_size, num_blocks = kv_cache.block_size, kv_cache.pool.num_blocks
+    # Those that have memory: others may never get any (see pool_growth).
+    block_size, num_blocks = kv_cache.block_size, kv_cache.pool.num_usable
     # The last token a beam can have is chosen but never computed.
     num_tokens = min(num_prompt_tokens + request.params.max_tokens, limits.max_model_len) - 1
     num_shared = num_prompt_tokens // block_size

@@ -102,4 +102,8 @@ def _parse_object(text: str) -> Mapping[str, Any]:
         arguments = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    return arguments if isinstance(arguments, dict) else {}
+    if not isinstance(arguments, dict):
+        return {}
+    # Half of a surrogate pair, which JSON can escape and UTF-8 cannot hold, becomes a question mark.
+    whole: Mapping[str, Any] = json.loads(json.dumps(arguments, ensure_ascii=False).encode(errors="replace"))
+    return whole

@@ -12,6 +12,7 @@ from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.chat.turn import TurnParser
 from quire.gateway.engine import Engine
 from quire.gateway.generation import Generation
+from quire.gateway.structured.compiler import ConstraintTooLongError
 from quire.gateway.validation import RequestContext, ValidRequest
 from quire.internal.v1 import scheduler_pb2
 from quire.outputs import TokenLogprobs, Usage
@@ -48,6 +49,10 @@ class ChatRun:
         plan = engine.chat_format.plan(prompt, params)
         try:
             valid = await engine.validator.validate(plan.prompt, plan.params, context, field=field)
+        except ConstraintTooLongError as error:
+            if not plan.bound_tools:
+                raise
+            raise InvalidRequestError("the schemas of the tools are too long together", field="tools") from error
         except InvalidRequestError as error:
             if error.field == "structured_outputs.grammar":
                 await _find_fault(engine, plan)

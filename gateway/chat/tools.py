@@ -9,7 +9,8 @@ from typing import Any
 from quire.errors import InvalidRequestError
 from quire.gateway.chat.prompt import ChatPrompt, Tool
 
-# OpenAI's.
+# OpenAI's, both of them.
+MAX_TOOLS = 128
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 # What a function without `parameters` takes.
 NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -17,6 +18,8 @@ NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}, "additio
 
 def check_tools(prompt: ChatPrompt) -> None:
     """Raises InvalidRequestError, naming the field as OpenAI's chats have it."""
+    if len(prompt.tools) > MAX_TOOLS:
+        raise InvalidRequestError(f"there are {len(prompt.tools)} tools; at most {MAX_TOOLS} are taken", field="tools")
     names: set[str] = set()
     for index, tool in enumerate(prompt.tools):
         _check_tool(tool, f"tools[{index}].function")

@@ -69,6 +69,8 @@ def model_routes(engine: Engine) -> APIRouter:
     async def retrieve_model(http: Request) -> Response:
         """One of its names."""
         name: str = http.path_params["model"]
+        if not name:  # a URL that ends with a slash
+            return await list_models()
         engine.validator.check_model(name)
         return _json(_card(engine, name))
 

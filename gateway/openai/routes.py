@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -66,7 +66,7 @@ async def _complete(engine: Engine, request: CompletionRequest, request_id: str)
     validate = functools.partial(engine.validator.validate, params=params, default_max_tokens=COMPLETION_MAX_TOKENS)
     valid = await _gather(
         [
-            validate(prompt, context=request.context(f"cmpl-{request_id}-{index}"))
+            functools.partial(validate, prompt, context=request.context(f"cmpl-{request_id}-{index}"))
             for index, prompt in enumerate(request.prompt)
         ]
     )
@@ -91,13 +91,16 @@ def _token_view(engine: Engine, request: OpenAIRequest) -> TokenView:
     )
 
 
-async def _gather(validations: Sequence[Coroutine[Any, Any, ValidRequest]]) -> list[ValidRequest]:
+async def _gather(validations: Sequence[Callable[[], Coroutine[Any, Any, ValidRequest]]]) -> list[ValidRequest]:
     """All results, worked out at the same time. Raises the first QuireError."""
     if len(validations) == 1:  # needs no task of its own
-        return [await validations[0]]
+        return [await validations[0]()]
+    tasks: list[asyncio.Task[ValidRequest]] = []
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(validation) for validation in validations]
+            for validation in validations:
+                tasks.append(group.create_task(validation()))
+                await asyncio.sleep(0)  # short texts are tokenised without a pause, and others want their turn
     except* QuireError as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from quire.errors import InvalidRequestError, ServiceUnavailableError
+from quire.errors import InvalidRequestError, OverloadedError, ServiceUnavailableError
 from quire.process import in_daemon_thread
 from quire.sampling_params import is_encodable
 from quire.structured_outputs import StructuredOutputs
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 MAX_CONSTRAINT_LENGTH: Final = 1 << 16
 # Grammars that are remembered, each at most about as long as its constraint.
 _CACHE_SIZE: Final = 256
+# Constraints that wait for the process, each for at most the processor time that the worker gives one.
+_MAX_WAITING: Final = 32
 # Wall clock. The worker has its own budget of processor time, so these only pass on a machine that is overloaded.
 _START_TIMEOUT_S: Final = 120.0
 _ANSWER_TIMEOUT_S: Final = 60.0
@@ -46,10 +48,14 @@ class _Constraint:
         field = f"structured_outputs.{kind}"
         if len(text) > MAX_CONSTRAINT_LENGTH:
             message = f"{field} has {len(text)} characters; at most {MAX_CONSTRAINT_LENGTH} are taken"
-            raise InvalidRequestError(message, field=field)
+            raise ConstraintTooLongError(message, field=field)
         if not is_encodable(text):
             raise InvalidRequestError(f"{field} is not valid Unicode", field=field)
         return cls(kind, text, outputs.disable_any_whitespace)
+
+
+class ConstraintTooLongError(InvalidRequestError):
+    """A constraint has too many characters; nothing is said of what they are."""
 
 
 class GrammarCompiler:
@@ -60,28 +66,65 @@ class GrammarCompiler:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos_token_ids = tuple(eos_token_ids)
-        self._cache: OrderedDict[_Constraint, str] = OrderedDict()
+        # What became of a constraint: a grammar, or why there is none.
+        self._cache: OrderedDict[_Constraint, str | InvalidRequestError] = OrderedDict()
         self._worker: _Worker | None = None
-        # One grammar at a time; whoever waits may find in the cache what it wants.
+        self._waiting: dict[_Constraint, asyncio.Task[str | InvalidRequestError]] = {}
+        # One grammar at a time.
         self._busy = asyncio.Lock()
 
     async def compile(self, outputs: StructuredOutputs) -> str:
         """The grammar of a whole output, as llguidance reads it.
 
-        Raises InvalidRequestError naming the constraint, and what of it cannot be enforced.
+        Raises InvalidRequestError naming the constraint, and what of it cannot be enforced, and OverloadedError where
+        too many wait already.
         """
         constraint = _Constraint.of(outputs)
-        if constraint not in self._cache:
-            async with self._busy:
-                if constraint not in self._cache:
-                    self._cache[constraint] = await self._try_out(constraint)
-            if len(self._cache) > _CACHE_SIZE:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(constraint)
-        return self._cache[constraint]
+        outcome = self._cache.get(constraint)
+        if outcome is None:
+            # Goes on when this caller leaves: to break off is to kill the process, which the next one would pay for.
+            outcome = await asyncio.shield(self._begin(constraint))
+        else:
+            self._cache.move_to_end(constraint)
+        if isinstance(outcome, InvalidRequestError):
+            raise InvalidRequestError(outcome.message, field=outcome.field)
+        return outcome
 
     async def close(self) -> None:
-        """Ends the process."""
+        """Ends the process, and all that waits for it."""
+        for task in self._waiting.values():
+            task.cancel()
+        await asyncio.gather(*self._waiting.values(), return_exceptions=True)
+        await self._end_worker()
+
+    def _begin(self, constraint: _Constraint) -> asyncio.Task[str | InvalidRequestError]:
+        """The one task that tries a constraint out."""
+        task = self._waiting.get(constraint)
+        if task is None:
+            if len(self._waiting) >= _MAX_WAITING:
+                raise OverloadedError(f"{_MAX_WAITING} grammars wait to be compiled already; try again later")
+            task = self._waiting[constraint] = asyncio.create_task(self._compile_in_turn(constraint))
+            task.add_done_callback(lambda done: self._forget(constraint, done))
+        return task
+
+    def _forget(self, constraint: _Constraint, done: asyncio.Task[str | InvalidRequestError]) -> None:
+        del self._waiting[constraint]
+        if not done.cancelled():
+            done.exception()  # callers that left do not ask for it
+
+    async def _compile_in_turn(self, constraint: _Constraint) -> str | InvalidRequestError:
+        outcome: str | InvalidRequestError
+        async with self._busy:
+            try:
+                outcome = await self._try_out(constraint)
+            except InvalidRequestError as refusal:
+                outcome = refusal
+        self._cache[constraint] = outcome
+        if len(self._cache) > _CACHE_SIZE:
+            self._cache.popitem(last=False)
+        return outcome
+
+    async def _end_worker(self) -> None:
         worker, self._worker = self._worker, None
         if worker is not None:
             await in_daemon_thread(worker.kill)
@@ -93,7 +136,7 @@ class GrammarCompiler:
         question = {"kind": constraint.kind, "text": constraint.text, "compact": constraint.compact}
         answer = await self._ask(question, _ANSWER_TIMEOUT_S)
         if answer is None:
-            await self.close()
+            await self._end_worker()
             logger.warning("the grammar process died of %s, %d characters", field, len(constraint.text))
             message = f"{field} is too complex: compiling it takes more time, memory or nesting than the server allows"
             raise InvalidRequestError(message, field=field)
@@ -116,7 +159,7 @@ class GrammarCompiler:
         }
         answer = await self._ask(setup, _START_TIMEOUT_S)
         if answer is None or "error" in answer:
-            await self.close()
+            await self._end_worker()
             reason = "it died" if answer is None else answer["error"]
             raise ServiceUnavailableError(f"structured output is not available: {reason}")
 
@@ -128,11 +171,11 @@ class GrammarCompiler:
             async with asyncio.timeout(timeout):
                 return await in_daemon_thread(lambda: worker.ask(question))
         except TimeoutError as error:
-            await self.close()
+            await self._end_worker()
             raise ServiceUnavailableError(f"no grammar could be compiled within {timeout:g} s") from error
         except BaseException:
             # Cancelled, say: the answer to come would be taken for the next one's.
-            await self.close()
+            await self._end_worker()
             raise
 
 

@@ -56,13 +56,16 @@ async def test_a_chat_can_search_and_cannot_stream_it(http: httpx.AsyncClient, s
 def test_the_vocabulary_must_have_as_many_tokens_as_beams_look_at() -> None:
     limits = ModelLimits(("tiny",), "tiny", 100, vocab_size=20, max_num_seqs=64, max_logprobs=0, hidden_size=8)
     for fields, eos, field in (
-        ({"best_of": 11}, (), "best_of"),
-        ({"n": 7}, (3, 4), "n"),
-        ({"n": 6, "stop_token_ids": [5]}, (3, 4), "n"),
+        ({"best_of": 21}, (), "best_of"),
+        ({"n": 19}, (3, 4), "n"),
+        ({"n": 18, "stop_token_ids": [5]}, (3, 4), "n"),
     ):
         with pytest.raises(InvalidRequestError, match="too small") as refused:
             check_beam_search(SamplingParams(use_beam_search=True, **fields), limits, eos)
         assert refused.value.field == field
-    for fields in ({"best_of": 10}, {"n": 10, "ignore_eos": True}, {"n": 5, "stop_token_ids": [3]}):
+    with pytest.raises(InvalidRequestError) as refused:
+        check_beam_search(SamplingParams(use_beam_search=True, stop_token_ids=list(range(65))), limits, ())
+    assert refused.value.field == "stop_token_ids"
+    for fields in ({"best_of": 19}, {"n": 20, "ignore_eos": True}, {"n": 19, "stop_token_ids": [3]}):
         check_beam_search(SamplingParams(use_beam_search=True, **fields), limits, (3,))
-    check_beam_search(SamplingParams(n=11), limits, ())
+    check_beam_search(SamplingParams(n=21), limits, ())

@@ -262,6 +262,9 @@ async def test_a_browser_asks_first(guarded_http: httpx.AsyncClient) -> None:
     asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
     allowed = await guarded_http.options("/v1/completions", headers={**asks, "origin": "https://here.example"})
     assert (allowed.status_code, allowed.headers["access-control-allow-headers"]) == (200, "authorization")
+    # Once each: browsers refuse a list.
+    assert allowed.headers.get_list("access-control-allow-origin") == ["https://here.example"]
+    assert len(allowed.headers.get_list("x-request-id")) == 1
     refused = await guarded_http.options("/v1/completions", headers={**asks, "origin": "https://there.example"})
     assert refused.status_code == 400
 

@@ -15,7 +15,7 @@ from llguidance import LLMatcher, LLTokenizer
 from support.fake_scheduler import VOCAB_SIZE, FakeScheduler, Pause
 from support.gateway_fixtures import sse_events
 
-from quire.errors import InvalidRequestError
+from quire.errors import InvalidRequestError, OverloadedError
 from quire.gateway.structured.compiler import MAX_CONSTRAINT_LENGTH, GrammarCompiler
 from quire.gateway.structured.grammars import json_options
 from quire.grammars import compile_grammar, load_grammar_tokenizer
@@ -227,6 +227,28 @@ async def test_a_cancelled_compile_leaves_no_answer_for_the_next(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert "next" in await language(compiler, grammar_tokenizer, regex="next")
+
+
+async def test_no_more_than_some_wait(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quire.gateway.structured.compiler._MAX_WAITING", 2)
+    patterns = ("first", "second", "third", "first")
+    outcomes = await asyncio.gather(
+        *(compiler.compile(StructuredOutputs(regex=pattern)) for pattern in patterns), return_exceptions=True
+    )
+    assert isinstance(outcomes[2], OverloadedError)
+    assert outcomes[0] == outcomes[3], "what waits already is waited for"
+    assert await compiler.compile(StructuredOutputs(regex="third"))
+
+
+async def test_a_refusal_is_remembered(model_folder: Path) -> None:
+    compiler = GrammarCompiler(model_folder / "tokenizer.json", VOCAB_SIZE, EOS)
+    with pytest.raises(InvalidRequestError) as first:
+        await compiler.compile(StructuredOutputs(regex="("))
+    await compiler.close()
+    # The process is gone, and is not asked.
+    with pytest.raises(InvalidRequestError) as second:
+        await compiler.compile(StructuredOutputs(regex="("))
+    assert (second.value.message, second.value.field) == (first.value.message, first.value.field)
 
 
 async def test_equal_constraints_are_compiled_once(model_folder: Path) -> None:

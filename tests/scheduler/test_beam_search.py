@@ -22,8 +22,8 @@ def _search(width: int = 2, *, max_tokens: int = 10, min_tokens: int = 0, **sett
 
 def test_the_first_choice_is_among_the_prompts_own_continuations():
     search = _search()
-    assert search.num_candidates == 4
-    chosen = search.advance(START, [[(3, -1.0), (4, -2.0), (5, -3.0), (6, -4.0)]])
+    assert search.num_candidates == 3
+    chosen = search.advance(START, [[(3, -1.0), (4, -2.0), (5, -3.0)]])
     assert chosen == [Continuation(0, 3, -1.0), Continuation(0, 4, -2.0)]
 
 
@@ -96,9 +96,9 @@ def test_when_a_search_with_enough_hypotheses_ends(early_stopping, goes_on):
 
 
 def test_as_many_candidates_as_all_ends_and_the_width_need():
-    assert BeamSearch(3, frozenset(), 0, 5).num_candidates == 6
-    assert BeamSearch(3, frozenset({1}), 0, 5).num_candidates == 6
-    assert BeamSearch(3, frozenset({1, 2, 3}), 0, 5).num_candidates == 12
+    assert BeamSearch(3, frozenset(), 0, 5).num_candidates == 3
+    assert BeamSearch(3, frozenset({1}), 0, 5).num_candidates == 4
+    assert BeamSearch(3, frozenset({1, 2, 3}), 0, 5).num_candidates == 6
 
 
 @given(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from quire.gateway.chat.json_scanner import ObjectScanner
 from quire.gateway.chat.tool_parsers.base import ToolParser
+from quire.sampling_params import is_encodable
 
 # Longest beginning of a call whose arguments are streamed; a longer one is read when the call is complete.
 _MAX_HEADER = 512
@@ -84,14 +85,16 @@ def _read(text: str) -> tuple[str, str] | None:
     except (ValueError, RecursionError):
         return None
     name = call.get("name")
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name or not is_encodable(name):
         return None
     arguments = call.get("arguments", call.get("parameters"))
     if isinstance(arguments, str):
         # Some models write the arguments' JSON as a string.
-        return (name, arguments) if _is_object(arguments) else None
+        return (name, arguments) if _is_object(arguments) and is_encodable(arguments) else None
     if arguments is None or isinstance(arguments, Mapping):
-        return name, json.dumps(arguments or {}, ensure_ascii=False)
+        written = json.dumps(arguments or {}, ensure_ascii=False)
+        # Half of a surrogate pair, which JSON can escape and UTF-8 cannot hold.
+        return name, written if is_encodable(written) else json.dumps(arguments)
     return None
 
 
