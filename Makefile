@@ -26,7 +26,7 @@ run: setup ## Serve the bundled model, or MODEL=path-or-hub-id
 test: setup ## Unit and end-to-end tests
 	$(PYTHON) -m pytest tests -m 'not slow'
 
-test-slow: setup ## Tests that take long: emulated instruction sets, more of beam search, the memory that beams save
+test-slow: setup ## Tests that take long: emulated instruction sets, beam search on more models, slow readers
 	$(PYTHON) -m pytest tests -m slow
 
 # Two environments, since some clients still ask for openai 2. Both run the tests of the official client.

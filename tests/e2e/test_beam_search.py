@@ -35,7 +35,11 @@ SEARCHES = [
 ]
 
 
-@pytest.fixture(scope="module", params=[*SHAPES, "bundled"])
+# One of them in the everyday tests.
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in [*list(SHAPES)[1:], "bundled"]]
+
+
+@pytest.fixture(scope="module", params=[next(iter(SHAPES)), *OTHERS])
 def model(request, tmp_path_factory):
     """A checkpoint, and what transformers finds for all SEARCHES."""
     if request.param == "bundled":
@@ -80,7 +84,6 @@ def test_alone_and_together(model):
         assert state.held_blocks == 0
 
 
-@pytest.mark.slow
 def test_cramped(model):
     """Tiny chunks, and a pool that holds little more than one search: beams lose their blocks and find them again."""
     folder, cases = model

@@ -16,6 +16,8 @@ from quire import CompletionOutput, SamplingParams
 from quire.client import Client
 from quire.v1 import generate_pb2, generate_pb2_grpc
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 # Much more than sockets hold: 12,000 tokens of 20 logprobs are some 20 MB as JSON.
 PARAMS = {"n": 8, "max_tokens": 1500, "seed": 5, "ignore_eos": True}
