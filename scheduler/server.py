@@ -11,16 +11,16 @@ from dataclasses import dataclass
 
 from quire.config import SchedulerSettings
 from quire.errors import QuireError
-from quire.handover import offered
 from quire.internal.v1 import executor_pb2, scheduler_pb2, scheduler_pb2_grpc
-from quire.kv_pool import KvPool, KvPoolLayout
+from quire.kv_pool import KvPoolLayout
 from quire.process import StatusReporter, StopSignal, settle_garbage_collection, unless_stopped
 from quire.rpc import bind, new_server
 from quire.scheduler.executor_client import ExecutorClient, StepChannel
 from quire.scheduler.kv_budget import plan_pool
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.outputs import OutputRouter
-from quire.scheduler.pool_growth import grow, num_first_blocks
+from quire.scheduler.pool_growth import grow
+from quire.scheduler.pool_home import PoolHome, open_pool
 from quire.scheduler.request_checks import SchedulerLimits
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.service import SchedulerService
@@ -41,7 +41,7 @@ async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSig
         scheduler = _make_scheduler(settings, met)
         router, work = OutputRouter(), Work()
         loops = [
-            StepLoop(lane, scheduler, channel, router, work, met.layout.epoch)
+            StepLoop(lane, scheduler, channel, router, work, met.home.layout.epoch)
             for lane, channel in enumerate(met.channels)
         ]
 
@@ -55,19 +55,16 @@ async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSig
         settle_garbage_collection()
         status.ready()
         activities = [loop.run() for loop in loops]
-        if met.pool is not None:
-            activities.append(grow(met.pool, scheduler.kv_cache.pool, work))
+        if met.home.pool is not None:
+            activities.append(grow(met.home.pool, scheduler.kv_cache.pool, work))
         await unless_stopped(_run_all(activities), stop)
 
 
 @dataclass(frozen=True, slots=True)
 class _Meeting:
-    """What came of meeting the executors. `pool` is None where it is a device's own memory."""
+    """What came of meeting the executors."""
 
-    layout: KvPoolLayout
-    pool: KvPool | None
-    # Blocks that have memory already.
-    num_usable: int
+    home: PoolHome
     description: scheduler_pb2.DescribeResponse
     channels: list[StepChannel]
 
@@ -80,37 +77,22 @@ async def _meet(
     descriptions = list(await asyncio.gather(*(executor.describe(timeout) for executor in executors)))
     # An epoch names the pool: a late message of an older one is refused.
     layout = plan_pool(settings, descriptions, epoch=secrets.randbits(63))
-    request = executor_pb2.AttachKvPoolRequest(
-        epoch=layout.epoch, num_blocks=layout.num_blocks, block_size=layout.block_size
-    )
-    pool, num_usable = None, layout.num_blocks
-    with contextlib.ExitStack() as handover:
-        if descriptions[0].device == executor_pb2.DEVICE_CUDA:
-            request.device_memory.SetInParent()
-        elif settings.kv_pool is not None:
-            path = settings.kv_pool.absolute()
-            pool = cleanup.enter_context(KvPool.create_file(path, layout))
-            # Its content means nothing without the scheduler's block tables, which end with this process.
-            cleanup.callback(pool.remove, path)
-            request.path = str(path)
-        else:
-            num_usable = num_first_blocks(layout, descriptions[0].max_model_len)
-            pool = cleanup.enter_context(KvPool.create_memfd(layout, num_usable))
-            request.handover_socket = str(handover.enter_context(offered("kv-pool", [pool.fd])))
+    home = open_pool(settings, layout, descriptions[0], cleanup)
+    with home.offered() as request:
         await asyncio.gather(*(executor.attach(request, timeout) for executor in executors))
     channels: list[StepChannel] = []
     for executor in executors:
         channel = await executor.open_steps(settings.step_transport, timeout)
         cleanup.push_async_callback(channel.close)
         channels.append(channel)
-    return _Meeting(layout, pool, num_usable, _describe(settings, layout, descriptions), channels)
+    return _Meeting(home, _describe(settings, layout, descriptions), channels)
 
 
 def _make_scheduler(settings: SchedulerSettings, met: _Meeting) -> Scheduler:
     kv_cache = KvCache(
-        met.layout.num_blocks,
-        met.layout.block_size,
-        num_usable=met.num_usable,
+        met.home.layout.num_blocks,
+        met.home.layout.block_size,
+        num_usable=met.home.num_usable,
         num_lanes=len(settings.executors),
         prefix_caching=settings.enable_prefix_caching,
     )

@@ -133,7 +133,9 @@ class CacheOptions(_Settings):
     kv_cache_memory: ByteSize | None = Field(
         None, description="Size of the KV pool, such as 2GiB; default: what the requests can use, within free memory."
     )
-    kv_pool: Path | None = Field(None, description="File that holds the KV pool; default: anonymous memory.")
+    kv_pool: Path | None = Field(
+        None, description="File that holds the KV pool and outlives the server; default: anonymous memory."
+    )
     enable_prefix_caching: bool = Field(True, description="Reuse KV blocks of equal prefixes.")
 
 
@@ -147,8 +149,16 @@ class SchedulingOptions(_Settings):
     max_num_batched_tokens: int = Field(
         512, ge=1, description="Token budget of a step; longer prompts are computed in chunks."
     )
-    scheduling_policy: Literal["fcfs", "priority"] = Field(
-        "fcfs", description="Order of requests: by arrival, or by their priority (lowest first) and then arrival."
+    scheduling_policy: Literal["fcfs", "priority", "fair"] = Field(
+        "fcfs",
+        description="Order of requests: by arrival, by their priority (lowest first) and then arrival, or so that "
+        "tenants get tokens by their weights.",
+    )
+    max_queued_requests: int | None = Field(
+        None, ge=1, description="Requests that may wait, beyond which one gets 429; default: 4 times --max-num-seqs."
+    )
+    max_queued_tokens: int | None = Field(
+        None, ge=1, description="Prompt tokens that may wait, beyond which a request gets 429; default: any number."
     )
     step_transport: StepTransport = Field(
         "auto", description="How steps reach an executor; auto: through shared memory on this host, else over gRPC."
@@ -192,6 +202,11 @@ class ServingOptions(ModelOptions):
 class AccessOptions(_Settings):
     """Who may call, and from where."""
 
+    api_keys: Path | None = Field(
+        None,
+        description="YAML file of API keys (their SHA-256), each with its tenant, weight and limits; read again when it "
+        "changes.",
+    )
     api_key: Texts = Field(
         [],
         repr=False,
@@ -204,6 +219,17 @@ class AccessOptions(_Settings):
     allow_credentials: bool = Field(False, description="Whether they may send cookies.")
     root_path: str = Field(
         "", pattern="^(/.*[^/])?$", description="Path under which a proxy serves the REST API, such as /llm."
+    )
+
+
+class TlsOptions(_Settings):
+    """TLS for REST and gRPC."""
+
+    ssl_certfile: Path | None = Field(None, description="Certificate chain of the server (PEM).")
+    ssl_keyfile: Path | None = Field(None, description="Its private key (PEM).")
+    ssl_ca_certs: Path | None = Field(None, description="Certificates that clients' ones must be signed by (PEM).")
+    ssl_cert_reqs: Literal["none", "optional", "required"] = Field(
+        "none", description="Whether clients must have a certificate; its common name is the tenant."
     )
 
 
@@ -225,9 +251,15 @@ class ChatOptions(_Settings):
 
 
 class OperationOptions(_Settings):
-    """Starting and logging."""
+    """Starting, stopping and logging."""
 
     startup_timeout: float = Field(600.0, gt=0, description="Seconds until a start that is not ready is given up.")
+    shutdown_timeout: float = Field(
+        15.0, ge=0, description="Seconds that running requests may take to end after SIGTERM."
+    )
+    watchdog_timeout: float = Field(
+        20.0, gt=0, description="Seconds without any progress after which a process counts as hung and is replaced."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 
 
@@ -258,9 +290,12 @@ class SchedulerSettings(CacheOptions, SchedulingOptions, ListenOptions, ProcessO
     """`quire scheduler`."""
 
     executors: list[str] = Field(min_length=1, description="Addresses of the executors (repeat the flag).")
+    pool_store: Path | None = Field(
+        None, description="Socket of a supervisor that keeps the KV pool for the next scheduler."
+    )
 
 
-class GatewaySettings(ServingOptions, AccessOptions, ChatOptions, ProcessOptions):
+class GatewaySettings(ServingOptions, AccessOptions, TlsOptions, ChatOptions, ProcessOptions):
     """`quire gateway`."""
 
     scheduler: str = Field(description="Address of the scheduler.")
@@ -273,8 +308,10 @@ class LocalSettings(ModelOptions, PrecisionOptions, CacheOptions, SchedulingOpti
     num_executors: int = Field(1, ge=1, le=64, description="Executor processes on one KV pool.")
 
 
-class ServeSettings(LocalSettings, ServingOptions, AccessOptions, ChatOptions):
+class ServeSettings(LocalSettings, ServingOptions, AccessOptions, TlsOptions, ChatOptions):
     """`quire serve`: everything on this host."""
+
+    gateways: int = Field(1, ge=1, le=64, description="Gateway processes, which share the ports.")
 
 
 # Command lines are for everyone to see.
