@@ -204,8 +204,8 @@ class AccessOptions(_Settings):
 
     api_keys: Path | None = Field(
         None,
-        description="YAML file of API keys (their SHA-256), each with its tenant, weight and limits; read again when it "
-        "changes.",
+        description="YAML file of API keys (their SHA-256), each with its tenant, weight and limits; read again when "
+        "it changes.",
     )
     api_key: Texts = Field(
         [],
