@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 from collections.abc import Coroutine
 from dataclasses import dataclass
 
 from quire.config import SchedulerSettings
 from quire.errors import QuireError
 from quire.internal.v1 import executor_pb2, scheduler_pb2, scheduler_pb2_grpc
-from quire.kv_pool import KvPoolLayout
+from quire.kv_layout import KvPoolLayout
 from quire.process import StatusReporter, StopSignal, settle_garbage_collection, unless_stopped
 from quire.rpc import bind, new_server
 from quire.scheduler.executor_client import ExecutorClient, StepChannel
-from quire.scheduler.kv_budget import plan_pool
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.outputs import OutputRouter
 from quire.scheduler.pool_growth import grow
@@ -75,9 +73,7 @@ async def _meet(
     """Learns what the executors serve, makes the pool, has them attach it, and opens a channel for steps to each."""
     timeout = settings.startup_timeout
     descriptions = list(await asyncio.gather(*(executor.describe(timeout) for executor in executors)))
-    # An epoch names the pool: a late message of an older one is refused.
-    layout = plan_pool(settings, descriptions, epoch=secrets.randbits(63))
-    home = open_pool(settings, layout, descriptions[0], cleanup)
+    home = open_pool(settings, descriptions, cleanup)
     with home.offered() as request:
         await asyncio.gather(*(executor.attach(request, timeout) for executor in executors))
     channels: list[StepChannel] = []
@@ -85,7 +81,7 @@ async def _meet(
         channel = await executor.open_steps(settings.step_transport, timeout)
         cleanup.push_async_callback(channel.close)
         channels.append(channel)
-    return _Meeting(home, _describe(settings, layout, descriptions), channels)
+    return _Meeting(home, _describe(settings, home.layout, descriptions), channels)
 
 
 def _make_scheduler(settings: SchedulerSettings, met: _Meeting) -> Scheduler:
@@ -95,7 +91,10 @@ def _make_scheduler(settings: SchedulerSettings, met: _Meeting) -> Scheduler:
         num_usable=met.home.num_usable,
         num_lanes=len(settings.executors),
         prefix_caching=settings.enable_prefix_caching,
+        journal=met.home.journal,
     )
+    # Every executor has attached the pool, so no step of an earlier scheduler is computed any more.
+    kv_cache.restore()
     limits = SchedulerLimits(
         met.description.max_model_len,
         settings.max_num_seqs,
