@@ -132,4 +132,4 @@ class JournalHistories(RuleBasedStateMachine):
 
 
 TestJournalHistories = JournalHistories.TestCase
-TestJournalHistories.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestJournalHistories.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
