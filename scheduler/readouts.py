@@ -1,10 +1,13 @@
-"""What a step's result holds besides sampled tokens: logprobs of prompts, and embeddings. It fits its plan."""
+"""What a step's result, which fits its plan, holds besides sampled tokens: logprobs and embeddings."""
 
 from __future__ import annotations
+
+import itertools
 
 from quire.internal.v1 import executor_pb2
 from quire.scheduler.sequence import Request, Sequence
 from quire.scheduler.step_plan import StepPlan
+from quire.v1 import generate_pb2
 
 
 def new_prompt_logprobs(
@@ -30,3 +33,12 @@ def embeddings(plan: StepPlan, result: executor_pb2.StepResult) -> list[tuple[Se
     pooled = zip(plan.pooled_rows, result.embeddings, strict=True)
     live = [(plan.sequences[row], entry.values) for row, entry in pooled]
     return [(sequence, values) for sequence, values in live if not sequence.is_finished]
+
+
+def logprobs_of_live(sampled: list[Sequence], result: executor_pb2.StepResult) -> dict[int, generate_pb2.TokenLogprobs]:
+    """Logprobs by row among those rows of a result whose sequences go on."""
+    if not result.logprobs:
+        return {}
+    live = [not sequence.is_finished and sequence.beams is None for sequence in sampled]
+    rows = list(itertools.accumulate(live, initial=0))
+    return {rows[entry.row]: entry.logprobs for entry in result.logprobs if live[entry.row]}

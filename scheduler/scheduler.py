@@ -20,14 +20,14 @@ from quire.errors import DuplicateRequestError
 from quire.internal.v1 import executor_pb2
 from quire.scheduler.beam_group import BeamGroup, members, next_chunks, record_candidates
 from quire.scheduler.kv_cache import KvCache
+from quire.scheduler.lost_steps import BLAME, requests_to_blame
 from quire.scheduler.outputs import StepEvents
-from quire.scheduler.readouts import embeddings, new_prompt_logprobs
+from quire.scheduler.readouts import embeddings, logprobs_of_live, new_prompt_logprobs
 from quire.scheduler.request_checks import SchedulerLimits, check_request
 from quire.scheduler.request_queue import RequestQueue
 from quire.scheduler.sequence import Request, RequestKey, Sequence, SequenceStatus, arrival_order
 from quire.scheduler.step_plan import SlotChanges, StepPlan
 from quire.scheduler.step_result import check_result
-from quire.v1 import generate_pb2
 
 
 class Scheduler:
@@ -40,6 +40,9 @@ class Scheduler:
         self.num_running = 0
         self.requests: dict[RequestKey, Request] = {}
         self.num_preemptions = 0
+        self.num_lost_lanes = 0
+        # Lanes whose executor takes steps. Only these are planned.
+        self.live_lanes = set(range(len(kv_cache.lanes)))
         # Lanes with a running sequence that waits for blocks: whoever is admitted now would take them away.
         self._starved_lanes: set[int] = set()
         # By priority and arrival; the last is the least favoured.
@@ -89,7 +92,7 @@ class Scheduler:
         check_result(plan, sampled, result)
         token_ids = unpack_u32(result.token_ids)
         failed = self._end_failed(plan, result) if result.failures else []
-        events = StepEvents(plan.step, _first_run(plan), _logprobs_of_live(sampled, result), failed=failed)
+        events = StepEvents(plan.step, _first_run(plan), logprobs_of_live(sampled, result), failed=failed)
         if result.prompt_logprobs:
             events.prompt_logprobs = new_prompt_logprobs(plan, result)
         for sequence, embedding in embeddings(plan, result):
@@ -116,6 +119,42 @@ class Scheduler:
         for beams in record_candidates(plan, sampled, result):
             self._advance(beams, events)
         return events
+
+    # Lanes
+
+    def vacate_lane(self, lane: int) -> None:
+        """Whoever serves the lane from now on knows nothing of it: its sequences queue up to be introduced again.
+
+        Steps in flight are void. Tokens that they sampled come out the same again.
+        """
+        for sequence in self._running[lane].copy():
+            if sequence.status is SequenceStatus.RUNNING:  # beams go together
+                self._preempt(sequence)
+        for request in self.requests.values():
+            for sequence in request.sequences:
+                if sequence.lane == lane and sequence.beams is None:
+                    sequence.num_tokens = len(sequence.token_ids)
+        self.kv_cache.lose_lane(lane)
+        self._changes[lane] = SlotChanges()
+        self._starved_lanes.discard(lane)
+
+    def lose_lane(self, lane: int, failed: StepPlan | None = None) -> StepEvents:
+        """The executor of the lane is dead. `failed` is the first step that it did not answer, if it owed any.
+
+        Requests of that step which do not get ahead between several losses end: they may be what kills executors.
+        """
+        self.live_lanes.discard(lane)
+        self.num_lost_lanes += 1
+        self.vacate_lane(lane)
+        events = StepEvents(self.kv_cache.lanes[lane].acknowledged_step)
+        for request in requests_to_blame(failed) if failed else ():
+            events.failed.append((request, BLAME))
+            self.abort(request.key)
+        return events
+
+    def regain_lane(self, lane: int) -> None:
+        """The lane has an executor again."""
+        self.live_lanes.add(lane)
 
     # Requests
 
@@ -318,7 +357,7 @@ class Scheduler:
             return False
         if head.last_step > self.kv_cache.lanes[head.lane].acknowledged_step:
             return False
-        share = -(-(self.num_running + len(self.waiting)) // len(self.kv_cache.lanes))
+        share = -(-(self.num_running + len(self.waiting)) // len(self.live_lanes))
         return len(self._running[lane]) < share
 
     def _admit(self, sequence: Sequence, lane: int, num_cached_blocks: int) -> None:
@@ -356,7 +395,11 @@ class Scheduler:
 
     def _preempt_least_favoured(self) -> None:
         """Takes the blocks of the latest arrival; it is recomputed later and its output is unchanged."""
-        victim = max((running[-1] for running in self._running if running), key=_arrival)
+        self._preempt(max((running[-1] for running in self._running if running), key=_arrival))
+        self.num_preemptions += 1
+
+    def _preempt(self, victim: Sequence) -> None:
+        """Queues a running sequence, or all beams of a search, to be computed anew."""
         for member in members(victim):
             self._leave(member)
             member.move_to(SequenceStatus.PREEMPTED)
@@ -364,7 +407,6 @@ class Scheduler:
             victim.beams.lose_blocks()
             victim = victim.beams.leader
         self.waiting.push(victim)
-        self.num_preemptions += 1
 
     def _finish(self, sequence: Sequence, end: SequenceStatus) -> None:
         """Ends a sequence, whatever it was doing."""
@@ -431,14 +473,3 @@ def _first_run(plan: StepPlan) -> list[Request]:
             sequence.request.start_reported = True
             started.append(sequence.request)
     return started
-
-
-def _logprobs_of_live(
-    sampled: list[Sequence], result: executor_pb2.StepResult
-) -> dict[int, generate_pb2.TokenLogprobs]:
-    """Logprobs by row among those rows of a result whose sequences go on."""
-    if not result.logprobs:
-        return {}
-    live = [not sequence.is_finished and sequence.beams is None for sequence in sampled]
-    rows = list(itertools.accumulate(live, initial=0))
-    return {rows[entry.row]: entry.logprobs for entry in result.logprobs if live[entry.row]}

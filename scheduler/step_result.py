@@ -21,11 +21,11 @@ def check_result(plan: StepPlan, sampled: list[Sequence], result: executor_pb2.S
         _check_logprobs(plan, len(sampled), result)
     if plan.chunks:
         _check_candidates(plan, sampled, result)
+    if result.failures or result.prompt_logprobs:
+        _check_slots(plan, result)
     due, given = [plan.slots[row] for row in plan.pooled_rows], [entry.slot for entry in result.embeddings]
     if due != given:
         raise QuireError(f"step {plan.step} gave embeddings of slots {given} where those of {due} were due")
-    if result.failures or result.prompt_logprobs:
-        _check_slots(plan, result)
 
 
 def _check_logprobs(plan: StepPlan, num_rows: int, result: executor_pb2.StepResult) -> None:
