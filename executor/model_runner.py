@@ -55,9 +55,7 @@ class ModelRunner:
         self._grammars.clear()
         self._cache, self._epoch = None, None
 
-    def execute(
-        self, plan: executor_pb2.StepPlan, counters: StepCounters | None = None
-    ) -> executor_pb2.StepResult:
+    def execute(self, plan: executor_pb2.StepPlan, counters: StepCounters | None = None) -> executor_pb2.StepResult:
         """Computes one step; `counters` count its layers.
 
         Raises KvPoolError without a pool or for a plan of another epoch, and QuireError for a plan that

@@ -8,11 +8,11 @@
     written     eventfd: bytes the writer has put in and the reader has not taken note of
     freed       eventfd: bytes the reader has taken out and the writer has not taken note of
 
-No counter in the shared memory says what may be read. Python has no memory fences, so a counter read there could run ahead of
-the bytes it counts; an eventfd's value changes hands under a lock of the kernel, which orders everything written
-before it on every architecture. The writer copies, then adds to `written`; the reader takes that value and copies
-exactly so many bytes out, then adds them to `freed`; the writer overwrites no byte before it has taken note of that.
-Both eventfds wake whoever polls them: nobody spins. The counters in the header page are for watching only.
+No counter in the shared memory says what may be read. Python has no memory fences, so a counter read there could run
+ahead of the bytes it counts; an eventfd's value changes hands under a lock of the kernel, which orders everything
+written before it on every architecture. The writer copies, then adds to `written`; the reader takes that value and
+copies exactly so many bytes out, then adds them to `freed`; the writer overwrites no byte before it has taken note of
+that. Both eventfds wake whoever polls them: nobody spins. The counters in the header page are for watching only.
 
 The circle is a stream of bytes, like a pipe: a message that is larger than the room there is goes in piece by piece,
 and its writer waits for `freed` in between. The default capacity holds the two plans in flight of usual batches many

@@ -23,7 +23,7 @@ _WORD: Final = 8
 
 
 class StepCounters:
-    """The counters in 24 writable bytes that begin at a multiple of 8. One thread writes them."""
+    """The counters in 24 writable bytes that begin at a multiple of 8. Each of them has one thread that writes it."""
 
     def __init__(self, memory: memoryview) -> None:
         self._words = memory.cast("Q")
