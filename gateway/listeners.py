@@ -19,6 +19,7 @@ from quire.gateway.engine import Engine
 from quire.gateway.generate_service import GenerateService
 from quire.gateway.grpc_api.requests import TolerateMalformed
 from quire.gateway.rest import create_app
+from quire.ports import listen_on
 from quire.v1 import generate_pb2, generate_pb2_grpc
 
 GENERATE_SERVICE = generate_pb2.DESCRIPTOR.services_by_name["GenerateService"].full_name
@@ -62,14 +63,16 @@ class RestServer(uvicorn.Server):
 class Listeners:
     """Both servers. Their ports are taken at once; gRPC answers NOT_SERVING until `serve`."""
 
-    def __init__(self, host: str, port: int, grpc_port: int, access: AccessOptions) -> None:
+    def __init__(
+        self, host: str, port: int, grpc_port: int, access: AccessOptions, *, reuse_port: bool = False
+    ) -> None:
         """Port 0 picks a free one. Raises StartupError naming the flag of a port that cannot be had."""
         self._access = access
-        self._socket = _bind(host, port)
+        self._socket = listen_on(host, port, shared=reuse_port)
         keys = ApiKeys(access.api_key)
         try:
             interceptors = [*([KeyInterceptor(keys)] if keys else []), TolerateMalformed(GENERATE_SERVICE)]
-            self._grpc = rpc.new_server(interceptors)
+            self._grpc = rpc.new_server(interceptors, reuse_port=reuse_port)
             address = f"[{host}]" if ":" in host else host
             self.grpc_port = rpc.bind(self._grpc, f"{address}:{grpc_port}")
         except StartupError as error:
@@ -134,23 +137,3 @@ class Listeners:
     async def _set_health(self, state: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
         for service in (health.OVERALL_HEALTH, GENERATE_SERVICE):
             await self._health.set(service, state)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """A listening TCP socket. Raises StartupError naming --host or --port."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        # Of a name with several addresses, the one that clients without IPv6 reach too.
-        family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-    except OSError as error:
-        raise StartupError(f"--host: cannot resolve {host}: {error}", field="host") from error
-    bound = socket.socket(family, kind, protocol)
-    try:
-        # A port whose last connections linger is free; one that another process listens on is not.
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        bound.listen()
-    except OSError as error:
-        bound.close()
-        raise StartupError(f"--port: cannot listen on {host}:{port}: {error.strerror}", field="port") from error
-    return bound

@@ -78,9 +78,10 @@ def open_sync_channel(address: str) -> grpc.Channel:
     return grpc.insecure_channel(address, options=_OPTIONS)
 
 
-def new_server(interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> grpc.aio.Server:
-    """A server that refuses to share its port with another process."""
-    return grpc.aio.server(interceptors=interceptors, options=[*_OPTIONS, ("grpc.so_reuseport", 0)])
+def new_server(interceptors: Sequence[grpc.aio.ServerInterceptor] = (), *, reuse_port: bool = False) -> grpc.aio.Server:
+    """A server that refuses to share its port with another process, unless it is to (`reuse_port`)."""
+    options = [*_OPTIONS, ("grpc.so_reuseport", int(reuse_port))]
+    return grpc.aio.server(interceptors=interceptors, options=options)
 
 
 def bind(server: grpc.aio.Server, address: str) -> int:
