@@ -12,13 +12,15 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from quire import rpc
-from quire.config import AccessOptions
+from quire.config import AccessOptions, TlsOptions
 from quire.errors import StartupError
 from quire.gateway.access import ApiKeys, KeyInterceptor
 from quire.gateway.engine import Engine
 from quire.gateway.generate_service import GenerateService
 from quire.gateway.grpc_api.requests import TolerateMalformed
+from quire.gateway.http_protocol import HttpLimits, LimitedConfig, end_overdue
 from quire.gateway.rest import create_app
+from quire.gateway.tls import server_certificates
 from quire.ports import listen_on
 from quire.v1 import generate_pb2, generate_pb2_grpc
 
@@ -52,9 +54,14 @@ class RestServer(uvicorn.Server):
         self.listening.set()
 
     async def main_loop(self) -> None:
-        """Renews the Date header every second until the stop; uvicorn's own looks ten times a second for one."""
+        """Renews the Date header and ends overdue connections every second until the stop.
+
+        Uvicorn's own loop looks ten times a second for a stop.
+        """
+        loop = asyncio.get_running_loop()
         while not self._stopped.is_set():
             await self.on_tick(0)
+            end_overdue(self.server_state, loop.time())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
                     await self._stopped.wait()
@@ -64,17 +71,31 @@ class Listeners:
     """Both servers. Their ports are taken at once; gRPC answers NOT_SERVING until `serve`."""
 
     def __init__(
-        self, host: str, port: int, grpc_port: int, access: AccessOptions, *, reuse_port: bool = False
+        self,
+        host: str,
+        port: int,
+        grpc_port: int,
+        access: AccessOptions,
+        tls: TlsOptions,
+        limits: HttpLimits,
+        *,
+        reuse_port: bool = False,
     ) -> None:
-        """Port 0 picks a free one. Raises StartupError naming the flag of a port that cannot be had."""
+        """Port 0 picks a free one.
+
+        Raises StartupError naming the flag of a port that cannot be had or of a certificate that cannot be used.
+        """
         self._access = access
+        self._limits = limits
+        self._certificates = server_certificates(tls)
         self._socket = listen_on(host, port, shared=reuse_port)
         keys = ApiKeys(access.api_key)
         try:
             interceptors = [*([KeyInterceptor(keys)] if keys else []), TolerateMalformed(GENERATE_SERVICE)]
-            self._grpc = rpc.new_server(interceptors, reuse_port=reuse_port)
+            self._grpc = rpc.new_public_server(interceptors, limits.max_connections, reuse_port=reuse_port)
             address = f"[{host}]" if ":" in host else host
-            self.grpc_port = rpc.bind(self._grpc, f"{address}:{grpc_port}")
+            credentials = None if self._certificates is None else self._certificates.grpc_credentials()
+            self.grpc_port = rpc.bind(self._grpc, f"{address}:{grpc_port}", credentials)
         except StartupError as error:
             self._socket.close()
             raise StartupError(f"--grpc-port: {error.message}", field="grpc_port") from error
@@ -95,13 +116,14 @@ class Listeners:
 
     async def serve(self, engine: Engine, drain_s: int) -> None:
         """Starts REST, and takes calls on both; `drain_s` is how long calls may go on after `refuse`."""
-        config = uvicorn.Config(
+        config = LimitedConfig(
             create_app(engine, self._access),
-            http="httptools",
-            ws="none",
+            self._limits,
+            self._certificates,
             lifespan="off",
             log_config=None,
-            log_level="warning",
+            # Its warnings are of clients that do not speak HTTP, at their pleasure.
+            log_level="error",
             access_log=False,
             proxy_headers=False,
             server_header=False,

@@ -181,6 +181,10 @@ class ServingOptions(ModelOptions):
         None, ge=1, description="Requests (prompts) in the server, running or waiting, beyond which one gets 429."
     )
 
+    max_connections: int = Field(
+        4096, ge=1, description="Connections that each gateway holds, on REST and on gRPC; one more is refused."
+    )
+
     @property
     def model_names(self) -> list[str]:
         """The names clients may use for the model."""
