@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from quire import rpc
 from quire.config import AccessOptions, TlsOptions
 from quire.errors import StartupError
-from quire.gateway.access import ApiKeys, KeyInterceptor
+from quire.gateway.access import Access, KeyInterceptor
 from quire.gateway.engine import Engine
 from quire.gateway.generate_service import GenerateService
 from quire.gateway.grpc_api.requests import TolerateMalformed
@@ -85,13 +85,15 @@ class Listeners:
 
         Raises StartupError naming the flag of a port that cannot be had or of a certificate that cannot be used.
         """
-        self._access = access
+        self._options = access
+        self._access = Access(access)
+        self._watching: asyncio.Task[None] | None = None
         self._limits = limits
         self._certificates = server_certificates(tls)
         self._socket = listen_on(host, port, shared=reuse_port)
-        keys = ApiKeys(access.api_key)
         try:
-            interceptors = [*([KeyInterceptor(keys)] if keys else []), TolerateMalformed(GENERATE_SERVICE)]
+            keys = KeyInterceptor(self._access, with_certificates=self._certificates is not None)
+            interceptors = [*([keys] if self._access.needs_key else []), TolerateMalformed(GENERATE_SERVICE)]
             self._grpc = rpc.new_public_server(interceptors, limits.max_connections, reuse_port=reuse_port)
             address = f"[{host}]" if ":" in host else host
             credentials = None if self._certificates is None else self._certificates.grpc_credentials()
@@ -101,7 +103,7 @@ class Listeners:
             raise StartupError(f"--grpc-port: {error.message}", field="grpc_port") from error
         self.port: int = self._socket.getsockname()[1]
         self._health = health.aio.HealthServicer()
-        self._service = GenerateService()
+        self._service = GenerateService(self._access)
         self._rest: RestServer | None = None
         self._rest_task: asyncio.Task[None] | None = None
 
@@ -113,11 +115,12 @@ class Listeners:
         reflection.enable_server_reflection(names, self._grpc)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._grpc.start()
+        self._watching = asyncio.create_task(self._access.watch(), name="API keys")
 
     async def serve(self, engine: Engine, drain_s: int) -> None:
         """Starts REST, and takes calls on both; `drain_s` is how long calls may go on after `refuse`."""
         config = LimitedConfig(
-            create_app(engine, self._access),
+            create_app(engine, self._options, self._access),
             self._limits,
             self._certificates,
             lifespan="off",
@@ -149,6 +152,8 @@ class Listeners:
 
     async def close(self) -> None:
         """Ends what still runs after a second, and frees the ports."""
+        if self._watching is not None:
+            self._watching.cancel()
         if self._rest is not None and self._rest_task is not None:
             self._rest.stop()
             await asyncio.gather(self._rest_task, self._grpc.stop(_CLOSE_S), return_exceptions=True)
