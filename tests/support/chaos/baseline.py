@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import gc
 import os
 import re
 from dataclasses import dataclass
@@ -54,6 +56,7 @@ class Baseline:
         A process that was restarted may have opened less so far; it must not have more. Everything is waited for: a
         closed connection is noticed by the other side when that gets to it.
         """
+        gc.collect()  # calls in the tracebacks of cancelled tasks hold connections of ours
         server.wait_serving()
         assert ask(server) == self.answer, "the next greedy output is another one"
         server.wait_idle()
@@ -79,8 +82,8 @@ class Baseline:
         for title, process in processes.items():
             before, now = self.processes[title], _holdings(process)
             if now.descriptors > before.descriptors:
-                opened = sorted(os.readlink(path) for path in Path(f"/proc/{process.pid}/fd").iterdir() if path.is_symlink())
-                found.append(f"{title} has {now.descriptors} descriptors, had {before.descriptors}: {opened}")
+                open_now = _describe_descriptors(process)
+                found.append(f"{title} has {now.descriptors} descriptors, had {before.descriptors}: {open_now}")
             if now.shared_memory != before.shared_memory:
                 found.append(f"{title} has shared memory {now.shared_memory}, had {before.shared_memory}")
         if (files := _files(server)) != self.files:
@@ -111,6 +114,18 @@ def _holdings(process: psutil.Process) -> Holdings:
         if "/memfd:" in line or "/dev/shm/" in line:
             names["mapping of " + _plain(line.split(maxsplit=5)[5])] += 1
     return Holdings(len(descriptors), dict(sorted(names.items())))
+
+
+def _describe_descriptors(process: psutil.Process) -> list[str]:
+    """What a process has open, for a message."""
+    sockets = {
+        entry.fd: f"socket {entry.laddr} {entry.raddr} {entry.status}" for entry in process.net_connections(kind="all")
+    }
+    opened = []
+    for path in Path(f"/proc/{process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            opened.append(sockets.get(int(path.name)) or os.readlink(path))
+    return sorted(opened)
 
 
 def _plain(name: str) -> str:
