@@ -1,7 +1,7 @@
 """Hands descriptors to another process over a Unix socket (SCM_RIGHTS).
 
 Shared memory then needs no name: nothing to guess, and nothing to leak when a process dies. The socket has mode 0600
-and stands only while the descriptors are on offer.
+and stands only while the descriptors are on offer; each side looks who the other is (`peer_credentials.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from quire.peer_credentials import check_peer
 from quire.runtime_dir import make_runtime_dir
 
 
@@ -40,7 +41,8 @@ class Handover:
             connection, _ = self._listener.accept()
         except BlockingIOError:
             return
-        with connection, contextlib.suppress(OSError):  # a peer that left already
+        with connection, contextlib.suppress(OSError):  # a peer that left already, or another user's
+            check_peer(connection)
             socket.send_fds(connection, [b"\0"], self._descriptors)
 
     def close(self) -> None:
@@ -67,11 +69,12 @@ def offered(name: str, descriptors: Sequence[int]) -> Iterator[Path]:
 def fetch(address: Path, count: int, timeout_s: float = 10.0) -> list[int]:
     """The `count` descriptors that are offered at `address`, now the caller's to close.
 
-    Raises OSError if nobody offers them there.
+    Raises OSError if nobody offers them there, or another user does.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout_s)
         connection.connect(str(address))
+        check_peer(connection)
         _, descriptors, flags, _ = socket.recv_fds(connection, 1, count)
     if len(descriptors) != count or flags & socket.MSG_CTRUNC:
         for descriptor in descriptors:

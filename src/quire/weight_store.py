@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import mmap
 import os
 import selectors
@@ -33,6 +34,9 @@ from pathlib import Path
 from typing import Final
 
 from quire.errors import StartupError
+from quire.peer_credentials import check_peer
+
+logger = logging.getLogger(__name__)
 
 DIGEST_BYTES: Final = 32
 
@@ -94,6 +98,12 @@ class WeightStore:
     def _accept(self) -> None:
         with contextlib.suppress(BlockingIOError):
             connection, _ = self._listener.accept()
+            try:
+                check_peer(connection)
+            except PermissionError:
+                logger.exception("a connection to the packed weights is refused")
+                connection.close()
+                return
             connection.settimeout(_SEND_TIMEOUT_S)
             self._selector.register(connection, selectors.EVENT_READ, lambda: self._receive(connection))
 
@@ -168,6 +178,7 @@ def fetch_or_pack(
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
             connection.settimeout(timeout_s)
             connection.connect(str(address))
+            check_peer(connection)
             connection.send(key)
             message, descriptors, _, _ = socket.recv_fds(connection, 1 + DIGEST_BYTES, 1)
             if message == _PACK:
