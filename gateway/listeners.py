@@ -12,13 +12,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from quire import rpc
-from quire.config import AccessOptions, TlsOptions
+from quire.config import AccessOptions, EdgeOptions, TlsOptions
 from quire.errors import StartupError
 from quire.gateway.access import ApiKeys, KeyInterceptor
 from quire.gateway.engine import Engine
 from quire.gateway.generate_service import GenerateService
 from quire.gateway.grpc_api.requests import TolerateMalformed
-from quire.gateway.http_protocol import HttpLimits, LimitedConfig, end_overdue
+from quire.gateway.http_protocol import LimitedConfig, end_overdue
 from quire.gateway.rest import create_app
 from quire.gateway.tls import server_certificates
 from quire.v1 import generate_pb2, generate_pb2_grpc
@@ -70,7 +70,7 @@ class Listeners:
     """Both servers. Their ports are taken at once; gRPC answers NOT_SERVING until `serve`."""
 
     def __init__(
-        self, host: str, port: int, grpc_port: int, access: AccessOptions, tls: TlsOptions, limits: HttpLimits
+        self, host: str, port: int, grpc_port: int, access: AccessOptions, tls: TlsOptions, limits: EdgeOptions
     ) -> None:
         """Port 0 picks a free one.
 

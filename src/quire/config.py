@@ -181,10 +181,6 @@ class ServingOptions(ModelOptions):
         None, ge=1, description="Requests (prompts) in the server, running or waiting, beyond which one gets 429."
     )
 
-    max_connections: int = Field(
-        4096, ge=1, description="Connections that each gateway holds, on REST and on gRPC; one more is refused."
-    )
-
     @property
     def model_names(self) -> list[str]:
         """The names clients may use for the model."""
@@ -234,6 +230,18 @@ class TlsOptions(_Settings):
     ssl_ca_certs: Path | None = Field(None, description="Certificates that clients' ones must be signed by (PEM).")
     ssl_cert_reqs: Literal["none", "optional", "required"] = Field(
         "none", description="Whether clients must have a certificate; its common name is the tenant."
+    )
+
+
+class EdgeOptions(_Settings):
+    """What a client's connection may take."""
+
+    max_connections: int = Field(
+        4096, ge=1, description="Connections that each gateway holds, on REST and on gRPC; one more is refused."
+    )
+    header_timeout: float = Field(20.0, gt=0, description="Seconds in which the headers of a request must arrive.")
+    body_timeout: float = Field(
+        30.0, gt=0, description="Seconds in which its body must arrive, and one more for each 16 KiB of it."
     )
 
 
@@ -299,7 +307,7 @@ class SchedulerSettings(CacheOptions, SchedulingOptions, ListenOptions, ProcessO
     )
 
 
-class GatewaySettings(ServingOptions, AccessOptions, TlsOptions, ChatOptions, ProcessOptions):
+class GatewaySettings(ServingOptions, AccessOptions, TlsOptions, EdgeOptions, ChatOptions, ProcessOptions):
     """`quire gateway`."""
 
     scheduler: str = Field(description="Address of the scheduler.")
@@ -312,7 +320,7 @@ class LocalSettings(ModelOptions, PrecisionOptions, CacheOptions, SchedulingOpti
     num_executors: int = Field(1, ge=1, le=64, description="Executor processes on one KV pool.")
 
 
-class ServeSettings(LocalSettings, ServingOptions, AccessOptions, TlsOptions, ChatOptions):
+class ServeSettings(LocalSettings, ServingOptions, AccessOptions, TlsOptions, EdgeOptions, ChatOptions):
     """`quire serve`: everything on this host."""
 
     gateways: int = Field(1, ge=1, le=64, description="Gateway processes, which share the ports.")
