@@ -21,7 +21,15 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
     Raises StartupError for a port that is taken, a tokenizer that cannot be loaded or a scheduler that does not
     become ready; ServiceUnavailableError when the scheduler is lost.
     """
-    listeners = Listeners(settings.host, settings.port, settings.grpc_port, settings, settings, settings)
+    listeners = Listeners(
+        settings.host,
+        settings.port,
+        settings.grpc_port,
+        settings,
+        settings,
+        settings,
+        reuse_port=settings.reuse_port,
+    )
     try:
         await listeners.start()
         engine = await unless_stopped(_start_engine(settings), stop)

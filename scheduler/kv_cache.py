@@ -186,6 +186,18 @@ class KvCache:
                 block.retiring -= 1
                 self.pool.release(block)
 
+    def lose_lane(self, lane_index: int) -> None:
+        """An executor is dead and what it had in flight is void; its sequences have let go of their blocks.
+
+        Blocks that steps in flight were to fill may be half written, so nobody finds them again.
+        """
+        lane = self.lanes[lane_index]
+        for block in self.pool.blocks:
+            prefix = block.prefix
+            if prefix is not None and prefix.lane == lane_index and prefix.step > lane.acknowledged_step:
+                self.prefixes.evict(block)
+        self.acknowledge(lane_index, lane.planned_step)
+
     def check_integrity(self, sequences: list[Sequence], *, deep: bool = False) -> None:
         """Recounts every reference: free + cached + held = total, nothing leaked, nothing freed twice.
 

@@ -57,7 +57,7 @@ class PrefixCache:
         return prefix
 
     def evict(self, block: Block) -> None:
-        """Forgets a block that is about to be written."""
+        """Forgets a block: it is about to be written, or its content is not to be trusted."""
         if block.prefix is not None:
             if self._blocks.get(block.prefix.hash) is block:
                 del self._blocks[block.prefix.hash]

@@ -281,6 +281,7 @@ class ProcessOptions(OperationOptions):
     parent_pid: int | None = Field(None, description="Process whose death ends this one.")
     runtime_dir: Path | None = Field(None, description="Folder of that process, removed if it has died.")
     status_fd: int | None = Field(None, description="Descriptor for one JSON line per status change.")
+    progress_fd: int | None = Field(None, description="Descriptor of a page in which the process counts.")
 
 
 class ListenOptions(_Settings):
@@ -312,6 +313,7 @@ class GatewaySettings(ServingOptions, AccessOptions, TlsOptions, EdgeOptions, Ch
 
     scheduler: str = Field(description="Address of the scheduler.")
     index: int = Field(0, ge=0, description="Number of this gateway, for its name.")
+    reuse_port: bool = Field(False, description="Share the ports with other gateways that do (SO_REUSEPORT).")
 
 
 class LocalSettings(ModelOptions, PrecisionOptions, CacheOptions, SchedulingOptions, OperationOptions):
