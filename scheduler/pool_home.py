@@ -32,9 +32,7 @@ class PoolHome:
         with contextlib.ExitStack() as handover:
             if self.pool is None:
                 request.device_memory.SetInParent()
-            elif self._settings.kv_pool is not None:
-                request.path = str(self._settings.kv_pool.absolute())
-            else:
+            else:  # a file too: a sandboxed executor cannot open one for writing
                 request.handover_socket = str(handover.enter_context(offered("kv-pool", [self.pool.fd])))
             yield request
 

@@ -126,6 +126,19 @@ class PrecisionOptions(_Settings):
     )
 
 
+Sandbox: TypeAlias = Literal["auto", "require", "off"]
+
+
+class SandboxOptions(_Settings):
+    """What executors may do besides computing."""
+
+    sandbox: Sandbox = Field(
+        "auto",
+        description="Executors give up the network and changing files once they serve; auto: on a CPU, where the "
+        "kernel can; require: or they do not start.",
+    )
+
+
 class CacheOptions(_Settings):
     """The KV pool."""
 
@@ -290,7 +303,7 @@ class ListenOptions(_Settings):
     listen: str = Field(description="Address to serve, such as unix:/run/quire/a.sock or host:port.")
 
 
-class ExecutorSettings(ModelOptions, PrecisionOptions, ListenOptions, ProcessOptions):
+class ExecutorSettings(ModelOptions, PrecisionOptions, SandboxOptions, ListenOptions, ProcessOptions):
     """`quire executor`."""
 
     weight_store: Path | None = Field(
@@ -316,7 +329,7 @@ class GatewaySettings(ServingOptions, AccessOptions, TlsOptions, EdgeOptions, Ch
     reuse_port: bool = Field(False, description="Share the ports with other gateways that do (SO_REUSEPORT).")
 
 
-class LocalSettings(ModelOptions, PrecisionOptions, CacheOptions, SchedulingOptions, OperationOptions):
+class LocalSettings(ModelOptions, PrecisionOptions, SandboxOptions, CacheOptions, SchedulingOptions, OperationOptions):
     """A scheduler and its executors on this host, as `LLM` starts them."""
 
     num_executors: int = Field(1, ge=1, le=64, description="Executor processes on one KV pool.")
