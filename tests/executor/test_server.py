@@ -27,7 +27,7 @@ from quire.scheduler.executor_client import ExecutorClient
 
 
 def settings(checkpoint: Path, **values: object) -> ExecutorSettings:
-    given = {"model": str(checkpoint), "device": "cpu", "threads": 1, "listen": "127.0.0.1:0", **values}
+    given = {"model": str(checkpoint), "device": "cpu", "threads": 1, "listen": "127.0.0.1:0", "sandbox": "off", **values}
     return ExecutorSettings.load(given)
 
 
