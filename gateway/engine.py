@@ -119,6 +119,7 @@ class Engine:
             eos_token_ids=pack_u32(request.eos_token_ids),
             constraints=request.constraints,
             priority=request.context.priority,
+            tenant=request.context.tenant.message,
             cache_salt=request.context.cache_salt.encode(),
         )
         stream = await self._client.submit(message)

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import grpc
 
@@ -118,7 +118,7 @@ class ServerCertificates:
         """For a gRPC server's life. Only required certificates are asked for: gRPC for Python has no way to offer."""
         given = self._certificates
 
-        def changed() -> grpc.ServerCertificateConfiguration | None:
+        def changed() -> Any:  # None, which its types leave out, stands for no change
             nonlocal given
             current = self.current()[0]
             if current is given:
