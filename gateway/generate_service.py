@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import uuid
@@ -12,11 +13,13 @@ import grpc
 from google.protobuf.message import Message
 
 from quire.errors import DeadlineError, InvalidRequestError, ServiceUnavailableError
+from quire.gateway.access import Access, tenant_of_call
 from quire.gateway.engine import Engine
 from quire.gateway.grpc_api.embeddings import embed
 from quire.gateway.grpc_api.idempotency import RunRegistry, run_once
 from quire.gateway.grpc_api.requests import chat_prompt, check_well_formed
 from quire.gateway.grpc_api.runs import AbortReason, ResponseRun, start_run
+from quire.gateway.tenants import Tenant
 from quire.internal.v1 import scheduler_pb2
 from quire.rpc import errors_to_status
 from quire.v1 import generate_pb2, generate_pb2_grpc
@@ -35,8 +38,12 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
     A deadline that passes and a client that cancels end the call's task, wherever it waits; that aborts the request.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, access: Access) -> None:
+        self._access = access
         self._attached: Engine | None = None
+        self._calls: set[Context] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._runs = RunRegistry()
 
     def attach(self, engine: Engine) -> None:
@@ -47,12 +54,16 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
         """Takes no more calls; those that run go on."""
         self._attached = None
 
+    async def until_idle(self) -> None:
+        """Waits until no call runs."""
+        await self._idle.wait()
+
     async def Generate(  # noqa: N802
         self, request: generate_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[generate_pb2.GenerateResponse]:
         """See the proto."""
         async with errors_to_status(context):
-            engine = self._engine_for(request)
+            engine, tenant = self._begin(request, context)
             _check_time_left(context)
             if len(request.request_id) > _MAX_REQUEST_ID_LENGTH:
                 message = f"request_id is longer than {_MAX_REQUEST_ID_LENGTH} characters"
@@ -60,13 +71,13 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
             request_id = request.request_id or uuid.uuid4().hex
 
             async def start() -> ResponseRun:
-                return await start_run(engine, request, request_id)
+                return await start_run(engine, request, request_id, tenant)
 
             def leaving() -> AbortReason:
                 return _leaving(context)
 
             if request.request_id:
-                responses = self._runs.follow(request_id, _content(request), start, leaving)
+                responses = self._runs.follow(tenant.name, request_id, _content(request), start, leaving)
             else:  # an id that nobody knows is never joined
                 responses = run_once(start, leaving)
             async with contextlib.aclosing(responses):
@@ -78,7 +89,7 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
     ) -> generate_pb2.ListModelsResponse:
         """See the proto."""
         async with errors_to_status(context):
-            engine = self._engine_for(request)
+            engine, _ = self._begin(request, context)
             limits = engine.limits
             return generate_pb2.ListModelsResponse(
                 models=[
@@ -92,7 +103,7 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
     ) -> generate_pb2.TokenizeResponse:
         """See the proto."""
         async with errors_to_status(context):
-            engine = self._engine_for(request)
+            engine, _ = self._begin(request, context)
             field = request.WhichOneof("input")
             if field is None:
                 raise InvalidRequestError("one of text and chat must be set", field="input")
@@ -108,7 +119,7 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
     ) -> generate_pb2.DetokenizeResponse:
         """See the proto."""
         async with errors_to_status(context):
-            engine = self._engine_for(request)
+            engine, _ = self._begin(request, context)
             engine.validator.check_token_ids(request.token_ids, "token_ids")
             return generate_pb2.DetokenizeResponse(text=await engine.tokenizer.decode(request.token_ids))
 
@@ -117,16 +128,26 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
     ) -> generate_pb2.EmbedResponse:
         """See the proto."""
         async with errors_to_status(context):
-            return await embed(self._engine_for(request), request)
+            engine, tenant = self._begin(request, context)
+            return await embed(engine, request, tenant)
 
-    def _engine_for(self, request: Message) -> Engine:
-        """The engine, if it serves the request's model; an empty name means whichever it serves."""
+    def _begin(self, request: Message, context: Context) -> tuple[Engine, Tenant]:
+        """The engine, if it serves the request's model, and who calls; an empty name means whichever it serves."""
+        tenant = tenant_of_call(self._access, context)
         check_well_formed(request)
         if self._attached is None:
             raise ServiceUnavailableError("the server is starting or shutting down")
         if model := getattr(request, "model", ""):
             self._attached.validator.check_model(model)
-        return self._attached
+        self._calls.add(context)
+        self._idle.clear()
+        context.add_done_callback(self._end)  # type: ignore[arg-type]  # the stubs want a class of theirs
+        return self._attached, tenant
+
+    def _end(self, context: Context) -> None:
+        self._calls.discard(context)
+        if not self._calls:
+            self._idle.set()
 
 
 def _content(request: generate_pb2.GenerateRequest) -> bytes:

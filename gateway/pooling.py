@@ -127,6 +127,7 @@ class Embedder:
             sequences=[scheduler_pb2.SequenceState(index=0)],
             pooling=pooling_to_proto(pooling),
             priority=context.priority,
+            tenant=context.tenant.message,
             cache_salt=context.cache_salt.encode(),
         )
         async with self._submitting:

@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from quire import __version__
 from quire.config import AccessOptions
 from quire.errors import QuireError
-from quire.gateway.access import ApiKeys
+from quire.gateway.access import Access
 from quire.gateway.anthropic import errors as anthropic_errors
 from quire.gateway.anthropic import routes as anthropic_routes
 from quire.gateway.api_docs import docs_routes
@@ -25,6 +25,8 @@ from quire.gateway.openai.responses import routes as responses_routes
 from quire.gateway.openai.schemas import add_components
 from quire.gateway.request_ids import begin_request_id, request_id_of
 from quire.gateway.server_routes import server_routes
+from quire.gateway.tenants import set_tenant
+from quire.gateway.tls import peer_name
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +40,9 @@ _OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/docs", "/openapi.json
 _PARTS = (routes, responses_routes, embeddings, similarity, tokenization, anthropic_routes)
 
 
-def create_app(engine: Engine, access: AccessOptions) -> FastAPI:
+def create_app(engine: Engine, options: AccessOptions, access: Access) -> FastAPI:
     """The application for one served model."""
-    app = _Application(access)
+    app = _Application(options, access)
     install_error_handlers(app)
     for router in (
         routes.generation_routes(engine),
@@ -69,12 +71,12 @@ class _Application(FastAPI):
     applications leave to middleware is done here: request ids, API keys, CORS, the root path.
     """
 
-    def __init__(self, access: AccessOptions) -> None:
+    def __init__(self, options: AccessOptions, access: Access) -> None:
         description = "OpenAI-compatible REST API of Quire."
         super().__init__(title="Quire", version=__version__, description=description, docs_url=None, redoc_url=None)
-        self._keys = ApiKeys(access.api_key)
-        self._cors = CorsPolicy(access)
-        self._root_path = access.root_path
+        self._access = access
+        self._cors = CorsPolicy(options)
+        self._root_path = options.root_path
         # By path; all are POST.
         self._short_ways: dict[str, Endpoint] = {}
         self._error_writers: dict[str, ErrorWriter] = {}
@@ -119,17 +121,17 @@ class _Application(FastAPI):
                 [body for part in _PARTS for body in part.BODIES],
                 [*(answer for part in _PARTS for answer in part.ANSWERS), *models.ANSWERS],
             )
-            if self._keys:
+            if self._access.needs_key:
                 _require_keys(document)
         assert self.openapi_schema is not None
         return self.openapi_schema
 
     def _refusal(self, scope: Scope, path: str, headers: Mapping[bytes, bytes]) -> Response | None:
-        """The answer to whoever has no key."""
+        """The answer to whoever has no key; notes the tenant of others."""
         if path in _OPEN_PATHS or path.startswith("/docs/"):
             return None
         try:
-            self._keys.check(headers)
+            set_tenant(scope, self._access.tenant(headers, peer_name(scope)))
         except QuireError as error:
             return self._error_writers.get(path, _answer_error)(error, scope)
         return None

@@ -11,24 +11,29 @@ from quire.process import StatusReporter, StopSignal, settle_garbage_collection,
 
 logger = logging.getLogger(__name__)
 
-# How long running requests may go on after a stop, in seconds.
-_DRAIN_S = 5
-
 
 async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSignal) -> None:
-    """Serves until `stop` is set or the scheduler is lost; then drains for a few seconds and closes everything.
+    """Serves until `stop` is set or the scheduler is lost; then ends what runs, within a time, and closes everything.
 
     Raises StartupError for a port that is taken, a tokenizer that cannot be loaded or a scheduler that does not
     become ready; ServiceUnavailableError when the scheduler is lost.
     """
-    listeners = Listeners(settings.host, settings.port, settings.grpc_port, settings)
+    listeners = Listeners(
+        settings.host,
+        settings.port,
+        settings.grpc_port,
+        settings,
+        settings,
+        settings,
+        reuse_port=settings.reuse_port,
+    )
     try:
         await listeners.start()
         engine = await unless_stopped(_start_engine(settings), stop)
         if engine is None:
             return
         try:
-            await listeners.serve(engine, _DRAIN_S)
+            await listeners.serve(engine, settings.shutdown_timeout)
             settle_garbage_collection()
             status.ready(port=listeners.port, grpc_port=listeners.grpc_port)
             logger.info("serving REST on port %d and gRPC on port %d", listeners.port, listeners.grpc_port)
@@ -36,7 +41,7 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
             await listeners.refuse()
             if lost is not None:
                 raise lost
-            await engine.drain(_DRAIN_S)
+            await engine.drain(listeners.until_answered(), settings.shutdown_timeout)
         finally:
             await engine.close()
     finally:

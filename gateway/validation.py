@@ -12,6 +12,7 @@ from quire.gateway.beam_params import check_beam_search, without_sampling
 from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.structured import rules
 from quire.gateway.structured.compiler import GrammarCompiler
+from quire.gateway.tenants import Tenant
 from quire.gateway.tokenizer import ModelTokenizer
 from quire.internal.v1 import executor_pb2
 from quire.sampling_params import SamplingParams, is_encodable
@@ -51,9 +52,11 @@ class RequestContext:
     """What a request carries besides its prompt and how tokens are chosen."""
 
     request_id: str
+    # Whose request it is: nothing else decides with whom its prompt may share KV blocks.
+    tenant: Tenant
     # Lower is scheduled first.
     priority: int = 0
-    # Prompts share KV blocks only under an equal salt.
+    # Prompts of a tenant share KV blocks only under an equal salt.
     cache_salt: str = ""
     # Whether the tokenizer adds its own to the prompt; None: to a text, and not to a chat, whose template does it.
     add_special_tokens: bool | None = None

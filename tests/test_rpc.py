@@ -36,9 +36,9 @@ def _failed(error: QuireError) -> FailedCall:
 
 @pytest.mark.parametrize("cls", all_errors())
 def test_there_and_back(cls):
-    back = from_rpc_error(_failed(cls("went wrong", field="some_field")))
+    back = from_rpc_error(_failed(cls("went wrong", field="some_field", retry_after=7)))
     assert back.code == cls.code
-    assert (back.message, back.field) == ("went wrong", "some_field")
+    assert (back.message, back.field, back.retry_after) == ("went wrong", "some_field", 7)
     assert back.http_status == cls.http_status
 
 

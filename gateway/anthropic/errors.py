@@ -56,10 +56,11 @@ def error_frame(error: Exception, request_id: str) -> ErrorFrame:
 
 def answer_error(error: Exception, scope: Scope) -> Response:
     """The answer to a request that failed before its first byte."""
-    kind = type(error) if isinstance(error, QuireError) else QuireError
-    status, _ = _KINDS.get(kind.http_status, (kind.http_status, "api_error"))
+    if not isinstance(error, QuireError):
+        error = QuireError("internal error")
+    status, _ = _KINDS.get(error.http_status, (error.http_status, "api_error"))
     request_id = request_id_of(scope)
     headers = {REQUEST_ID_HEADER: request_id}
-    if kind.retry_after is not None:
-        headers["Retry-After"] = str(kind.retry_after)
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
     return Response(encode(error_frame(error, request_id)), status, headers, media_type="application/json")

@@ -19,6 +19,7 @@ from quire.gateway.openai.schemas import describe_route
 from quire.gateway.request_ids import request_id_of
 from quire.gateway.sse import encode
 from quire.gateway.streaming import read_body, unless_disconnected
+from quire.gateway.tenants import tenant_of
 from quire.gateway.validation import RequestContext
 from quire.sampling_params import SamplingParams
 
@@ -46,7 +47,8 @@ def anthropic_routes(engine: Engine) -> APIRouter:
         request_id = request_id_of(http.scope)
         with request.in_its_words():
             async with unless_disconnected(http.receive):
-                response = await _answer(engine, request, request_id)
+                context = RequestContext(f"msg_{request_id}", tenant_of(http.scope))
+                response = await _answer(engine, request, request_id, context)
         response.headers[REQUEST_ID_HEADER] = request_id
         return response
 
@@ -64,9 +66,8 @@ def anthropic_routes(engine: Engine) -> APIRouter:
     return router
 
 
-async def _answer(engine: Engine, request: MessagesRequest, request_id: str) -> Response:
+async def _answer(engine: Engine, request: MessagesRequest, request_id: str, context: RequestContext) -> Response:
     engine.validator.check_model(request.model)
-    context = RequestContext(f"msg_{request_id}")
     run = await ChatRun.submit(engine, request.chat(), request.sampling_params(), context)
     writer = MessageWriter(request_id, engine.limits.model, len(run.requests[0].prompt_token_ids))
     return await answer_turn(run, writer, stream=request.stream is True)

@@ -7,12 +7,13 @@ import uuid
 from quire.errors import InvalidRequestError
 from quire.gateway.engine import Engine
 from quire.gateway.pooling import MAX_INPUTS, usage_of
+from quire.gateway.tenants import Tenant
 from quire.gateway.validation import RequestContext
 from quire.pooling_params import PoolingParams, pooling_from_proto
 from quire.v1 import generate_pb2
 
 
-async def embed(engine: Engine, request: generate_pb2.EmbedRequest) -> generate_pb2.EmbedResponse:
+async def embed(engine: Engine, request: generate_pb2.EmbedRequest, tenant: Tenant) -> generate_pb2.EmbedResponse:
     """Raises QuireError; whoever cancels it aborts what runs."""
     params = PoolingParams(
         pooling=pooling_from_proto(request.pooling),
@@ -24,7 +25,8 @@ async def embed(engine: Engine, request: generate_pb2.EmbedRequest) -> generate_
         raise InvalidRequestError(message, field="inputs")
     fields = [f"inputs[{index}]" for index in range(len(request.inputs))]
     inputs = [_input(entry, field) for entry, field in zip(request.inputs, fields, strict=True)]
-    embeddings = await engine.embed(inputs, params, RequestContext(f"embd-{uuid.uuid4().hex}"), fields=fields)
+    context = RequestContext(f"embd-{uuid.uuid4().hex}", tenant)
+    embeddings = await engine.embed(inputs, params, context, fields=fields)
     usage = usage_of(embeddings)
     return generate_pb2.EmbedResponse(
         embeddings=[generate_pb2.Embedding(values=embedding.values) for embedding in embeddings],

@@ -1,4 +1,7 @@
-"""A repeated request id joins the run that it began, so that a client may retry without generating twice."""
+"""A repeated request id joins the run that it began, so that a client may retry without generating twice.
+
+Ids are a tenant's own: nobody can join, or learn of, another tenant's run.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ from quire.v1 import generate_pb2
 logger = logging.getLogger(__name__)
 
 Start = Callable[[], Awaitable[ResponseRun]]
+# (tenant, request id)
+RunKey = tuple[str, str]
 Responses = AsyncGenerator[generate_pb2.GenerateResponse, None]
 
 # A log that has grown by so many responses is merged: a token costs a few bytes then, not a message.
@@ -110,7 +115,7 @@ def _defects_hidden() -> Iterator[None]:
 
 
 class RunRegistry:
-    """Runs by request id. A finished one is remembered for a while; one that failed can be tried again at once.
+    """Runs by tenant and request id. A finished one is remembered for a while; one that failed can be tried again.
 
     A run's log holds what it has given, in a few bytes per token (logprobs as they are), and the run waits for the
     fastest of its readers: the log of a request that nobody reads does not grow. Finished runs are bounded by
@@ -121,22 +126,23 @@ class RunRegistry:
         self._capacity = capacity
         self._max_bytes = max_bytes
         self._keep_s = keep_s
-        self._running: dict[str, _Run] = {}
-        self._finished: OrderedDict[str, _Run] = OrderedDict()
+        self._running: dict[RunKey, _Run] = {}
+        self._finished: OrderedDict[RunKey, _Run] = OrderedDict()
         self._finished_bytes = 0
 
     async def follow(
-        self, request_id: str, content: bytes, start: Start, leaving: Callable[[], AbortReason]
+        self, tenant: str, request_id: str, content: bytes, start: Start, leaving: Callable[[], AbortReason]
     ) -> Responses:
         """All responses of the run with this id, from its first; `start` begins it if there is none.
 
         `content` is what the id stands for: DuplicateRequestError if the run has another. Whoever leaves must
         close the iterator; the last to leave a run aborts it, for the reason that `leaving` gives.
         """
-        run = self._find(request_id)
+        key = (tenant, request_id)
+        run = self._find(key)
         if run is None:
-            run = self._running[request_id] = _Run(content)
-            run.task = asyncio.create_task(self._drive(request_id, run, start))
+            run = self._running[key] = _Run(content)
+            run.task = asyncio.create_task(self._drive(key, run, start))
         elif run.content != content:
             message = f"the request id {request_id!r} is in use by a different request"
             raise DuplicateRequestError(message, field="request_id")
@@ -161,20 +167,20 @@ class RunRegistry:
             if run.followers:
                 run.notify()
             else:
-                self._abandon(request_id, run, leaving)
+                self._abandon(key, run, leaving)
 
-    def _find(self, request_id: str) -> _Run | None:
+    def _find(self, key: RunKey) -> _Run | None:
         self._forget_old()
-        return self._running.get(request_id) or self._finished.get(request_id)
+        return self._running.get(key) or self._finished.get(key)
 
-    def _abandon(self, request_id: str, run: _Run, leaving: Callable[[], AbortReason]) -> None:
+    def _abandon(self, key: RunKey, run: _Run, leaving: Callable[[], AbortReason]) -> None:
         """Aborts a run that nobody follows; a later call with its id starts anew."""
         if run.finished_at is None and run.error is None and run.task is not None:
             run.abort_reason = leaving()
             run.task.cancel()
-            self._drop(request_id, run)
+            self._drop(key, run)
 
-    async def _drive(self, request_id: str, run: _Run, start: Start) -> None:
+    async def _drive(self, key: RunKey, run: _Run, start: Start) -> None:
         try:
             with _defects_hidden():
                 source = await start()
@@ -188,15 +194,15 @@ class RunRegistry:
             run.error = error
         else:
             run.finish()
-            self._finished[request_id] = run
+            self._finished[key] = run
             self._finished_bytes += run.num_bytes
         finally:
-            self._drop(request_id, run)
+            self._drop(key, run)
             run.notify()
 
-    def _drop(self, request_id: str, run: _Run) -> None:
-        if self._running.get(request_id) is run:
-            del self._running[request_id]
+    def _drop(self, key: RunKey, run: _Run) -> None:
+        if self._running.get(key) is run:
+            del self._running[key]
 
     def _forget_old(self) -> None:
         horizon = time.monotonic() - self._keep_s

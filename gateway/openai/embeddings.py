@@ -18,6 +18,7 @@ from quire.gateway.openai.schemas import describe_route
 from quire.gateway.pooling import Embedding, usage_of
 from quire.gateway.request_ids import REQUEST_ID_PATTERN, request_id_of
 from quire.gateway.streaming import read_body, unless_disconnected
+from quire.gateway.tenants import Tenant, tenant_of
 from quire.gateway.validation import RequestContext
 from quire.pooling_params import Pooling, PoolingParams
 
@@ -42,9 +43,9 @@ class PoolingRequest(BaseModel):
             pooling=self.pooling, dimensions=dimensions, truncate_prompt_tokens=self.truncate_prompt_tokens
         )
 
-    def context(self, request_id: str) -> RequestContext:
+    def context(self, request_id: str, tenant: Tenant) -> RequestContext:
         """What the request carries besides its texts."""
-        return RequestContext(request_id, self.priority or 0, self.cache_salt or "", self.add_special_tokens)
+        return RequestContext(request_id, tenant, self.priority or 0, self.cache_salt or "", self.add_special_tokens)
 
 
 class EmbeddingRequest(PoolingRequest):
@@ -100,7 +101,8 @@ def embedding_routes(engine: Engine) -> APIRouter:
         request = parse_request(EmbeddingRequest, await read_body(http))
         engine.validator.check_model(request.model)
         async with unless_disconnected(http.receive):
-            context = request.context(f"embd-{request_id_of(http.scope, request.request_id)}")
+            request_id = f"embd-{request_id_of(http.scope, request.request_id)}"
+            context = request.context(request_id, tenant_of(http.scope))
             embeddings = await engine.embed(request.input, request.params(request.dimensions), context)
         is_base64 = request.encoding_format == "base64"
         data = [EmbeddingFrame(index, _written(entry, is_base64=is_base64)) for index, entry in enumerate(embeddings)]

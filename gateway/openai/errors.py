@@ -57,13 +57,14 @@ def encode_error(error: Exception) -> bytes:
 
 def error_response(error: Exception) -> Response:
     """The answer to a request that failed before its first byte."""
-    kind = type(error) if isinstance(error, QuireError) else QuireError
+    if not isinstance(error, QuireError):
+        error = QuireError("internal error")
     headers: dict[str, str] = {}
-    if kind.retry_after is not None:
-        headers["Retry-After"] = str(kind.retry_after)
-    if kind is AuthenticationError:
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, AuthenticationError):
         headers["WWW-Authenticate"] = "Bearer"
-    return Response(encode_error(error), kind.http_status, headers, media_type="application/json")
+    return Response(encode_error(error), error.http_status, headers, media_type="application/json")
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -28,6 +28,7 @@ from quire.gateway.openai.schemas import describe_route
 from quire.gateway.openai.tokens import TokenView
 from quire.gateway.request_ids import request_id_of
 from quire.gateway.streaming import EventStream, read_body, unless_disconnected
+from quire.gateway.tenants import Tenant, tenant_of
 from quire.gateway.validation import ValidRequest
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,8 @@ def generation_routes(engine: Engine) -> APIRouter:
         request = parse_request(CompletionRequest, await read_body(http))
         with request.in_its_words():
             async with unless_disconnected(http.receive):
-                return await _complete(engine, request, request_id_of(http.scope, request.request_id))
+                request_id = request_id_of(http.scope, request.request_id)
+                return await _complete(engine, request, request_id, tenant_of(http.scope))
 
     @router.post("/v1/chat/completions", **describe_route(ChatCompletionRequest, ANSWERS[1], streams=True))
     async def create_chat_completion(http: Request) -> Response:
@@ -55,18 +57,19 @@ def generation_routes(engine: Engine) -> APIRouter:
         request = parse_request(ChatCompletionRequest, await read_body(http))
         with request.in_its_words():
             async with unless_disconnected(http.receive):
-                return await _chat(engine, request, request_id_of(http.scope, request.request_id))
+                request_id = request_id_of(http.scope, request.request_id)
+                return await _chat(engine, request, request_id, tenant_of(http.scope))
 
     return router
 
 
-async def _complete(engine: Engine, request: CompletionRequest, request_id: str) -> Response:
+async def _complete(engine: Engine, request: CompletionRequest, request_id: str, tenant: Tenant) -> Response:
     engine.validator.check_model(request.model)
     params = request.sampling_params()
     validate = functools.partial(engine.validator.validate, params=params, default_max_tokens=COMPLETION_MAX_TOKENS)
     valid = await _gather(
         [
-            functools.partial(validate, prompt, context=request.context(f"cmpl-{request_id}-{index}"))
+            functools.partial(validate, prompt, context=request.context(f"cmpl-{request_id}-{index}", tenant))
             for index, prompt in enumerate(request.prompt)
         ]
     )
@@ -106,9 +109,9 @@ async def _gather(validations: Sequence[Callable[[], Coroutine[Any, Any, ValidRe
     return [task.result() for task in tasks]
 
 
-async def _chat(engine: Engine, request: ChatCompletionRequest, request_id: str) -> Response:
+async def _chat(engine: Engine, request: ChatCompletionRequest, request_id: str, tenant: Tenant) -> Response:
     engine.validator.check_model(request.model)
-    about = request.context(f"chatcmpl-{request_id}")
+    about = request.context(f"chatcmpl-{request_id}", tenant)
     run = await ChatRun.submit(engine, request.prompt(), request.sampling_params(), about)
     tokens = _token_view(engine, request)
     options = AnswerOptions(

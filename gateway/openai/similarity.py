@@ -22,6 +22,8 @@ from quire.gateway.openai.schemas import describe_route
 from quire.gateway.pooling import MAX_INPUTS, Embedding, cosine_similarity, field_names
 from quire.gateway.request_ids import request_id_of
 from quire.gateway.streaming import read_body, unless_disconnected
+from quire.gateway.tenants import tenant_of
+from quire.gateway.validation import RequestContext
 
 
 def _parse_texts(value: object) -> list[str]:
@@ -145,7 +147,8 @@ def similarity_routes(engine: Engine) -> APIRouter:
         request = parse_request(ScoreRequest, await read_body(http))
         engine.validator.check_model(request.model)
         async with unless_disconnected(http.receive):
-            return _json(await _score(engine, request, request_id_of(http.scope, request.request_id)))
+            context = request.context(f"score-{request_id_of(http.scope, request.request_id)}", tenant_of(http.scope))
+            return _json(await _score(engine, request, context))
 
     @router.post("/rerank", **describe_route(RerankRequest, Ranking))
     @router.post("/v1/rerank", include_in_schema=False)
@@ -155,18 +158,18 @@ def similarity_routes(engine: Engine) -> APIRouter:
         request = parse_request(RerankRequest, await read_body(http))
         engine.validator.check_model(request.model)
         async with unless_disconnected(http.receive):
-            return _json(await _rerank(engine, request, request_id_of(http.scope, request.request_id)))
+            context = request.context(f"rerank-{request_id_of(http.scope, request.request_id)}", tenant_of(http.scope))
+            return _json(await _rerank(engine, request, context))
 
     return router
 
 
-async def _score(engine: Engine, request: ScoreRequest, request_id: str) -> ScoreList:
+async def _score(engine: Engine, request: ScoreRequest, context: RequestContext) -> ScoreList:
     first, second = request.text_1, request.text_2
     if len(first) not in (1, len(second)):
         message = f"text_1 has {len(first)} texts and text_2 {len(second)}; it must have one, or as many"
         raise InvalidRequestError(message, field="text_1")
     fields = field_names("text_1", first) + field_names("text_2", second)
-    context = request.context(f"score-{request_id}")
     embeddings = await engine.embed([*first, *second], request.params(), context, fields=fields)
     left, right = embeddings[: len(first)], embeddings[len(first) :]
     pairs = zip(left if len(left) == len(right) else left * len(right), right, strict=True)
@@ -174,10 +177,9 @@ async def _score(engine: Engine, request: ScoreRequest, request_id: str) -> Scor
     return ScoreList(context.request_id, int(time.time()), engine.limits.model, data, PoolingUsage.of(embeddings))
 
 
-async def _rerank(engine: Engine, request: RerankRequest, request_id: str) -> Ranking:
+async def _rerank(engine: Engine, request: RerankRequest, context: RequestContext) -> Ranking:
     texts = request.documents
     fields = ["query", *(f"documents[{index}]" for index in range(len(texts)))]
-    context = request.context(f"rerank-{request_id}")
     embeddings = await engine.embed([request.query, *texts], request.params(), context, fields=fields)
     query, *documents = embeddings
     results = [_result(request, index, query, document) for index, document in enumerate(documents)]

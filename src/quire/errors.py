@@ -33,13 +33,15 @@ class QuireError(Exception):
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
     # Seconds after which the same request may succeed; None if it will not, or nobody knows.
-    retry_after: ClassVar[int | None] = None
+    retry_after: int | None = None
 
-    def __init__(self, message: str, *, field: str | None = None) -> None:
-        """`field` is the name of the request field or flag that is at fault."""
+    def __init__(self, message: str, *, field: str | None = None, retry_after: int | None = None) -> None:
+        """`field` names the request field, flag or limit that is at fault; `retry_after` is better than the class's."""
         super().__init__(message)
         self.message = message
         self.field = field
+        if retry_after is not None:
+            self.retry_after = retry_after
 
 
 class InvalidRequestError(QuireError):

@@ -18,6 +18,7 @@ from quire.config import LocalSettings
 from quire.errors import InvalidRequestError, QuireError
 from quire.gateway.engine import Engine
 from quire.gateway.pooling import field_names
+from quire.gateway.tenants import ANONYMOUS
 from quire.gateway.validation import Prompt, RequestContext, ValidRequest
 from quire.offline_prompts import Message, OfflinePrompt, to_chats, to_prompts
 from quire.outputs import EmbeddingOutput, EmbeddingRequestOutput, RequestOutput
@@ -147,7 +148,7 @@ class LLM:
     ) -> list[EmbeddingRequestOutput]:
         """The embeddings of one prompt or many, in their order; see `generate` for prompts."""
         inputs = to_prompts(prompts)
-        about = RequestContext(f"embd-{self._num_requests}")
+        about = RequestContext(f"embd-{self._num_requests}", ANONYMOUS)
         self._num_requests += 1
         params = pooling_params or PoolingParams()
         embedding = self._running().engine.embed(inputs, params, about, fields=field_names("prompts", inputs))
@@ -206,7 +207,7 @@ class LLM:
             self._num_requests += 1
             requests.append(
                 await self._background.engine.validator.validate(
-                    prompt, param, RequestContext(request_id), default_max_tokens=_DEFAULT_MAX_TOKENS
+                    prompt, param, RequestContext(request_id, ANONYMOUS), default_max_tokens=_DEFAULT_MAX_TOKENS
                 )
             )
         bar = progress.add_task("Generating", total=len(requests), tokens=0)

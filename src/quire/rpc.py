@@ -1,17 +1,20 @@
 """gRPC, the way every process of Quire uses it: channel options, servers, and errors with details.
 
 An error travels as google.rpc.Status with an ErrorInfo (domain "quire.dev"): `reason` is the exception's code
-in upper case, metadata["field"] the field at fault. `to_status` and `from_rpc_error` are each other's inverse.
+in upper case, metadata["field"] the field at fault; RetryInfo says when to come again. `to_status` and `from_rpc_error`
+are each other's inverse.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, NoReturn
 
 import grpc
-from google.protobuf import any_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -52,6 +55,20 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_reconnect_backoff_ms", 200),
 ]
 
+# What clients are allowed, beyond the sizes above.
+_PUBLIC_OPTIONS: list[tuple[str, Any]] = [
+    # On one connection. HTTP/2 lets a client wait for its turn.
+    ("grpc.max_concurrent_streams", 1024),
+    # Of a call's metadata (bytes): from the first on some are refused, from the second on all.
+    ("grpc.max_metadata_size", 16 << 10),
+    ("grpc.absolute_max_metadata_size", 32 << 10),
+    # A client that pings more often than every 5 s (see above) three times over is told to go away.
+    ("grpc.http2.max_ping_strikes", 2),
+    # Of a connection: until its handshake is done, and without any call (clients connect again by themselves).
+    ("grpc.server_handshake_timeout_ms", 20_000),
+    ("grpc.max_connection_idle_ms", 300_000),
+]
+
 # Where several exceptions share a status code, the one a bare status (without details) means.
 _BARE_STATUS: dict[str, type[QuireError]] = {
     cls.grpc_code: cls
@@ -68,27 +85,48 @@ _BARE_STATUS: dict[str, type[QuireError]] = {
 }
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
+def open_channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
     """A channel to a process of ours; `address` is host:port or unix:/path."""
-    return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
 
 
-def open_sync_channel(address: str) -> grpc.Channel:
+def open_sync_channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
     """The same for callers without an event loop."""
-    return grpc.insecure_channel(address, options=_OPTIONS)
+    if credentials is None:
+        return grpc.insecure_channel(address, options=_OPTIONS)
+    return grpc.secure_channel(address, credentials, options=_OPTIONS)
 
 
-def new_server(interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> grpc.aio.Server:
-    """A server that refuses to share its port with another process."""
-    return grpc.aio.server(interceptors=interceptors, options=[*_OPTIONS, ("grpc.so_reuseport", 0)])
+def new_server() -> grpc.aio.Server:
+    """A server for processes of ours, which refuses to share its port with another."""
+    return grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", 0)])
 
 
-def bind(server: grpc.aio.Server, address: str) -> int:
-    """Binds a server and returns its port (1 for a Unix socket). Raises StartupError if it is taken."""
+def new_public_server(
+    interceptors: Sequence[grpc.aio.ServerInterceptor], max_connections: int, *, reuse_port: bool = False
+) -> grpc.aio.Server:
+    """A server for clients, who are not trusted; with `reuse_port` other processes may have the same port."""
+    own = [("grpc.max_allowed_incoming_connections", max_connections), ("grpc.so_reuseport", int(reuse_port))]
+    return grpc.aio.server(interceptors=interceptors, options=[*_OPTIONS, *_PUBLIC_OPTIONS, *own])
+
+
+def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+    """Binds a server and returns its port (1 for a Unix socket, which is ours alone).
+
+    Raises StartupError if it is taken.
+    """
+    # A socket is never open to others, not even between its creation and a chmod.
+    old_mask = os.umask(0o177)
     try:
-        return server.add_insecure_port(address)
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise StartupError(f"cannot listen on {address}: {error}", field="listen") from error
+    finally:
+        os.umask(old_mask)
 
 
 def to_status(error: QuireError) -> status_pb2.Status:
@@ -96,10 +134,13 @@ def to_status(error: QuireError) -> status_pb2.Status:
     info = error_details_pb2.ErrorInfo(reason=error.code.upper(), domain=ERROR_DOMAIN)
     if error.field is not None:
         info.metadata["field"] = error.field
-    detail = any_pb2.Any()
-    detail.Pack(info)
-    code = code_pb2.Code.Value(error.grpc_code)
-    return status_pb2.Status(code=code, message=error.message, details=[detail])
+    details: list[Message] = [info]
+    if error.retry_after is not None:
+        details.append(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=error.retry_after)))
+    status = status_pb2.Status(code=code_pb2.Code.Value(error.grpc_code), message=error.message)
+    for detail in details:
+        status.details.add().Pack(detail)
+    return status
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: QuireError) -> NoReturn:
@@ -126,7 +167,8 @@ def from_rpc_error(error: grpc.RpcError) -> QuireError:
     by_code = {cls.code.upper(): cls for cls in all_errors()}
     cls = by_code.get(info.reason) if info else _BARE_STATUS.get(call.code().name)
     field = info.metadata.get("field") if info else None
-    return (cls or QuireError)(message, field=field)
+    retry = _detail(call, error_details_pb2.RetryInfo())
+    return (cls or QuireError)(message, field=field, retry_after=retry.retry_delay.seconds if retry else None)
 
 
 @contextlib.contextmanager
@@ -144,12 +186,15 @@ def errors_from_status(what: str | None = None) -> Iterator[None]:
 
 
 def _error_info(call: Any) -> error_details_pb2.ErrorInfo | None:
-    metadata = dict(call.trailing_metadata() or ())
-    packed = metadata.get("grpc-status-details-bin")
-    if not isinstance(packed, bytes):
-        return None
-    for detail in status_pb2.Status.FromString(packed).details:
-        info = error_details_pb2.ErrorInfo()
-        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == ERROR_DOMAIN:
-            return info
+    info = _detail(call, error_details_pb2.ErrorInfo())
+    return info if info is not None and info.domain == ERROR_DOMAIN else None
+
+
+def _detail(call: Any, into: Any) -> Any:
+    """The first detail of a failed call that is of the message's type, or None."""
+    packed = dict(call.trailing_metadata() or ()).get("grpc-status-details-bin")
+    if isinstance(packed, bytes):
+        for detail in status_pb2.Status.FromString(packed).details:
+            if detail.Is(into.DESCRIPTOR) and detail.Unpack(into):
+                return into
     return None

@@ -22,6 +22,7 @@ from quire.errors import (
 )
 from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.engine import Engine
+from quire.gateway.tenants import ANONYMOUS
 from quire.gateway.validation import Prompt, RequestContext, ValidRequest
 from quire.internal.v1 import scheduler_pb2
 from quire.outputs import GenerationDelta, RequestOutput
@@ -39,7 +40,7 @@ async def engine(module_scheduler: FakeScheduler, model_folder: Path) -> AsyncIt
 
 
 async def valid(engine: Engine, prompt: Prompt = "hello", **params: object) -> ValidRequest:
-    return await engine.validator.validate(prompt, SamplingParams(**params), RequestContext("id"))  # type: ignore[arg-type]
+    return await engine.validator.validate(prompt, SamplingParams(**params), RequestContext("id", ANONYMOUS))  # type: ignore[arg-type]
 
 
 async def output_of(engine: Engine, request: ValidRequest) -> RequestOutput:
@@ -251,7 +252,7 @@ async def test_closing_fails_what_runs(scheduler: FakeScheduler, model_folder: P
         await reading
     assert scheduler.aborts[0].reason == scheduler_pb2.ABORT_REASON_SHUTDOWN
     with pytest.raises(ServiceUnavailableError):
-        await engine.submit(replace(generation.request, context=RequestContext("late")))
+        await engine.submit(replace(generation.request, context=RequestContext("late", ANONYMOUS)))
 
 
 async def test_logprobs_of_the_prompt_come_with_the_first_tokens(engine: Engine, scheduler: FakeScheduler) -> None:

@@ -56,7 +56,7 @@ class Starter:
 
 
 async def texts(registry: RunRegistry, start: Starter, content: bytes = b"a") -> list[str]:
-    deltas = registry.follow("id", content, start, lambda: CANCELLED)
+    deltas = registry.follow("tenant", "id", content, start, lambda: CANCELLED)
     async with contextlib.aclosing(deltas):
         return [part.text async for delta in deltas for part in delta.deltas]
 
@@ -155,7 +155,7 @@ async def test_a_defect_of_a_run_that_nobody_can_name_stays_inside() -> None:
 
 async def test_the_fastest_reader_sets_the_pace() -> None:
     registry, start = RunRegistry(), Starter()
-    slow = registry.follow("id", b"a", start, lambda: CANCELLED)
+    slow = registry.follow("tenant", "id", b"a", start, lambda: CANCELLED)
     first = asyncio.create_task(anext(slow))
     run = await running(start)
     for index in range(1000):
@@ -180,5 +180,5 @@ async def test_a_long_log_keeps_every_token_once() -> None:
     for index in range(700):
         run.say("x", last=index == 699)
     assert await following == ["x"] * 700
-    late = [response async for response in registry.follow("id", b"a", start, lambda: CANCELLED)]
+    late = [response async for response in registry.follow("tenant", "id", b"a", start, lambda: CANCELLED)]
     assert [list(delta.token_ids) for response in late for delta in response.deltas] == [[1] * 700]

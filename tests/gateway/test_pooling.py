@@ -26,13 +26,14 @@ from quire.errors import (
 )
 from quire.gateway.engine import Engine
 from quire.gateway.pooling import cosine_similarity, own_pooling, unit_vector
+from quire.gateway.tenants import ANONYMOUS
 from quire.gateway.validation import RequestContext
 from quire.pooling_params import PoolingParams
 from quire.v1 import generate_pb2, generate_pb2_grpc
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-ABOUT = RequestContext("embd")
+ABOUT = RequestContext("embd", ANONYMOUS)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -21,6 +21,7 @@ from quire.gateway.openai.responses.options import (
     ToolChoiceOption,
 )
 from quire.gateway.request_fields import Only, renamed_fields
+from quire.gateway.tenants import Tenant
 from quire.gateway.validation import RequestContext
 from quire.sampling_params import SamplingParams
 
@@ -164,9 +165,9 @@ class ResponsesRequest(Options):
             structured_outputs=None if self.text is None else self.text.structured_outputs(),
         )
 
-    def context(self, request_id: str) -> RequestContext:
+    def context(self, request_id: str, tenant: Tenant) -> RequestContext:
         """What goes with it."""
-        return RequestContext(request_id, self.priority or 0, self.cache_salt or "")
+        return RequestContext(request_id, tenant, self.priority or 0, self.cache_salt or "")
 
     def _tool_choice(self) -> ToolChoice:
         if isinstance(self.tool_choice, NamedFunction):

@@ -17,6 +17,7 @@ from quire.gateway.openai.schemas import describe_route
 from quire.gateway.openai.tokens import TokenView
 from quire.gateway.request_ids import request_id_of
 from quire.gateway.streaming import read_body, unless_disconnected
+from quire.gateway.tenants import Tenant, tenant_of
 
 # For the API's description.
 BODIES = (ResponsesRequest,)
@@ -33,17 +34,19 @@ def responses_routes(engine: Engine) -> APIRouter:
         request = parse_request(ResponsesRequest, await read_body(http))
         with request.in_its_words():
             async with unless_disconnected(http.receive):
-                return await _respond(engine, request, request_id_of(http.scope, request.request_id))
+                request_id = request_id_of(http.scope, request.request_id)
+                return await _respond(engine, request, request_id, tenant_of(http.scope))
 
     return router
 
 
-async def _respond(engine: Engine, request: ResponsesRequest, request_id: str) -> Response:
+async def _respond(engine: Engine, request: ResponsesRequest, request_id: str, tenant: Tenant) -> Response:
     engine.validator.check_model(request.model)
     params, prompt = request.sampling_params(), request.chat()
     if request.truncation == "auto":
         prompt = await truncated(engine, prompt, params)
-    run = await ChatRun.submit(engine, prompt, params, request.context(f"resp_{request_id}"), field="input")
+    context = request.context(f"resp_{request_id}", tenant)
+    run = await ChatRun.submit(engine, prompt, params, context, field="input")
     tokenizer = engine.tokenizer
     tokens, defaults = TokenView(tokenizer.vocabulary), tokenizer.generation_defaults
     answer = ResponseAnswer(request, request_id, engine.limits.model, tokens, defaults)
