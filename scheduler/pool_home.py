@@ -102,13 +102,11 @@ def _adopt(settings: SchedulerSettings, executors: list[executor_pb2.ExecutorDes
             check_reusable(pool.layout, settings, executors)
             on_refusal.pop_all()
     except KvPoolError as error:
-        logger.warning("the KV pool that was there is replaced by a new one: %s", error)
+        logger.warning("the KV pool that was there is replaced by a new one: %s", error.message)
         if settings.pool_store is not None:
             deposit_pool(settings.pool_store, None)
         return None
     pool.mark(PoolState.OPEN)
-    if path is not None:
-        pool_file.share(pool)
     logger.info("took over a KV pool of %d blocks", pool.layout.num_blocks)
     return pool
 
@@ -128,7 +126,6 @@ def _make(settings: SchedulerSettings, executors: list[executor_pb2.ExecutorDesc
     layout = plan_pool(settings, executors, _new_epoch())
     if settings.kv_pool is not None:
         pool = pool_file.create(settings.kv_pool, layout)
-        pool_file.share(pool)
     else:
         pool = KvPool.create_memfd(layout, num_first_blocks(layout, executors[0].max_model_len))
     if settings.pool_store is not None:
