@@ -56,6 +56,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         async with errors_to_status(context):
             if not self._router.is_open(request.gateway_id):
                 raise ServiceUnavailableError(f"gateway {request.gateway_id} has no output stream")
+            self._end_older_attempt(request)
             prompt = _token_ids(request.prompt_token_ids, "prompt_token_ids")
             outputs = {state.index: _token_ids(state.output_token_ids, "sequences") for state in request.sequences}
             self._scheduler.add_request(self._to_request(request, len(prompt)), prompt, outputs)
@@ -85,6 +86,10 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
     async def StreamOutputs(  # noqa: N802
         self, request: scheduler_pb2.StreamOutputsRequest, context: Context
     ) -> AsyncIterator[scheduler_pb2.StepOutputs]:
+        if self._router.is_open(request.gateway_id):
+            # Its gateway gave up on the older stream, and submits again what it still wants.
+            self._scheduler.abort_gateway(request.gateway_id)
+            self._work.notify()
         outputs = self._router.open(request.gateway_id)
         try:
             # Tells the gateway that its stream is open, before it submits.
@@ -159,6 +164,13 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 for record in lane.steps.records
             ]
         )
+
+    def _end_older_attempt(self, message: scheduler_pb2.SubmitRequest) -> None:
+        """A gateway that has not heard of its submission submits again, and hears only of the latest attempt."""
+        key = RequestKey(message.gateway_id, message.request_key)
+        running = self._scheduler.requests.get(key)
+        if running is not None and running.attempt < message.attempt:
+            self._scheduler.abort(key)
 
     def _to_request(self, message: scheduler_pb2.SubmitRequest, num_prompt_tokens: int) -> Request:
         return Request(
