@@ -40,7 +40,7 @@ def kernel(request, monkeypatch) -> None:
 
 
 def _num_pidfds() -> int:
-    return sum("pidfd" in os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink())
+    return sum("pidfd" in str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink())
 
 
 async def _take(address: Path) -> asyncio.subprocess.Process:
