@@ -28,6 +28,7 @@ from quire.errors import (
     RequestAbortedError,
     ServiceUnavailableError,
     StartupError,
+    UnreachedError,
     all_errors,
 )
 
@@ -178,7 +179,7 @@ def errors_from_status(what: str | None = None) -> Iterator[None]:
         # With details it is the callee's own answer: it was reached.
         unreached = isinstance(translated, ServiceUnavailableError) and _error_info(error) is None
         if what is not None and unreached:
-            translated = ServiceUnavailableError(f"{what} cannot be reached: {translated.message}")
+            translated = UnreachedError(f"{what} cannot be reached: {translated.message}")
         raise translated from error
 
 
