@@ -12,10 +12,12 @@ from quire.columns import pack_u32, unpack_u32
 from quire.errors import InvalidRequestError, UnreachedError
 from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
 from quire.rpc import errors_to_status
+from quire.scheduler.lane import Lane
 from quire.scheduler.outputs import OutputRouter
+from quire.scheduler.prefix_cache import extra_key_digest
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import Request, RequestKey
-from quire.scheduler.step_loop import StepLoop, Work
+from quire.scheduler.step_loop import Work
 
 logger = logging.getLogger(__name__)
 
@@ -31,18 +33,22 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         scheduler: Scheduler,
         router: OutputRouter,
         work: Work,
-        loops: list[StepLoop],
+        lanes: list[Lane],
     ) -> None:
         self._description = description
         self._scheduler = scheduler
         self._router = router
         self._work = work
-        self._loops = loops
+        self._lanes = lanes
 
     async def Describe(  # noqa: N802
         self, request: scheduler_pb2.DescribeRequest, context: Context
     ) -> scheduler_pb2.DescribeResponse:
-        return self._description
+        description = scheduler_pb2.DescribeResponse()
+        description.CopyFrom(self._description)
+        for executor, lane in zip(description.executors, self._lanes, strict=True):
+            executor.CopyFrom(lane.description)
+        return description
 
     async def Submit(  # noqa: N802
         self, request: scheduler_pb2.SubmitRequest, context: Context
@@ -97,6 +103,17 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 self._work.notify()
                 logger.info("gateway %s disconnected", request.gateway_id)
 
+    async def ReplaceExecutor(  # noqa: N802
+        self, request: scheduler_pb2.ReplaceExecutorRequest, context: Context
+    ) -> scheduler_pb2.ReplaceExecutorResponse:
+        async with errors_to_status(context):
+            if request.index >= len(self._lanes):
+                raise InvalidRequestError(f"there are {len(self._lanes)} executors, from 0 on", field="index")
+            if not request.address:
+                raise InvalidRequestError("no address is given", field="address")
+            await self._lanes[request.index].replace(request.address)
+        return scheduler_pb2.ReplaceExecutorResponse()
+
     async def GetKvCacheState(  # noqa: N802
         self, request: scheduler_pb2.GetKvCacheStateRequest, context: Context
     ) -> scheduler_pb2.GetKvCacheStateResponse:
@@ -126,6 +143,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             num_requests_waiting=len(scheduler.waiting),
             num_requests_running=len(scheduler.running),
             num_copied_blocks=cache.num_copies,
+            num_lost_executors=scheduler.num_lost_lanes,
+            num_restored_blocks=cache.num_restored,
         )
 
     async def ListStepRecords(  # noqa: N802
@@ -141,8 +160,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                     plan_sent_ns=record.plan_sent_ns,
                     result_received_ns=record.result_received_ns,
                 )
-                for loop in self._loops
-                for record in loop.records
+                for lane in self._lanes
+                for record in lane.steps.records
             ]
         )
 
@@ -172,7 +191,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         model = self._description.executors[0]
         if model.HasField("length_independent_tokens") and num_prompt_tokens > model.length_independent_tokens:
             key += b"\0prompt length" + pack_u32([num_prompt_tokens])
-        return key
+        return extra_key_digest(key)
 
 
 def _token_ids(column: bytes, field: str) -> list[int]:
