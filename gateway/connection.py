@@ -10,7 +10,14 @@ from typing import Final, TypeAlias
 
 import grpc
 
-from quire.errors import DeadlineError, QuireError, RequestAbortedError, ServiceUnavailableError, StartupError, UnreachedError
+from quire.errors import (
+    DeadlineError,
+    QuireError,
+    RequestAbortedError,
+    ServiceUnavailableError,
+    StartupError,
+    UnreachedError,
+)
 from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
 from quire.rpc import errors_from_status, from_rpc_error, open_channel
 
