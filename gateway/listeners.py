@@ -13,13 +13,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from quire import rpc
-from quire.config import AccessOptions, TlsOptions
+from quire.config import AccessOptions, EdgeOptions, TlsOptions
 from quire.errors import StartupError
 from quire.gateway.access import Access, KeyInterceptor
 from quire.gateway.engine import Engine
 from quire.gateway.generate_service import GenerateService
 from quire.gateway.grpc_api.requests import TolerateMalformed
-from quire.gateway.http_protocol import HttpLimits, LimitedConfig, end_overdue
+from quire.gateway.http_protocol import LimitedConfig, end_overdue
 from quire.gateway.rest import create_app
 from quire.gateway.tls import server_certificates
 from quire.ports import take_port
@@ -82,7 +82,7 @@ class Listeners:
         grpc_port: int,
         access: AccessOptions,
         tls: TlsOptions,
-        limits: HttpLimits,
+        limits: EdgeOptions,
         *,
         reuse_port: bool = False,
     ) -> None:
