@@ -12,7 +12,8 @@ import pytest
 
 from quire.errors import KvPoolError
 from quire.handover import Handover
-from quire.kv_pool import HEADER_BYTES, CacheGroupLayout, KvPool, KvPoolLayout
+from quire.kv_layout import HEADER_BYTES, CacheGroupLayout, KvPoolLayout
+from quire.kv_pool import KvPool
 
 LAYOUT = KvPoolLayout(
     block_size=16,

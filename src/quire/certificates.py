@@ -139,7 +139,7 @@ class ServerCertificates:
                     self._certificates = certificates
                     logger.info("the certificate %s has been read again", self._files.certificate)
                 except StartupError as error:
-                    logger.error("%s; the certificate that was read before stays in use", error.message)  # noqa: TRY400
+                    logger.error("%s; the certificate that was read before stays in use", error.message)
             return self._certificates, self._context
 
 

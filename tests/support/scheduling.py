@@ -12,6 +12,7 @@ from quire.internal.v1 import executor_pb2
 from quire.scheduler.beam_search import BeamSearch
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.outputs import StepEvents
+from quire.scheduler.prefix_cache import extra_key_digest
 from quire.scheduler.request_checks import SchedulerLimits
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import Request, RequestKey, Sequence
@@ -102,7 +103,14 @@ class Bench:
         message = generate_pb2.SamplingParams(n=n, max_tokens=max_tokens, stop_token_ids=stop, **params)
         key = RequestKey("gateway", len(self.submitted))
         request = Request(
-            key, f"request-{key.number}", 0, message, frozenset(), extra_key, priority=priority, pooling=pooling
+            key,
+            f"request-{key.number}",
+            0,
+            message,
+            frozenset(),
+            extra_key_digest(extra_key),
+            priority=priority,
+            pooling=pooling,
         )
         entry = Submitted(request, prompt, max_tokens, frozenset(stop), {i: [] for i in range(n)})
         self.scheduler.add_request(request, prompt, {i: [] for i in range(n)})
