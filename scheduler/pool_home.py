@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from quire import pool_file
 from quire.config import SchedulerSettings
@@ -26,6 +27,9 @@ from quire.scheduler.kv_budget import check_reusable, plan_pool
 from quire.scheduler.pool_growth import num_first_blocks
 
 logger = logging.getLogger(__name__)
+
+# Processes of a server that was killed finish the step that they have begun, and end.
+_LOCK_TIMEOUT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +122,7 @@ def _find(settings: SchedulerSettings) -> int | None:
         if path is None or pool_file.is_at(descriptor, path):
             return descriptor
         os.close(descriptor)
-    return None if path is None else pool_file.open_unused(path)
+    return None if path is None else pool_file.open_unused(path, _LOCK_TIMEOUT_S)
 
 
 def _make(settings: SchedulerSettings, executors: list[executor_pb2.ExecutorDescription]) -> KvPool:

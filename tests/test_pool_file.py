@@ -46,7 +46,7 @@ def test_a_file_that_is_no_pool_is_refused_and_stays(tmp_path: Path):
     notes.write_text("mine")
     for path in (notes, tmp_path):
         with pytest.raises(KvPoolError) as caught:
-            pool_file.open_unused(path)
+            pool_file.open_unused(path, timeout_s=0)
         assert caught.value.field == "kv_pool"
     assert notes.read_text() == "mine"
 

@@ -21,12 +21,10 @@ from quire.kv_pool import KvPool, allocate_pages, write_header
 
 logger = logging.getLogger(__name__)
 
-# Processes of a server that was killed finish the step that they have begun, and end.
-_LOCK_TIMEOUT_S: Final = 10.0
 _LOCK_INTERVAL_S: Final = 0.05
 
 
-def open_unused(path: Path, timeout_s: float = _LOCK_TIMEOUT_S) -> int | None:
+def open_unused(path: Path, timeout_s: float) -> int | None:
     """A descriptor of the pool at `path`, for the caller's server alone; None where there is none of any use.
 
     Raises KvPoolError for a file that is no pool, that processes use for longer than `timeout_s`, or that cannot be
