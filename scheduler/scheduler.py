@@ -10,7 +10,6 @@ Pure logic: no input, no output, no clock. `step_loop.py` drives it.
 from __future__ import annotations
 
 import bisect
-import heapq
 import itertools
 from array import array
 from collections.abc import Iterable, Iterator
@@ -19,13 +18,15 @@ from quire.columns import unpack_u32
 from quire.errors import DuplicateRequestError, QuireError
 from quire.internal.v1 import executor_pb2
 from quire.scheduler.beam_group import BeamGroup
+from quire.scheduler.fair_queue import FairQueue
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.outputs import StepEvents
 from quire.scheduler.readouts import embeddings, new_prompt_logprobs
 from quire.scheduler.request_checks import SchedulerLimits, check_request
-from quire.scheduler.request_queue import RequestQueue
+from quire.scheduler.request_queue import ArrivalQueue, RequestQueue
 from quire.scheduler.sequence import Request, RequestKey, Sequence, SequenceStatus, arrival_order
 from quire.scheduler.step_plan import SlotChanges, StepPlan
+from quire.scheduler.tenants import TenantAccounts, meter_outputs, meter_prompt
 from quire.v1 import generate_pb2
 
 
@@ -35,13 +36,16 @@ class Scheduler:
     def __init__(self, kv_cache: KvCache, limits: SchedulerLimits) -> None:
         self.kv_cache = kv_cache
         self.limits = limits
-        self.waiting = RequestQueue()
+        self.tenants = TenantAccounts()
+        self.waiting: RequestQueue = FairQueue(self.tenants) if limits.policy == "fair" else ArrivalQueue()
         self.num_running = 0
         self.requests: dict[RequestKey, Request] = {}
         self.num_preemptions = 0
         # Lanes with a running sequence that waits for blocks: whoever is admitted now would take them away.
         self._starved_lanes: set[int] = set()
-        # By priority and arrival; the last is the least favoured.
+        # Whether the pool had no room for the head of the queue, even with blocks that are about to come back.
+        self._lacks_blocks = False
+        # By the queue's rank; the last is the least favoured.
         self._running: list[list[Sequence]] = [[] for _ in kv_cache.lanes]
         self._free_slots = [list(range(limits.max_num_seqs))[::-1] for _ in kv_cache.lanes]
         self._changes = [SlotChanges() for _ in kv_cache.lanes]
@@ -70,7 +74,9 @@ class Scheduler:
             sequence = self.waiting.pop()
             num_cached = self.kv_cache.adopt_prefix(sequence, lane)
             num_new = min(sequence.num_uncomputed_tokens, plan.budget)
-            if not self._fits(sequence, num_new):
+            # One that lost its blocks comes back when all of them fit, or it would only lose them again.
+            is_back = sequence.status is SequenceStatus.PREEMPTED
+            if not self._fits(sequence, sequence.num_uncomputed_tokens if is_back else num_new):
                 self.kv_cache.abandon(sequence)
                 self.waiting.push(sequence)
                 break
@@ -136,6 +142,7 @@ class Scheduler:
             self._num_arrivals += 1
             request.sequences.append(sequence)
         self.requests[request.key] = request
+        self.tenants.begin(request.tenant)
         if request.params.use_beam_search:
             self.waiting.push(BeamGroup.of(request.sequences).leader)
             return
@@ -196,7 +203,7 @@ class Scheduler:
     @property
     def running(self) -> list[Sequence]:
         """All lanes' running sequences in order of arrival."""
-        return list(heapq.merge(*self._running, key=_arrival))
+        return sorted(itertools.chain.from_iterable(self._running), key=_arrival)
 
     def check_integrity(self, *, deep: bool = False) -> None:
         """Compares block counts, slots and queues with the sequences. Raises AssertionError."""
@@ -217,6 +224,9 @@ class Scheduler:
 
     def _begin_step(self, lane: int) -> StepPlan:
         self._starved_lanes.discard(lane)
+        if self.waiting.reorders:
+            self._make_way()
+            self._running[lane].sort(key=self.waiting.rank)
         progress = self.kv_cache.lanes[lane]
         progress.planned_step += 1
         budget = self.limits.max_num_batched_tokens
@@ -229,6 +239,8 @@ class Scheduler:
             return None
         self._changes[plan.lane] = SlotChanges()
         plan.seal()
+        if self.tenants.are_metered:
+            meter_outputs(plan.sampled)
         for chunk in plan.chunks:
             if (sequence := plan.sequences[chunk.row]).request.unforked:
                 self._fork_siblings(sequence)
@@ -259,7 +271,9 @@ class Scheduler:
 
     def _fits(self, sequence: Sequence, num_new_tokens: int) -> bool:
         num_needed = self.kv_cache.num_blocks_needed([(sequence, num_new_tokens)])
-        return num_needed <= self.kv_cache.pool.num_available
+        available = self.kv_cache.pool.num_available
+        self._lacks_blocks = num_needed > available + self.kv_cache.num_retiring
+        return num_needed <= available
 
     def _make_room(self, sequence: Sequence, chunks: list[tuple[Sequence, int]]) -> bool:
         """Preempts later arrivals until a running sequence (or all its beams) fits; False if it sits this step out.
@@ -282,6 +296,8 @@ class Scheduler:
 
     def _add_chunk(self, plan: StepPlan, sequence: Sequence, num_new_tokens: int) -> None:
         """Plans the next tokens of a sequence, whatever that takes."""
+        if self.tenants.are_metered:
+            meter_prompt(sequence, num_new_tokens)
         is_new = sequence.num_sent_blocks == 0
         allocation = self.kv_cache.allocate(sequence, num_new_tokens)
         chunk = plan.add_chunk(sequence, num_new_tokens, allocation, is_new=is_new)
@@ -353,11 +369,21 @@ class Scheduler:
         sequence.lane = lane
         sequence.slot = self._free_slots[lane].pop()
         self.num_running += 1
-        bisect.insort(self._running[lane], sequence, key=_arrival)
+        sequence.request.tenant.num_running += 1
+        bisect.insort(self._running[lane], sequence, key=self.waiting.rank)
+
+    def _make_way(self) -> None:
+        """Preempts those that the queue wants to make way for waiting ones."""
+        num_slots, lacks_blocks = self.limits.max_num_seqs, self._lacks_blocks
+        self._lacks_blocks = False
+        for victim in self.waiting.displaced(self._running, num_slots, lacks_blocks=lacks_blocks):
+            self._preempt(victim)
 
     def _preempt_least_favoured(self) -> None:
-        """Takes the blocks of the latest arrival; it is recomputed later and its output is unchanged."""
-        victim = max((running[-1] for running in self._running if running), key=_arrival)
+        self._preempt(max((running[-1] for running in self._running if running), key=self.waiting.rank))
+
+    def _preempt(self, victim: Sequence) -> None:
+        """Takes a running sequence's blocks; it is recomputed later and its output is unchanged."""
         for member in _members(victim):
             self._leave(member)
             member.move_to(SequenceStatus.PREEMPTED)
@@ -384,6 +410,7 @@ class Scheduler:
                 self.waiting.push(heir)
         if request.is_finished:
             del self.requests[request.key]
+            self.tenants.end(request.tenant)
 
     def _advance(self, beams: BeamGroup, events: StepEvents) -> None:
         """Goes on with the beams that the search chooses, or ends it."""
@@ -411,6 +438,7 @@ class Scheduler:
         assert sequence.slot is not None
         self._running[sequence.lane].remove(sequence)
         self.num_running -= 1
+        sequence.request.tenant.num_running -= 1
         self._free_slots[sequence.lane].append(sequence.slot)
         self._changes[sequence.lane].finished.append(sequence.slot)
         self._changes[sequence.lane].chosen.pop(sequence.slot, None)

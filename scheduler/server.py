@@ -15,6 +15,7 @@ from quire.internal.v1 import executor_pb2, scheduler_pb2, scheduler_pb2_grpc
 from quire.kv_pool import KvPoolLayout
 from quire.process import StatusReporter, StopSignal, settle_garbage_collection, unless_stopped
 from quire.rpc import bind, new_server
+from quire.scheduler.admission import Admission
 from quire.scheduler.executor_client import ExecutorClient, StepChannel
 from quire.scheduler.kv_budget import plan_pool
 from quire.scheduler.kv_cache import KvCache
@@ -27,6 +28,9 @@ from quire.scheduler.service import SchedulerService
 from quire.scheduler.step_loop import StepLoop, Work
 
 logger = logging.getLogger(__name__)
+
+# The default of --max-queued-requests, for each of --max-num-seqs.
+_QUEUED_PER_SLOT = 4
 
 
 async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSignal) -> None:
@@ -46,7 +50,9 @@ async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSig
         ]
 
         server = new_server()
-        service = SchedulerService(met.description, scheduler, router, work, loops)
+        service = SchedulerService(
+            met.description, scheduler, _make_admission(settings, scheduler), router, work, loops
+        )
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(service, server)
         bind(server, settings.listen)
         await server.start()
@@ -100,9 +106,14 @@ def _make_scheduler(settings: SchedulerSettings, met: _Meeting) -> Scheduler:
         met.description.max_model_len,
         settings.max_num_seqs,
         settings.max_num_batched_tokens,
-        with_priorities=settings.scheduling_policy == "priority",
+        policy=settings.scheduling_policy,
     )
     return Scheduler(kv_cache, limits)
+
+
+def _make_admission(settings: SchedulerSettings, scheduler: Scheduler) -> Admission:
+    max_requests = settings.max_queued_requests or _QUEUED_PER_SLOT * settings.max_num_seqs
+    return Admission(scheduler, max_requests, settings.max_queued_tokens)
 
 
 def _describe(

@@ -40,7 +40,7 @@ class RandomHistories(RuleBasedStateMachine):
             max_model_len=num_blocks * block_size,
             num_lanes=num_lanes,
             prefix_caching=prefix_caching,
-            with_priorities=True,
+            policy="priority",
         )
         self.aborted = set()
         self.capacity = num_blocks * block_size

@@ -8,6 +8,7 @@ from typing import Any
 
 from support.fake_executor import FakeExecutor, FakeKvMemory, true_hypotheses, true_output, true_prompt_logprobs
 
+from quire.config import SchedulingPolicy
 from quire.internal.v1 import executor_pb2
 from quire.scheduler.beam_search import BeamSearch
 from quire.scheduler.kv_cache import KvCache
@@ -73,10 +74,10 @@ class Bench:
         max_model_len: int = 64,
         num_lanes: int = 1,
         prefix_caching: bool = True,
-        with_priorities: bool = False,
+        policy: SchedulingPolicy = "fcfs",
     ) -> None:
         cache = KvCache(num_blocks, block_size, num_lanes=num_lanes, prefix_caching=prefix_caching)
-        limits = SchedulerLimits(max_model_len, max_num_seqs, max_num_batched_tokens, with_priorities)
+        limits = SchedulerLimits(max_model_len, max_num_seqs, max_num_batched_tokens, policy)
         self.scheduler = Scheduler(cache, limits)
         memory = FakeKvMemory(block_size)
         self.lanes = [_Lane(FakeExecutor(memory)) for _ in range(num_lanes)]
