@@ -7,10 +7,10 @@ least of those that wait (or, if nobody does, to that of the last who did). Coun
 
 The paper lets running requests be; then a newcomer waits until one of a flood's long answers ends. Here it need not:
 
-- Tokens and blocks go to running sequences by their tenants' counters, so a flood's prefill waits for a newcomer's.
-- A tenant below its share of the slots (by weight, rounded down) gets them from tenants above theirs, whose latest
-  sequences are preempted. They keep their tokens and mostly find their blocks in the prefix cache. Since shares do not
-  overlap, two tenants never take a slot from each other in turns.
+- Tokens and blocks of a step go to sequences by their tenants' counters, so a flood's prefill waits for a newcomer's.
+- While the tenant that goes next is below its share of the slots (by weight, rounded down), it gets one from a tenant
+  above, whose latest sequence is preempted: that keeps its tokens and mostly finds its blocks in the prefix cache. Since
+  shares do not overlap, two tenants never take a slot from each other in turns.
 """
 
 from __future__ import annotations
@@ -47,18 +47,25 @@ class FairQueue(RequestQueue):
     def rank(self, sequence: Sequence) -> tuple[float, int]:
         return sequence.request.tenant.served, sequence.order
 
+    def goes_before(self, running: Sequence) -> bool:
+        if running.num_uncomputed_tokens <= 1 or running.beams is not None or (head := self.head()) is None:
+            return False
+        tenant, other = head.request.tenant, running.request.tenant
+        return tenant is not other and tenant.served <= other.served
+
     def displaced(self, running: list[list[Sequence]], num_slots: int, *, lacks_blocks: bool) -> list[Sequence]:
-        if not self._by_tenant or len(self._accounts.active) < 2:
+        head = self.head()
+        if head is None or len(self._accounts.active) < 2:
             return []
+        num_running = sum(map(len, running))
+        if lacks_blocks:  # they hold fewer sequences than there are slots
+            num_slots = min(num_slots, num_running + head.width - 1)
+        num_missing = head.width - (num_slots - num_running)
         shares = self._shares(num_slots)
-        claims = sum(
-            [max(min(tenant.num_waiting, shares[tenant] - tenant.num_running), 0) for tenant in self._by_tenant]
-        )
-        num_free = num_slots - sum(map(len, running))
-        num_due = claims - max(num_free, 0)
-        if lacks_blocks and claims:
-            num_due = max(num_due, 1)
-        return self._latest_above(shares, running, num_due) if num_due > 0 else []
+        tenant = head.request.tenant
+        if num_missing <= 0 or tenant.num_running + head.width > shares[tenant]:
+            return []
+        return self._latest_above(shares, running, num_missing)
 
     def _shares(self, num_slots: int) -> Mapping[TenantAccount, int]:
         """The slots that are each active tenant's; those that rounding leaves over are nobody's."""
@@ -67,20 +74,19 @@ class FairQueue(RequestQueue):
         return {tenant: int(num_slots * tenant.weight / total) for tenant in active}
 
     def _latest_above(
-        self, shares: Mapping[TenantAccount, int], running: list[list[Sequence]], num_due: int
+        self, shares: Mapping[TenantAccount, int], running: list[list[Sequence]], num_slots: int
     ) -> list[Sequence]:
-        """The latest sequences of tenants above their shares, from the most served tenant on: `num_due` slots' worth."""
+        """Of tenants above their shares, the latest sequences, from the most served tenant on, in so many slots."""
         victims: list[Sequence] = []
         excess = {tenant: tenant.num_running - share for tenant, share in shares.items()}
         for sequence in sorted(chain.from_iterable(running), key=self.rank, reverse=True):
             tenant = sequence.request.tenant
-            # The beams of a search go together, with their leader.
-            width = 1 if sequence.beams is None else len(sequence.beams.sequences)
-            is_member = sequence.beams is not None and sequence is not sequence.beams.leader
-            if num_due > 0 and not is_member and excess[tenant] >= width:
+            # Beams go together, with their leader.
+            leads = sequence.beams is None or sequence is sequence.beams.leader
+            if leads and num_slots > 0 and excess[tenant] >= sequence.width:
                 victims.append(sequence)
-                excess[tenant] -= width
-                num_due -= width
+                excess[tenant] -= sequence.width
+                num_slots -= sequence.width
         return victims
 
     def _insert(self, sequence: Sequence) -> None:

@@ -50,6 +50,10 @@ class RequestQueue(ABC):
     def rank(self, sequence: Sequence) -> float | tuple[float, int]:
         """Running sequences are sorted by it: the first gets tokens first, the last loses its blocks first."""
 
+    def goes_before(self, running: Sequence) -> bool:
+        """Whether the head's prompt goes before the rest of a running sequence's prompt."""
+        return False
+
     def displaced(self, running: list[list[Sequence]], num_slots: int, *, lacks_blocks: bool) -> list[Sequence]:
         """Running sequences (by lane) that must make way for waiting ones, though they could go on.
 

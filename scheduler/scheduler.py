@@ -43,7 +43,7 @@ class Scheduler:
         self.num_preemptions = 0
         # Lanes with a running sequence that waits for blocks: whoever is admitted now would take them away.
         self._starved_lanes: set[int] = set()
-        # Whether the pool had no room for the head of the queue, even with blocks that are about to come back.
+        # Whether the pool had no room for the head of the queue.
         self._lacks_blocks = False
         # By the queue's rank; the last is the least favoured.
         self._running: list[list[Sequence]] = [[] for _ in kv_cache.lanes]
@@ -63,7 +63,11 @@ class Scheduler:
         preempted = self.num_preemptions
 
         # Running ones first. Most only need the next token in a block they have; these others may need blocks.
+        held_back: list[Sequence] = []
         for sequence in self._after_plain_decodes(plan):
+            if self.waiting.goes_before(sequence):
+                held_back.append(sequence)
+                continue
             chunks = _next_chunks(sequence, plan.budget)
             if chunks and self._make_room(sequence, chunks):
                 for member, num_new in chunks:
@@ -79,10 +83,13 @@ class Scheduler:
             if not self._fits(sequence, sequence.num_uncomputed_tokens if is_back else num_new):
                 self.kv_cache.abandon(sequence)
                 self.waiting.push(sequence)
+                self._lacks_blocks = True
                 break
             self._admit(sequence, lane, num_cached)
             self._add_chunk(plan, sequence, num_new)
 
+        for sequence in held_back:
+            self._add_what_is_left(plan, sequence)
         return self._end_step(plan)
 
     def update_from_output(self, plan: StepPlan, result: executor_pb2.StepResult) -> StepEvents:
@@ -271,9 +278,14 @@ class Scheduler:
 
     def _fits(self, sequence: Sequence, num_new_tokens: int) -> bool:
         num_needed = self.kv_cache.num_blocks_needed([(sequence, num_new_tokens)])
-        available = self.kv_cache.pool.num_available
-        self._lacks_blocks = num_needed > available + self.kv_cache.num_retiring
-        return num_needed <= available
+        return num_needed <= self.kv_cache.pool.num_available
+
+    def _add_what_is_left(self, plan: StepPlan, sequence: Sequence) -> None:
+        """Plans a chunk of a prompt that others went before, with the tokens and blocks that these left."""
+        num_new = min(sequence.num_uncomputed_tokens, plan.budget)
+        may_run = sequence.status is SequenceStatus.RUNNING and not self._starved_lanes
+        if num_new and may_run and self._fits(sequence, num_new):
+            self._add_chunk(plan, sequence, num_new)
 
     def _make_room(self, sequence: Sequence, chunks: list[tuple[Sequence, int]]) -> bool:
         """Preempts later arrivals until a running sequence (or all its beams) fits; False if it sits this step out.
@@ -331,7 +343,7 @@ class Scheduler:
         head = self.waiting.head()
         if head is None or self._starved_lanes:
             return False
-        if self.num_running + len(_members(head)) > self.limits.max_num_seqs:
+        if self.num_running + head.width > self.limits.max_num_seqs:
             return False
         if head.last_step > self.kv_cache.lanes[head.lane].acknowledged_step:
             return False
@@ -374,7 +386,9 @@ class Scheduler:
 
     def _make_way(self) -> None:
         """Preempts those that the queue wants to make way for waiting ones."""
-        num_slots, lacks_blocks = self.limits.max_num_seqs, self._lacks_blocks
+        num_slots = self.limits.max_num_seqs
+        # Blocks that are about to come back may be enough.
+        lacks_blocks = self._lacks_blocks and not self.kv_cache.num_retiring
         self._lacks_blocks = False
         for victim in self.waiting.displaced(self._running, num_slots, lacks_blocks=lacks_blocks):
             self._preempt(victim)

@@ -187,6 +187,11 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def width(self) -> int:
+        """Slots it takes: a beam starts and is preempted with all others."""
+        return 1 if self.beams is None else len(self.beams.sequences)
+
+    @property
     def wants_prompt_logprobs(self) -> bool:
         """Whether there are tokens of the prompt whose logprobs are asked for and not known."""
         request = self.request

@@ -9,7 +9,7 @@ from typing import Any
 from support.fake_executor import FakeExecutor, FakeKvMemory, true_hypotheses, true_output, true_prompt_logprobs
 
 from quire.config import SchedulingPolicy
-from quire.internal.v1 import executor_pb2
+from quire.internal.v1 import executor_pb2, scheduler_pb2
 from quire.scheduler.beam_search import BeamSearch
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.request_checks import SchedulerLimits
@@ -96,12 +96,23 @@ class Bench:
         extra_key: bytes = b"",
         priority: int = 0,
         pooling: generate_pb2.PoolingType.ValueType = generate_pb2.POOLING_TYPE_UNSPECIFIED,
+        tenant: str = "",
+        weight: float = 1.0,
+        attempt: int = 0,
         **params: Any,
     ) -> Submitted:
         message = generate_pb2.SamplingParams(n=n, max_tokens=max_tokens, stop_token_ids=stop, **params)
         key = RequestKey("gateway", len(self.submitted))
         request = Request(
-            key, f"request-{key.number}", 0, message, frozenset(), extra_key, priority=priority, pooling=pooling
+            key,
+            f"request-{key.number}",
+            attempt,
+            message,
+            frozenset(),
+            extra_key,
+            self.scheduler.tenants.of(scheduler_pb2.Tenant(name=tenant, weight=weight)),
+            priority=priority,
+            pooling=pooling,
         )
         entry = Submitted(request, prompt, max_tokens, frozenset(stop), {i: [] for i in range(n)})
         self.scheduler.add_request(request, prompt, {i: [] for i in range(n)})
