@@ -19,6 +19,7 @@ from quire.executor.readouts import FinalStates
 from quire.executor.rotary import RotaryEmbedding
 from quire.executor.weights import DecoderWeights, LayerWeights
 from quire.kernels import SampledTokens, SamplingBatch
+from quire.step_counters import StepCounters
 
 
 class Decoder:
@@ -40,10 +41,15 @@ class Decoder:
         return self.weights.num_bytes
 
     def step(
-        self, batch: InputBatch, cache: KvCache, sampling: SamplingBatch | None, states: FinalStates | None = None
+        self,
+        batch: InputBatch,
+        cache: KvCache,
+        sampling: SamplingBatch | None,
+        states: FinalStates | None = None,
+        counters: StepCounters | None = None,
     ) -> SampledTokens | None:
         """As `forward`, and chooses a token for each logit row; `sampling` is None if there are none."""
-        logits = self.forward(batch, cache, states)
+        logits = self.forward(batch, cache, states, counters)
         return None if sampling is None else kernels.sample(logits, sampling)
 
     def head(self, states: Tensor) -> Tensor:
@@ -51,8 +57,14 @@ class Decoder:
         head = self.weights.head
         return kernels.linear(states.to(head.dtype), head).to(torch.float32)
 
-    def forward(self, batch: InputBatch, cache: KvCache, states: FinalStates | None = None) -> Tensor:
-        """Computes the step's tokens, writes their keys and values into the cache, and fills `states`.
+    def forward(
+        self,
+        batch: InputBatch,
+        cache: KvCache,
+        states: FinalStates | None = None,
+        counters: StepCounters | None = None,
+    ) -> Tensor:
+        """Computes the step's tokens, writes their keys and values into the cache, fills `states`, counts layers.
 
         Returns:
             float32 [num_logit_rows, vocab]: logits of `batch.logit_rows` alone.
@@ -69,6 +81,8 @@ class Decoder:
             attended = self._attention(index, layer, normed, angles, batch, cache)
             normed, residual = kernels.fused_add_rms_norm(attended, residual, layer.post_attention_norm, eps)
             added = _feed_forward(layer, normed)
+            if counters is not None:
+                counters.count_layer()
         assert added is not None
 
         def final(rows: Tensor) -> Tensor:

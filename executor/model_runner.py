@@ -22,6 +22,7 @@ from quire.executor.structured import GrammarTable, StepMasks
 from quire.internal.v1 import executor_pb2
 from quire.kernels import SampledTokens, SamplingBatch
 from quire.kv_pool import KvPool
+from quire.step_counters import StepCounters
 from quire.v1 import generate_pb2
 
 logger = logging.getLogger(__name__)
@@ -54,8 +55,8 @@ class ModelRunner:
         self._grammars.clear()
         self._cache, self._epoch = None, None
 
-    def execute(self, plan: executor_pb2.StepPlan) -> executor_pb2.StepResult:
-        """Computes one step.
+    def execute(self, plan: executor_pb2.StepPlan, counters: StepCounters | None = None) -> executor_pb2.StepResult:
+        """Computes one step; `counters` count its layers.
 
         Raises KvPoolError without a pool or for a plan of another epoch, and QuireError for a plan that
         contradicts what is known of its sequences.
@@ -69,11 +70,13 @@ class ModelRunner:
         update_block_tables(plan, rows, self.sequences)
         result = executor_pb2.StepResult(epoch=plan.epoch, step=plan.step, started_ns=started)
         if len(rows.slots):
-            self._compute(rows, cache, result)
+            self._compute(rows, cache, result, counters)
         result.finished_ns = time.monotonic_ns()
         return result
 
-    def _compute(self, rows: PlanRows, cache: KvCache, result: executor_pb2.StepResult) -> None:
+    def _compute(
+        self, rows: PlanRows, cache: KvCache, result: executor_pb2.StepResult, counters: StepCounters | None
+    ) -> None:
         sequences, decoder = self.sequences, self.model.decoder
         with torch.inference_mode():
             batch = build_input_batch(
@@ -91,9 +94,9 @@ class ModelRunner:
             states = None if readouts is None else readouts.states
             masks = None
             if (wait_for_masks := self._grammars.begin(batch.sampled, sequences)) is None or sampling is None:
-                sampled = decoder.step(batch, cache, sampling, states)
+                sampled = decoder.step(batch, cache, sampling, states, counters)
             else:
-                logits = decoder.forward(batch, cache, states)
+                logits = decoder.forward(batch, cache, states, counters)
                 masks = wait_for_masks()
                 sampling = masks.apply(sampling)
                 sampled = kernels.sample(logits, sampling)

@@ -29,6 +29,7 @@ from quire.kernels import (
     native_sampling,
     native_step,
 )
+from quire.step_counters import StepCounters
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -53,22 +54,33 @@ class NativeDecoder:
         """Memory of the weights."""
         return self.weights.num_bytes
 
-    def forward(self, batch: InputBatch, cache: KvCache, states: FinalStates | None = None) -> Tensor:
+    def forward(
+        self,
+        batch: InputBatch,
+        cache: KvCache,
+        states: FinalStates | None = None,
+        counters: StepCounters | None = None,
+    ) -> Tensor:
         """As `Decoder.forward`."""
         logits = torch.empty(len(batch.arrays.logit_rows), self.config.vocab_size)
-        self._run(batch, cache, logits.data_ptr(), None, states)
+        self._run(batch, cache, logits.data_ptr(), None, states, counters)
         return logits
 
     def step(
-        self, batch: InputBatch, cache: KvCache, sampling: SamplingBatch | None, states: FinalStates | None = None
+        self,
+        batch: InputBatch,
+        cache: KvCache,
+        sampling: SamplingBatch | None,
+        states: FinalStates | None = None,
+        counters: StepCounters | None = None,
     ) -> SampledTokens | None:
         """As `Decoder.step`, in one native call: logits never leave it."""
         if sampling is None:
-            self._run(batch, cache, None, None, states)
+            self._run(batch, cache, None, None, states, counters)
             return None
         vocab_size = self.config.vocab_size
         args, sampled = native_sampling.sampling_args(sampling, None, vocab_size, vocab_size)
-        self._run(batch, cache, None, args, states)
+        self._run(batch, cache, None, args, states, counters)
         return sampled
 
     def head(self, states: Tensor) -> Tensor:
@@ -82,6 +94,7 @@ class NativeDecoder:
         logits: int | None,
         sampling: native_sampling.SamplingArgs | None,
         states: FinalStates | None,
+        counters: StepCounters | None,
     ) -> None:
         bound = self.caches.get(cache)
         if bound is None:
@@ -89,7 +102,7 @@ class NativeDecoder:
         arrays = batch.arrays
         # Named, so that they live until the call is over.
         cos, sin = self._rotary.cos_sin(arrays.positions, arrays.rotary_lengths)
-        native_step.step(bound.args, _batch_args(arrays, cos, sin, logits, states), sampling)
+        native_step.step(bound.args, _batch_args(arrays, cos, sin, logits, states, counters), sampling)
 
 
 def _batch_args(
@@ -98,6 +111,7 @@ def _batch_args(
     sin: NDArray[np.float32],
     logits: int | None,
     states: FinalStates | None,
+    counters: StepCounters | None,
 ) -> native_step.BatchArgs:
     """The arrays must outlive the result."""
     num_seqs, max_blocks = arrays.block_tables.shape
@@ -113,6 +127,7 @@ def _batch_args(
         logits,
         None if states is None else _address(states.rows),
         None if states is None else states.values.data_ptr(),
+        None if counters is None else counters.layers_address,
         max_blocks,
         len(arrays.token_ids),
         num_seqs,

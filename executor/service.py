@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,6 +77,12 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
                 async for response in stream.run(Path(request.handover_socket)):
                     yield response
 
+    async def GetProgress(  # noqa: N802
+        self, request: executor_pb2.GetProgressRequest, context: _Context
+    ) -> executor_pb2.GetProgressResponse:
+        """In the middle of a step too: the model has a thread of its own."""
+        return executor_pb2.GetProgressResponse(progress=self._stream.counters.progress if self._stream else 0)
+
     async def close(self) -> None:
         """Ends the stream and the worker."""
         if self._stream is not None:
@@ -129,4 +136,5 @@ def _describe(runner: ModelRunner) -> executor_pb2.ExecutorDescription:
         fingerprint=model.fingerprint,
         length_independent_tokens=config.rotary.length_independent_tokens,
         hidden_size=config.hidden_size,
+        pid=os.getpid(),
     )

@@ -23,13 +23,14 @@ from google.protobuf.message import DecodeError
 from quire.errors import QuireError, RingError, ServiceUnavailableError
 from quire.internal.v1 import executor_pb2
 from quire.ring import RingReader, RingWriter, StepRings
+from quire.step_counters import StepCounters
 
 logger = logging.getLogger(__name__)
 
 # Plans that a gRPC stream reads ahead of the one being computed; gRPC's flow control holds back the rest.
 _PLANS_AHEAD: Final = 8
 
-Execute: TypeAlias = Callable[[executor_pb2.StepPlan], executor_pb2.StepResult]
+Execute: TypeAlias = Callable[[executor_pb2.StepPlan, StepCounters], executor_pb2.StepResult]
 
 
 class StepStream(ABC):
@@ -42,6 +43,8 @@ class StepStream(ABC):
         self._ended: QuireError | None = None
         # Whether there may have been a step; not so where rings could not be had.
         self.has_begun = False
+        # Of steps that come over gRPC.
+        self.counters = StepCounters.private()
 
     def end(self, reason: QuireError) -> None:
         """Plans that have not begun are not computed. The one that runs now cannot be stopped."""
@@ -53,12 +56,13 @@ class StepStream(ABC):
     def _wake(self, reason: QuireError) -> None:
         """Makes whoever waits see the end."""
 
-    def _execute(self, plan: executor_pb2.StepPlan) -> executor_pb2.StepResult:
+    def _execute(self, plan: executor_pb2.StepPlan, counters: StepCounters) -> executor_pb2.StepResult:
         """On the worker thread. After a failure nothing more is computed: what follows builds on it."""
         if self._ended is not None:
             raise self._ended
+        counters.count_plan()
         try:
-            return self._execute_step(plan)
+            return self._execute_step(plan, counters)
         except Exception as error:
             logger.exception("step %d failed", plan.step)
             if isinstance(error, QuireError):
@@ -86,6 +90,7 @@ class GrpcStepStream(StepStream):
                 if isinstance(result, QuireError):
                     raise result
                 yield await asyncio.wrap_future(result)
+                self.counters.count_result()
                 self._ahead.release()
         finally:
             reader.cancel()
@@ -99,7 +104,7 @@ class GrpcStepStream(StepStream):
         try:
             async for request in requests:
                 await self._ahead.acquire()
-                self._results.put_nowait(self._worker.submit(self._execute, request.plan))
+                self._results.put_nowait(self._worker.submit(self._execute, request.plan, self.counters))
             self._results.put_nowait(None)
         except Exception as error:
             self.end(ServiceUnavailableError(f"the stream of plans broke off: {error}"))
@@ -148,11 +153,12 @@ class RingStepStream(StepStream):
         while True:
             self._wait(plans.written_fd, stop_fd)
             for message in plans.receive():
-                result = self._execute(_parse(message))
+                result = self._execute(_parse(message), rings.counters)
                 sent = results.send(result.SerializeToString())
                 while not sent:
                     self._wait(results.freed_fd, stop_fd)
                     sent = results.resume()
+                rings.counters.count_result()
 
     def _wait(self, descriptor: int, stop_fd: int) -> None:
         """Sleeps until the descriptor is readable. Raises the reason if the stream ends first.

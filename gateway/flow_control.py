@@ -56,8 +56,8 @@ class ReaderFlow:
         self._key = key
         self.waiting = 0
         self.is_paused = False
-        # What the scheduler knows.
-        self._told = False
+        # What the scheduler knows; None if nobody can say.
+        self._told: bool | None = False
         self._is_telling = False
 
     def add(self, weight: int) -> None:
@@ -82,6 +82,12 @@ class ReaderFlow:
         self._control.waiting -= self.waiting
         self.waiting = 0
 
+    def restart(self) -> None:
+        """The request was submitted again, so it runs; a call that is still on its way may say otherwise."""
+        self._told = None if self._is_telling else False
+        if self.is_paused:
+            self._set(paused=True)
+
     def _set(self, *, paused: bool) -> None:
         self.is_paused = paused
         if not self._is_telling:
@@ -92,7 +98,7 @@ class ReaderFlow:
         """One call at a time, since two might overtake each other."""
         try:
             while self._told != self.is_paused:
-                self._told = self.is_paused
-                await self._control.set_flow(self._key, self._told)
+                self._told = is_paused = self.is_paused
+                await self._control.set_flow(self._key, is_paused)
         finally:
             self._is_telling = False

@@ -5,7 +5,8 @@ from __future__ import annotations
 from quire.errors import QuireError
 from quire.gateway.best_of import BestOf
 from quire.gateway.detokenizer import Detokenizer
-from quire.gateway.scheduler_client import RequestStream, SchedulerClient, SequenceChunk, SequenceEnd, StepChunk
+from quire.gateway.request_stream import RequestStream, SequenceChunk, SequenceEnd, StepChunk
+from quire.gateway.scheduler_client import SchedulerClient
 from quire.gateway.stop_strings import StopStrings
 from quire.gateway.tokenizer import ModelTokenizer
 from quire.gateway.validation import ValidRequest

@@ -12,13 +12,16 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from quire import rpc
-from quire.config import AccessOptions
+from quire.config import AccessOptions, TlsOptions
 from quire.errors import StartupError
 from quire.gateway.access import Access, KeyInterceptor
 from quire.gateway.engine import Engine
 from quire.gateway.generate_service import GenerateService
 from quire.gateway.grpc_api.requests import TolerateMalformed
+from quire.gateway.http_protocol import HttpLimits, LimitedConfig, end_overdue
 from quire.gateway.rest import create_app
+from quire.gateway.tls import server_certificates
+from quire.ports import listen_on
 from quire.v1 import generate_pb2, generate_pb2_grpc
 
 GENERATE_SERVICE = generate_pb2.DESCRIPTOR.services_by_name["GenerateService"].full_name
@@ -51,9 +54,14 @@ class RestServer(uvicorn.Server):
         self.listening.set()
 
     async def main_loop(self) -> None:
-        """Renews the Date header every second until the stop; uvicorn's own looks ten times a second for one."""
+        """Renews the Date header and ends overdue connections every second until the stop.
+
+        Uvicorn's own loop looks ten times a second for a stop.
+        """
+        loop = asyncio.get_running_loop()
         while not self._stopped.is_set():
             await self.on_tick(0)
+            end_overdue(self.server_state, loop.time())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1):
                     await self._stopped.wait()
@@ -62,18 +70,34 @@ class RestServer(uvicorn.Server):
 class Listeners:
     """Both servers. Their ports are taken at once; gRPC answers NOT_SERVING until `serve`."""
 
-    def __init__(self, host: str, port: int, grpc_port: int, access: AccessOptions) -> None:
-        """Port 0 picks a free one. Raises StartupError naming the flag of a port that cannot be had."""
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        grpc_port: int,
+        access: AccessOptions,
+        tls: TlsOptions,
+        limits: HttpLimits,
+        *,
+        reuse_port: bool = False,
+    ) -> None:
+        """Port 0 picks a free one.
+
+        Raises StartupError naming the flag of a port that cannot be had or of a certificate that cannot be used.
+        """
         self._options = access
         self._access = Access(access)
         self._watching: asyncio.Task[None] | None = None
-        self._socket = _bind(host, port)
+        self._limits = limits
+        self._certificates = server_certificates(tls)
+        self._socket = listen_on(host, port, shared=reuse_port)
         try:
-            keys = KeyInterceptor(self._access, with_certificates=False)
+            keys = KeyInterceptor(self._access, with_certificates=self._certificates is not None)
             interceptors = [*([keys] if self._access.needs_key else []), TolerateMalformed(GENERATE_SERVICE)]
-            self._grpc = rpc.new_server(interceptors)
+            self._grpc = rpc.new_public_server(interceptors, limits.max_connections, reuse_port=reuse_port)
             address = f"[{host}]" if ":" in host else host
-            self.grpc_port = rpc.bind(self._grpc, f"{address}:{grpc_port}")
+            credentials = None if self._certificates is None else self._certificates.grpc_credentials()
+            self.grpc_port = rpc.bind(self._grpc, f"{address}:{grpc_port}", credentials)
         except StartupError as error:
             self._socket.close()
             raise StartupError(f"--grpc-port: {error.message}", field="grpc_port") from error
@@ -95,13 +119,14 @@ class Listeners:
 
     async def serve(self, engine: Engine, drain_s: int) -> None:
         """Starts REST, and takes calls on both; `drain_s` is how long calls may go on after `refuse`."""
-        config = uvicorn.Config(
+        config = LimitedConfig(
             create_app(engine, self._options, self._access),
-            http="httptools",
-            ws="none",
+            self._limits,
+            self._certificates,
             lifespan="off",
             log_config=None,
-            log_level="warning",
+            # Its warnings are of clients that do not speak HTTP, at their pleasure.
+            log_level="error",
             access_log=False,
             proxy_headers=False,
             server_header=False,
@@ -139,23 +164,3 @@ class Listeners:
     async def _set_health(self, state: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
         for service in (health.OVERALL_HEALTH, GENERATE_SERVICE):
             await self._health.set(service, state)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """A listening TCP socket. Raises StartupError naming --host or --port."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        # Of a name with several addresses, the one that clients without IPv6 reach too.
-        family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-    except OSError as error:
-        raise StartupError(f"--host: cannot resolve {host}: {error}", field="host") from error
-    bound = socket.socket(family, kind, protocol)
-    try:
-        # A port whose last connections linger is free; one that another process listens on is not.
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-        bound.listen()
-    except OSError as error:
-        bound.close()
-        raise StartupError(f"--port: cannot listen on {host}:{port}: {error.strerror}", field="port") from error
-    return bound

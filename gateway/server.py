@@ -6,6 +6,7 @@ import logging
 
 from quire.config import GatewaySettings
 from quire.gateway.engine import Engine
+from quire.gateway.http_protocol import HttpLimits
 from quire.gateway.listeners import Listeners
 from quire.process import StatusReporter, StopSignal, settle_garbage_collection, unless_stopped
 
@@ -21,7 +22,16 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
     Raises StartupError for a port that is taken, a tokenizer that cannot be loaded or a scheduler that does not
     become ready; ServiceUnavailableError when the scheduler is lost.
     """
-    listeners = Listeners(settings.host, settings.port, settings.grpc_port, settings)
+    limits = HttpLimits(settings.max_connections)
+    listeners = Listeners(
+        settings.host,
+        settings.port,
+        settings.grpc_port,
+        settings,
+        settings,
+        limits,
+        reuse_port=settings.reuse_port,
+    )
     try:
         await listeners.start()
         engine = await unless_stopped(_start_engine(settings), stop)

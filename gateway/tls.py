@@ -54,6 +54,5 @@ def peer_name(scope: Mapping[str, Any]) -> str | None:
 
 def grpc_peer_name(context: grpc.aio.ServicerContext[Any, Any]) -> str | None:
     """The same for a gRPC call."""
-    names = context.auth_context().get("x509_common_name") or [None]
-    name = names[0]
-    return name.decode("utf-8", "replace") if isinstance(name, bytes) else name
+    names = context.auth_context().get("x509_common_name")
+    return None if names is None else next(iter(names)).decode("utf-8", "replace")

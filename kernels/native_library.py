@@ -31,7 +31,7 @@ __all__ = [
 
 # The variable is for tests of another build.
 LIBRARY = Path(os.environ.get("QUIRE_KERNELS_LIBRARY") or Path(__file__).resolve().parent / "libquire_kernels.so")
-ABI_VERSION = 3
+ABI_VERSION = 4
 _ERROR_BYTES = 256
 
 #: Every instruction set there are kernels for, best first.

@@ -64,6 +64,7 @@ class BatchArgs(ctypes.Structure):
         ("logits", c_void_p),
         ("state_rows", c_void_p),
         ("states", c_void_p),
+        ("layers_computed", c_void_p),
         ("block_table_stride", c_int64),
         ("num_tokens", c_int32),
         ("num_seqs", c_int32),

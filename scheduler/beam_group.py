@@ -12,11 +12,14 @@ computed) has `num_tokens` 0.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from itertools import takewhile
 
+from quire.internal.v1 import executor_pb2
 from quire.scheduler.beam_search import Beam, BeamSearch, Candidate, Continuation, Hypothesis
 from quire.scheduler.kv_cache import KvCache
-from quire.scheduler.sequence import Sequence
+from quire.scheduler.sequence import RequestKey, Sequence, SequenceStatus
+from quire.scheduler.step_plan import StepPlan
 from quire.v1 import generate_pb2
 
 
@@ -139,6 +142,32 @@ class BeamGroup:
                 num_common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
                 kv_cache.fork(leader, sequence, num_common)
                 sequence.num_tokens = len(sequence.token_ids)
+
+
+def members(sequence: Sequence) -> list[Sequence]:
+    """The sequences that start and lose their blocks together."""
+    return [sequence] if sequence.beams is None else sequence.beams.sequences
+
+
+def next_chunks(sequence: Sequence, budget: int) -> list[tuple[Sequence, int]]:
+    """What to compute of a running sequence; of beams, all at once, where their leader stands."""
+    if sequence.beams is not None:
+        return sequence.beams.chunks(budget) if sequence is sequence.beams.leader else []
+    num_new = min(sequence.num_uncomputed_tokens, budget)
+    return [(sequence, num_new)] if num_new else []
+
+
+def record_candidates(plan: StepPlan, sampled: list[Sequence], result: executor_pb2.StepResult) -> Iterable[BeamGroup]:
+    """Gives beams that still run their likeliest next tokens; returns the searches that got any."""
+    if all(plan.sequences[chunk.row].beams is None for chunk in plan.chunks):
+        return ()
+    logprobs = {entry.row: entry.logprobs for entry in result.logprobs}
+    touched: dict[RequestKey, BeamGroup] = {}
+    for row, sequence in enumerate(sampled):
+        if sequence.beams is not None and sequence.status is SequenceStatus.RUNNING:
+            sequence.beams.record(sequence, logprobs[row])
+            touched[sequence.request.key] = sequence.beams
+    return touched.values()
 
 
 def _output(sequence: Sequence) -> array[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import grpc
 
@@ -16,11 +16,16 @@ from quire.config import StepTransport
 from quire.errors import DeadlineError, QuireError, RingError, ServiceUnavailableError, StartupError
 from quire.handover import offered
 from quire.internal.v1 import executor_pb2, executor_pb2_grpc
+from quire.peers import Peers
 from quire.ring import StepRings
 from quire.rpc import errors_from_status, open_channel
 from quire.scheduler.ring_channel import RingStepChannel
 
 logger = logging.getLogger(__name__)
+
+
+# For an answer that takes no time.
+_PROGRESS_TIMEOUT_S: Final = 5.0
 
 
 class StepChannel(Protocol):
@@ -32,13 +37,22 @@ class StepChannel(Protocol):
     async def receive(self) -> executor_pb2.StepResult:
         """The next result. Raises QuireError if the executor failed or is gone."""
 
+    async def progress(self) -> int:
+        """A number that changes whenever the executor gets ahead, in the middle of a step too."""
+
+    async def close(self) -> None:
+        """Ends the channel; the executor finishes the step that it has begun."""
+
 
 class GrpcStepChannel:
     """Steps over the bidirectional stream of ExecutorService."""
 
     def __init__(self, name: str, stub: executor_pb2_grpc.ExecutorServiceAsyncStub) -> None:
         self._name = name
+        self._stub = stub
         self._call: Any = stub.RunSteps()
+        # The latest that was heard of.
+        self._progress = 0
 
     async def send(self, plan: executor_pb2.StepPlan) -> None:
         with errors_from_status(self._name):
@@ -55,8 +69,14 @@ class GrpcStepChannel:
         assert isinstance(result, executor_pb2.StepResult)
         return result
 
+    async def progress(self) -> int:
+        # No answer is no news: one that hangs altogether gives none.
+        with contextlib.suppress(grpc.RpcError):
+            answer = await self._stub.GetProgress(executor_pb2.GetProgressRequest(), timeout=_PROGRESS_TIMEOUT_S)
+            self._progress = answer.progress
+        return self._progress
+
     async def close(self) -> None:
-        """Ends the stream; the executor finishes what it has."""
         self._call.cancel()
 
     async def _reason(self) -> QuireError:
@@ -88,9 +108,12 @@ class ExecutorClient:
         with errors_from_status(self.name):
             await self._stub.AttachKvPool(request, timeout=timeout_s)
 
-    async def open_steps(self, transport: StepTransport, timeout_s: float) -> GrpcStepChannel | RingStepChannel:
+    async def open_steps(
+        self, transport: StepTransport, timeout_s: float, peers: Peers | None = None
+    ) -> GrpcStepChannel | RingStepChannel:
         """A new channel for steps; "auto" means rings with an executor on this host that knows them.
 
+        Whoever takes rings is added to `peers`.
         Raises StartupError where rings are asked for and cannot be had, and QuireError where the executor fails.
         """
         on_this_host = self._address.startswith("unix:")
@@ -101,17 +124,17 @@ class ExecutorClient:
             return GrpcStepChannel(self.name, self._stub)
         try:
             with errors_from_status(self.name):
-                return await self._open_rings(timeout_s)
+                return await self._open_rings(timeout_s, peers)
         except QuireError as error:
             if transport == "ring" or not _refuses_rings(error):
                 raise
             logger.info("the steps of %s go over gRPC, since it cannot use rings: %s", self.name, error)
         return GrpcStepChannel(self.name, self._stub)
 
-    async def _open_rings(self, timeout_s: float) -> RingStepChannel:
+    async def _open_rings(self, timeout_s: float, peers: Peers | None) -> RingStepChannel:
         with contextlib.ExitStack() as on_failure:
             rings = on_failure.enter_context(StepRings.create())
-            with offered("rings", rings.descriptors) as address:
+            with offered("rings", rings.descriptors, peers) as address:
                 call = self._stub.AttachRings(executor_pb2.AttachRingsRequest(handover_socket=str(address)))
                 on_failure.callback(call.cancel)
                 try:

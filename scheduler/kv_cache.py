@@ -198,6 +198,11 @@ class KvCache:
                 self.prefixes.evict(block)
         self.acknowledge(lane_index, lane.planned_step)
 
+    def forget_all(self) -> None:
+        """The memory of the pool is gone, and with it what every block held. No sequence has blocks."""
+        for block in self.pool.blocks:
+            self.prefixes.evict(block)
+
     def check_integrity(self, sequences: list[Sequence], *, deep: bool = False) -> None:
         """Recounts every reference: free + cached + held = total, nothing leaked, nothing freed twice.
 

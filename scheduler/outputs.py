@@ -68,6 +68,10 @@ class GatewayOutputs:
         self._pending.step = step
         return self._pending
 
+    def announce(self, state: scheduler_pb2.SchedulerState) -> None:
+        """Tells the gateway how the executors are; of several states that wait the latest counts."""
+        self.of_step(self._pending.step if self._pending else 0).set_state(state)
+
     def close(self) -> None:
         """Ends the stream after what is pending."""
         self._closed = True
@@ -89,13 +93,22 @@ class OutputRouter:
 
     def __init__(self) -> None:
         self._gateways: dict[str, GatewayOutputs] = {}
+        self._state: scheduler_pb2.SchedulerState | None = None
         self._addresses = _Addresses([])
 
     def open(self, gateway_id: str) -> GatewayOutputs:
         """A new stream for a gateway; an older one of the same gateway ends."""
         self.close(gateway_id)
         outputs = self._gateways[gateway_id] = GatewayOutputs()
+        if self._state is not None:
+            outputs.announce(self._state)
         return outputs
+
+    def announce(self, state: scheduler_pb2.SchedulerState) -> None:
+        """Tells all gateways how the executors are, and each that comes later."""
+        self._state = state
+        for outputs in self._gateways.values():
+            outputs.announce(state)
 
     def close(self, gateway_id: str, outputs: GatewayOutputs | None = None) -> bool:
         """Ends a gateway's stream, if it has one (and it is `outputs`, if given); says whether it did."""
@@ -189,6 +202,9 @@ class _Columns:
                 if (logprobs := events.logprobs.get(event_row)) is not None:
                     self._message.logprobs.add(row=row, logprobs=logprobs)
         self._num_tokens += len(token_ids)
+
+    def set_state(self, state: scheduler_pb2.SchedulerState) -> None:
+        self._message.state.CopyFrom(state)
 
     def add_started(self, request: Request) -> None:
         self._message.started.add(

@@ -10,6 +10,7 @@ from quire.config import SchedulerSettings
 from quire.handover import offered
 from quire.internal.v1 import executor_pb2
 from quire.kv_pool import KvPool, KvPoolLayout
+from quire.peers import Peers
 from quire.scheduler.pool_growth import num_first_blocks
 
 
@@ -24,18 +25,19 @@ class PoolHome:
     _settings: SchedulerSettings
 
     @contextlib.contextmanager
-    def offered(self) -> Iterator[executor_pb2.AttachKvPoolRequest]:
-        """What tells executors to attach the pool, which they can while the block lasts."""
+    def offered(self, peers: Peers) -> Iterator[executor_pb2.AttachKvPoolRequest]:
+        """What tells an executor to attach the pool, which it can while the block lasts.
+
+        Whoever takes a pool that processes share is added to `peers`: nobody else can write it.
+        """
         request = executor_pb2.AttachKvPoolRequest(
             epoch=self.layout.epoch, num_blocks=self.layout.num_blocks, block_size=self.layout.block_size
         )
         with contextlib.ExitStack() as handover:
             if self.pool is None:
                 request.device_memory.SetInParent()
-            elif self._settings.kv_pool is not None:
-                request.path = str(self._settings.kv_pool.absolute())
             else:
-                request.handover_socket = str(handover.enter_context(offered("kv-pool", [self.pool.fd])))
+                request.handover_socket = str(handover.enter_context(offered("kv-pool", [self.pool.fd], peers)))
             yield request
 
 

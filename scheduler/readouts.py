@@ -1,11 +1,13 @@
-"""What a step's result holds besides sampled tokens: logprobs of prompts, and embeddings."""
+"""What a step's result, which fits its plan, holds besides sampled tokens: logprobs and embeddings."""
 
 from __future__ import annotations
 
-from quire.errors import QuireError
+import itertools
+
 from quire.internal.v1 import executor_pb2
 from quire.scheduler.sequence import Request, Sequence
 from quire.scheduler.step_plan import StepPlan
+from quire.v1 import generate_pb2
 
 
 def new_prompt_logprobs(
@@ -13,14 +15,12 @@ def new_prompt_logprobs(
 ) -> list[tuple[Request, executor_pb2.PromptLogprobs]]:
     """What is new of the prompts of requests that go on. Notes how far each prompt is known.
 
-    A prompt that is computed again gives its logprobs again. Raises QuireError for a slot that the plan does not name.
+    A prompt that is computed again gives its logprobs again.
     """
     by_slot = dict(zip(plan.slots, plan.sequences, strict=True))
     new = []
     for entry in result.prompt_logprobs:
-        sequence = by_slot.get(entry.slot)
-        if sequence is None:
-            raise QuireError(f"step {plan.step} gave logprobs of slot {entry.slot}, which it did not compute")
+        sequence = by_slot[entry.slot]
         request, end = sequence.request, entry.start + len(entry.positions)
         if not sequence.is_finished and end > request.num_scored_tokens:
             request.num_scored_tokens = end
@@ -29,10 +29,16 @@ def new_prompt_logprobs(
 
 
 def embeddings(plan: StepPlan, result: executor_pb2.StepResult) -> list[tuple[Sequence, bytes]]:
-    """The embeddings of sequences that still wait for theirs. Raises QuireError for others than the plan is due."""
-    due, given = [plan.slots[row] for row in plan.pooled_rows], [entry.slot for entry in result.embeddings]
-    if due != given:
-        raise QuireError(f"step {plan.step} gave embeddings of slots {given} where those of {due} were due")
+    """The embeddings of sequences that still wait for theirs."""
     pooled = zip(plan.pooled_rows, result.embeddings, strict=True)
     live = [(plan.sequences[row], entry.values) for row, entry in pooled]
     return [(sequence, values) for sequence, values in live if not sequence.is_finished]
+
+
+def logprobs_of_live(sampled: list[Sequence], result: executor_pb2.StepResult) -> dict[int, generate_pb2.TokenLogprobs]:
+    """Logprobs by row among those rows of a result whose sequences go on."""
+    if not result.logprobs:
+        return {}
+    live = [not sequence.is_finished and sequence.beams is None for sequence in sampled]
+    rows = list(itertools.accumulate(live, initial=0))
+    return {rows[entry.row]: entry.logprobs for entry in result.logprobs if live[entry.row]}

@@ -55,6 +55,9 @@ class RingStepChannel:
         except DecodeError as error:
             raise RingError(f"{self._name} sent a damaged result: {error}") from error
 
+    async def progress(self) -> int:
+        return self._rings.counters.progress
+
     async def close(self) -> None:
         """Ends the call; the executor finishes the step that it has begun."""
         self._loop.remove_reader(self._results.written_fd)

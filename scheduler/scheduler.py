@@ -15,19 +15,20 @@ from array import array
 from collections.abc import Iterable, Iterator
 
 from quire.columns import unpack_u32
-from quire.errors import DuplicateRequestError, QuireError
+from quire.errors import DuplicateRequestError
 from quire.internal.v1 import executor_pb2
-from quire.scheduler.beam_group import BeamGroup
+from quire.scheduler.beam_group import BeamGroup, members, next_chunks, record_candidates
 from quire.scheduler.fair_queue import FairQueue
 from quire.scheduler.kv_cache import KvCache
+from quire.scheduler.lost_steps import BLAME, requests_to_blame
 from quire.scheduler.outputs import StepEvents
-from quire.scheduler.readouts import embeddings, new_prompt_logprobs
+from quire.scheduler.readouts import embeddings, logprobs_of_live, new_prompt_logprobs
 from quire.scheduler.request_checks import SchedulerLimits, check_request
 from quire.scheduler.request_queue import ArrivalQueue, RequestQueue
 from quire.scheduler.sequence import Request, RequestKey, Sequence, SequenceStatus, arrival_order
 from quire.scheduler.step_plan import SlotChanges, StepPlan
+from quire.scheduler.step_result import check_result
 from quire.scheduler.tenants import TenantAccounts, meter_outputs, meter_prompt
-from quire.v1 import generate_pb2
 
 
 class Scheduler:
@@ -41,6 +42,9 @@ class Scheduler:
         self.num_running = 0
         self.requests: dict[RequestKey, Request] = {}
         self.num_preemptions = 0
+        self.num_lost_lanes = 0
+        # Lanes whose executor takes steps. Only these are planned.
+        self.live_lanes = set(range(len(kv_cache.lanes)))
         # Lanes with a running sequence that waits for blocks: whoever is admitted now would take them away.
         self._starved_lanes: set[int] = set()
         # Whether the pool had no room for the head of the queue.
@@ -68,7 +72,7 @@ class Scheduler:
             if self.waiting.goes_before(sequence):
                 held_back.append(sequence)
                 continue
-            chunks = _next_chunks(sequence, plan.budget)
+            chunks = next_chunks(sequence, plan.budget)
             if chunks and self._make_room(sequence, chunks):
                 for member, num_new in chunks:
                     self._add_chunk(plan, member, num_new)
@@ -95,13 +99,13 @@ class Scheduler:
     def update_from_output(self, plan: StepPlan, result: executor_pb2.StepResult) -> StepEvents:
         """Takes in a step's result: sampled tokens, ends, and the blocks that are free now.
 
-        Raises QuireError for a result that does not fit the plan.
+        Raises QuireError for a result that does not fit the plan, of which nothing is taken in.
         """
-        sampled, token_ids = plan.sampled, unpack_u32(result.token_ids)
-        if len(sampled) != len(token_ids):
-            raise QuireError(f"step {plan.step} gave {len(token_ids)} tokens where {len(sampled)} were due")
+        sampled = plan.sampled
+        check_result(plan, sampled, result)
+        token_ids = unpack_u32(result.token_ids)
         failed = self._end_failed(plan, result) if result.failures else []
-        events = StepEvents(plan.step, _first_run(plan), _logprobs_of_live(sampled, result), failed=failed)
+        events = StepEvents(plan.step, _first_run(plan), logprobs_of_live(sampled, result), failed=failed)
         if result.prompt_logprobs:
             events.prompt_logprobs = new_prompt_logprobs(plan, result)
         for sequence, embedding in embeddings(plan, result):
@@ -125,9 +129,45 @@ class Scheduler:
                 self._finish(sequence, SequenceStatus.LENGTH_CAPPED)
                 events.finished.append(sequence)
         self.kv_cache.acknowledge(plan.lane, plan.step)
-        for beams in _record_candidates(plan, sampled, result):
+        for beams in record_candidates(plan, sampled, result):
             self._advance(beams, events)
         return events
+
+    # Lanes
+
+    def vacate_lane(self, lane: int) -> None:
+        """Whoever serves the lane from now on knows nothing of it: its sequences queue up to be introduced again.
+
+        Steps in flight are void. Tokens that they sampled come out the same again.
+        """
+        for sequence in self._running[lane].copy():
+            if sequence.status is SequenceStatus.RUNNING:  # beams go together
+                self._preempt(sequence)
+        for request in self.requests.values():
+            for sequence in request.sequences:
+                if sequence.lane == lane and sequence.beams is None:
+                    sequence.num_tokens = len(sequence.token_ids)
+        self.kv_cache.lose_lane(lane)
+        self._changes[lane] = SlotChanges()
+        self._starved_lanes.discard(lane)
+
+    def lose_lane(self, lane: int, failed: StepPlan | None = None) -> StepEvents:
+        """The executor of the lane is dead. `failed` is the first step that it did not answer, if it owed any.
+
+        Requests of that step which do not get ahead between several losses end: they may be what kills executors.
+        """
+        self.live_lanes.discard(lane)
+        self.num_lost_lanes += 1
+        self.vacate_lane(lane)
+        events = StepEvents(self.kv_cache.lanes[lane].acknowledged_step)
+        for request in requests_to_blame(failed) if failed else ():
+            events.failed.append((request, BLAME))
+            self.abort(request.key)
+        return events
+
+    def regain_lane(self, lane: int) -> None:
+        """The lane has an executor again."""
+        self.live_lanes.add(lane)
 
     # Requests
 
@@ -328,9 +368,7 @@ class Scheduler:
         by_slot = dict(zip(plan.slots, plan.sequences, strict=True))
         failed = []
         for failure in result.failures:
-            sequence = by_slot.get(failure.slot)
-            if sequence is None:
-                raise QuireError(f"step {plan.step} fails slot {failure.slot}, which is not in its plan")
+            sequence = by_slot[failure.slot]
             if not sequence.is_finished:
                 failed.append((sequence.request, failure.message))
                 self.abort(sequence.request.key)
@@ -347,11 +385,11 @@ class Scheduler:
             return False
         if head.last_step > self.kv_cache.lanes[head.lane].acknowledged_step:
             return False
-        share = -(-(self.num_running + len(self.waiting)) // len(self.kv_cache.lanes))
+        share = -(-(self.num_running + len(self.waiting)) // len(self.live_lanes))
         return len(self._running[lane]) < share
 
     def _admit(self, sequence: Sequence, lane: int, num_cached_blocks: int) -> None:
-        for member in _members(sequence):
+        for member in members(sequence):
             self._start(member, lane)
         self.kv_cache.num_queries += len(sequence.token_ids) // self.kv_cache.block_size
         self.kv_cache.num_hits += num_cached_blocks
@@ -392,20 +430,21 @@ class Scheduler:
         self._lacks_blocks = False
         for victim in self.waiting.displaced(self._running, num_slots, lacks_blocks=lacks_blocks):
             self._preempt(victim)
+            self.num_preemptions += 1
 
     def _preempt_least_favoured(self) -> None:
         self._preempt(max((running[-1] for running in self._running if running), key=self.waiting.rank))
+        self.num_preemptions += 1
 
     def _preempt(self, victim: Sequence) -> None:
-        """Takes a running sequence's blocks; it is recomputed later and its output is unchanged."""
-        for member in _members(victim):
+        """Queues a running sequence, or all beams of a search, to be computed anew; its output is unchanged."""
+        for member in members(victim):
             self._leave(member)
             member.move_to(SequenceStatus.PREEMPTED)
         if victim.beams is not None:
             victim.beams.lose_blocks()
             victim = victim.beams.leader
         self.waiting.push(victim)
-        self.num_preemptions += 1
 
     def _finish(self, sequence: Sequence, end: SequenceStatus) -> None:
         """Ends a sequence, whatever it was doing."""
@@ -465,34 +504,6 @@ def _arrival(sequence: Sequence) -> int:
     return sequence.order
 
 
-def _members(sequence: Sequence) -> list[Sequence]:
-    """The sequences that start and lose their blocks together."""
-    return [sequence] if sequence.beams is None else sequence.beams.sequences
-
-
-def _next_chunks(sequence: Sequence, budget: int) -> list[tuple[Sequence, int]]:
-    """What to compute of a running sequence; of beams, all at once, where their leader stands."""
-    if sequence.beams is not None:
-        return sequence.beams.chunks(budget) if sequence is sequence.beams.leader else []
-    num_new = min(sequence.num_uncomputed_tokens, budget)
-    return [(sequence, num_new)] if num_new else []
-
-
-def _record_candidates(plan: StepPlan, sampled: list[Sequence], result: executor_pb2.StepResult) -> Iterable[BeamGroup]:
-    """Gives beams that still run their likeliest next tokens. Raises QuireError where these are missing."""
-    if all(plan.sequences[chunk.row].beams is None for chunk in plan.chunks):
-        return ()
-    logprobs = {entry.row: entry.logprobs for entry in result.logprobs}
-    touched: dict[RequestKey, BeamGroup] = {}
-    for row, sequence in enumerate(sampled):
-        if sequence.beams is not None and sequence.status is SequenceStatus.RUNNING:
-            if row not in logprobs:
-                raise QuireError(f"step {plan.step} gave no candidates for {sequence}")
-            sequence.beams.record(sequence, logprobs[row])
-            touched[sequence.request.key] = sequence.beams
-    return touched.values()
-
-
 def _first_run(plan: StepPlan) -> list[Request]:
     """Requests that get their first token in this step; each is named once."""
     started = []
@@ -502,14 +513,3 @@ def _first_run(plan: StepPlan) -> list[Request]:
             sequence.request.start_reported = True
             started.append(sequence.request)
     return started
-
-
-def _logprobs_of_live(
-    sampled: list[Sequence], result: executor_pb2.StepResult
-) -> dict[int, generate_pb2.TokenLogprobs]:
-    """Logprobs by row among those rows of a result whose sequences go on."""
-    if not result.logprobs:
-        return {}
-    live = [not sequence.is_finished and sequence.beams is None for sequence in sampled]
-    rows = list(itertools.accumulate(live, initial=0))
-    return {rows[entry.row]: entry.logprobs for entry in result.logprobs if live[entry.row]}

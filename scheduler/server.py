@@ -1,4 +1,4 @@
-"""The scheduler process: meets its executors, makes the pool, then runs one step loop per executor."""
+"""The scheduler process: meets its executors, makes the pool, then keeps one lane per executor busy."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from quire.kv_pool import KvPoolLayout
 from quire.process import StatusReporter, StopSignal, settle_garbage_collection, unless_stopped
 from quire.rpc import bind, new_server
 from quire.scheduler.admission import Admission
-from quire.scheduler.executor_client import ExecutorClient, StepChannel
+from quire.scheduler.executor_client import ExecutorClient
+from quire.scheduler.executor_link import ExecutorConnector, ExecutorLink
 from quire.scheduler.kv_budget import plan_pool
 from quire.scheduler.kv_cache import KvCache
+from quire.scheduler.lane import Lane, scheduler_state
 from quire.scheduler.outputs import OutputRouter
 from quire.scheduler.pool_growth import grow
 from quire.scheduler.pool_home import PoolHome, open_pool
@@ -26,6 +28,7 @@ from quire.scheduler.request_checks import SchedulerLimits
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.service import SchedulerService
 from quire.scheduler.step_loop import StepLoop, Work
+from quire.scheduler.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -34,25 +37,24 @@ _QUEUED_PER_SLOT = 4
 
 
 async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSignal) -> None:
-    """Serves until `stop`. Raises QuireError when an executor fails or the pool does not fit."""
+    """Serves until `stop`. Raises QuireError when executors cannot be met or replaced, or the pool does not fit."""
     async with contextlib.AsyncExitStack() as cleanup:
-        executors = [ExecutorClient(i, address) for i, address in enumerate(settings.executors)]
-        for executor in executors:
-            cleanup.push_async_callback(executor.close)
-        met = await unless_stopped(_meet(executors, settings, cleanup), stop)
+        clients = [ExecutorClient(i, address) for i, address in enumerate(settings.executors)]
+        for client in clients:
+            cleanup.push_async_callback(client.close)
+        met = await unless_stopped(_meet(clients, settings, cleanup), stop)
         if met is None:
             return
         scheduler = _make_scheduler(settings, met)
         router, work = OutputRouter(), Work()
-        loops = [
-            StepLoop(lane, scheduler, channel, router, work, met.home.layout.epoch)
-            for lane, channel in enumerate(met.channels)
-        ]
+        router.announce(scheduler_state(scheduler))
+        lanes = _make_lanes(settings, met, scheduler, router, work)
+        for lane in lanes:
+            cleanup.push_async_callback(lane.close)
 
         server = new_server()
-        service = SchedulerService(
-            met.description, scheduler, _make_admission(settings, scheduler), router, work, loops
-        )
+        admission = _make_admission(settings, scheduler)
+        service = SchedulerService(met.description, scheduler, admission, router, work, lanes)
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(service, server)
         bind(server, settings.listen)
         await server.start()
@@ -60,7 +62,7 @@ async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSig
         cleanup.callback(router.close_all)
         settle_garbage_collection()
         status.ready()
-        activities = [loop.run() for loop in loops]
+        activities = [lane.run() for lane in lanes]
         if met.home.pool is not None:
             activities.append(grow(met.home.pool, scheduler.kv_cache.pool, work))
         await unless_stopped(_run_all(activities), stop)
@@ -72,26 +74,33 @@ class _Meeting:
 
     home: PoolHome
     description: scheduler_pb2.DescribeResponse
-    channels: list[StepChannel]
+    connector: ExecutorConnector
+    links: list[ExecutorLink]
 
 
 async def _meet(
-    executors: list[ExecutorClient], settings: SchedulerSettings, cleanup: contextlib.AsyncExitStack
+    clients: list[ExecutorClient], settings: SchedulerSettings, cleanup: contextlib.AsyncExitStack
 ) -> _Meeting:
-    """Learns what the executors serve, makes the pool, has them attach it, and opens a channel for steps to each."""
+    """Learns what the executors serve, makes the pool, and connects them to it."""
     timeout = settings.startup_timeout
-    descriptions = list(await asyncio.gather(*(executor.describe(timeout) for executor in executors)))
+    descriptions = list(await asyncio.gather(*(client.describe(timeout) for client in clients)))
     # An epoch names the pool: a late message of an older one is refused.
     layout = plan_pool(settings, descriptions, epoch=secrets.randbits(63))
     home = open_pool(settings, layout, descriptions[0], cleanup)
-    with home.offered() as request:
-        await asyncio.gather(*(executor.attach(request, timeout) for executor in executors))
-    channels: list[StepChannel] = []
-    for executor in executors:
-        channel = await executor.open_steps(settings.step_transport, timeout)
-        cleanup.push_async_callback(channel.close)
-        channels.append(channel)
-    return _Meeting(home, _describe(settings, layout, descriptions), channels)
+    connector = ExecutorConnector(settings, home, descriptions[0])
+    links = list(await asyncio.gather(*(connector.connect(client) for client in clients)))
+    return _Meeting(home, _describe(settings, layout, descriptions), connector, links)
+
+
+def _make_lanes(
+    settings: SchedulerSettings, met: _Meeting, scheduler: Scheduler, router: OutputRouter, work: Work
+) -> list[Lane]:
+    lanes = []
+    for index, link in enumerate(met.links):
+        steps = StepLoop(index, scheduler, link.channel, router, work, met.home.layout.epoch)
+        watchdog = Watchdog(settings.watchdog_timeout)
+        lanes.append(Lane(link, met.connector, steps, scheduler, router, work, watchdog))
+    return lanes
 
 
 def _make_scheduler(settings: SchedulerSettings, met: _Meeting) -> Scheduler:
@@ -137,7 +146,7 @@ def _describe(
 
 
 async def _run_all(activities: list[Coroutine[None, None, None]]) -> None:
-    """Runs the step loops and the pool's growth; the first that fails ends them all."""
+    """Runs the lanes and the pool's growth; the first that fails ends them all."""
     try:
         async with asyncio.TaskGroup() as group:
             for activity in activities:

@@ -13,10 +13,11 @@ from quire.errors import InvalidRequestError, ServiceUnavailableError
 from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
 from quire.rpc import errors_to_status
 from quire.scheduler.admission import Admission
+from quire.scheduler.lane import Lane
 from quire.scheduler.outputs import OutputRouter
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import Request, RequestKey
-from quire.scheduler.step_loop import StepLoop, Work
+from quire.scheduler.step_loop import Work
 
 logger = logging.getLogger(__name__)
 
@@ -33,19 +34,23 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         admission: Admission,
         router: OutputRouter,
         work: Work,
-        loops: list[StepLoop],
+        lanes: list[Lane],
     ) -> None:
         self._description = description
         self._scheduler = scheduler
         self._admission = admission
         self._router = router
         self._work = work
-        self._loops = loops
+        self._lanes = lanes
 
     async def Describe(  # noqa: N802
         self, request: scheduler_pb2.DescribeRequest, context: Context
     ) -> scheduler_pb2.DescribeResponse:
-        return self._description
+        description = scheduler_pb2.DescribeResponse()
+        description.CopyFrom(self._description)
+        for executor, lane in zip(description.executors, self._lanes, strict=True):
+            executor.CopyFrom(lane.description)
+        return description
 
     async def Submit(  # noqa: N802
         self, request: scheduler_pb2.SubmitRequest, context: Context
@@ -53,6 +58,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         async with errors_to_status(context):
             if not self._router.is_open(request.gateway_id):
                 raise ServiceUnavailableError(f"gateway {request.gateway_id} has no output stream")
+            self._end_older_attempt(request)
             prompt = _token_ids(request.prompt_token_ids, "prompt_token_ids")
             outputs = {state.index: _token_ids(state.output_token_ids, "sequences") for state in request.sequences}
             if not request.attempt:
@@ -84,6 +90,10 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
     async def StreamOutputs(  # noqa: N802
         self, request: scheduler_pb2.StreamOutputsRequest, context: Context
     ) -> AsyncIterator[scheduler_pb2.StepOutputs]:
+        if self._router.is_open(request.gateway_id):
+            # Its gateway gave up on the older stream, and submits again what it still wants.
+            self._scheduler.abort_gateway(request.gateway_id)
+            self._work.notify()
         outputs = self._router.open(request.gateway_id)
         try:
             # Tells the gateway that its stream is open, before it submits.
@@ -96,6 +106,17 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 self._scheduler.abort_gateway(request.gateway_id)
                 self._work.notify()
                 logger.info("gateway %s disconnected", request.gateway_id)
+
+    async def ReplaceExecutor(  # noqa: N802
+        self, request: scheduler_pb2.ReplaceExecutorRequest, context: Context
+    ) -> scheduler_pb2.ReplaceExecutorResponse:
+        async with errors_to_status(context):
+            if request.index >= len(self._lanes):
+                raise InvalidRequestError(f"there are {len(self._lanes)} executors, from 0 on", field="index")
+            if not request.address:
+                raise InvalidRequestError("no address is given", field="address")
+            await self._lanes[request.index].replace(request.address)
+        return scheduler_pb2.ReplaceExecutorResponse()
 
     async def GetKvCacheState(  # noqa: N802
         self, request: scheduler_pb2.GetKvCacheStateRequest, context: Context
@@ -126,6 +147,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             num_requests_waiting=len(scheduler.waiting),
             num_requests_running=len(scheduler.running),
             num_copied_blocks=cache.num_copies,
+            num_lost_executors=scheduler.num_lost_lanes,
         )
 
     async def ListStepRecords(  # noqa: N802
@@ -141,10 +163,17 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                     plan_sent_ns=record.plan_sent_ns,
                     result_received_ns=record.result_received_ns,
                 )
-                for loop in self._loops
-                for record in loop.records
+                for lane in self._lanes
+                for record in lane.steps.records
             ]
         )
+
+    def _end_older_attempt(self, message: scheduler_pb2.SubmitRequest) -> None:
+        """A gateway that has not heard of its submission submits again, and hears only of the latest attempt."""
+        key = RequestKey(message.gateway_id, message.request_key)
+        running = self._scheduler.requests.get(key)
+        if running is not None and running.attempt < message.attempt:
+            self._scheduler.abort(key)
 
     def _to_request(self, message: scheduler_pb2.SubmitRequest, num_prompt_tokens: int) -> Request:
         return Request(

@@ -57,19 +57,41 @@ class StepLoop:
     def __init__(
         self, lane: int, scheduler: Scheduler, channel: StepChannel, router: OutputRouter, work: Work, epoch: int
     ) -> None:
-        self._lane = lane
+        self.lane = lane
         self._scheduler = scheduler
         self._channel = channel
         self._router = router
         self._work = work
         self._epoch = epoch
+        self._stops = False
         self._in_flight: deque[tuple[StepPlan, StepRecord]] = deque()
         self.records: deque[StepRecord] = deque(maxlen=_NUM_RECORDS)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the executor owes results."""
+        return bool(self._in_flight)
+
+    def stop(self) -> None:
+        """Has `run` return once the steps in flight have ended."""
+        self._stops = True
+        self._work.notify()
+
+    def abandon(self) -> StepPlan | None:
+        """Forgets the steps in flight; returns the first of them."""
+        plans = [plan for plan, _ in self._in_flight]
+        self._in_flight.clear()
+        return plans[0] if plans else None
+
+    def connect(self, channel: StepChannel) -> None:
+        """The next `run` goes on with another channel."""
+        assert not self._in_flight, "steps are in flight on the old channel"
+        self._channel, self._stops = channel, False
+
     async def run(self) -> None:
-        """Runs until it is cancelled. Raises QuireError when the executor fails or is gone."""
-        while True:
-            plan = self._scheduler.schedule(self._lane)
+        """Runs until `stop`. Raises QuireError when the executor fails or is gone."""
+        while self._in_flight or not self._stops:
+            plan = None if self._stops else self._scheduler.schedule(self.lane)
             if plan is not None:
                 await self._send(plan)
             if not self._in_flight:
@@ -80,18 +102,20 @@ class StepLoop:
                 await self._receive()
 
     async def _send(self, plan: StepPlan) -> None:
-        record = StepRecord(plan.step, self._lane, plan.num_prefill_tokens, plan.num_decode_tokens, 0)
-        await self._channel.send(plan.to_proto(self._epoch))
-        record.plan_sent_ns = time.monotonic_ns()
+        record = StepRecord(plan.step, self.lane, plan.num_prefill_tokens, plan.num_decode_tokens, 0)
         self._in_flight.append((plan, record))
         self.records.append(record)
+        await self._channel.send(plan.to_proto(self._epoch))
+        record.plan_sent_ns = time.monotonic_ns()
 
     async def _receive(self) -> None:
         result = await self._channel.receive()
-        plan, record = self._in_flight.popleft()
+        plan, record = self._in_flight[0]
         if (result.epoch, result.step) != (self._epoch, plan.step):
             raise QuireError(f"an executor answered step {result.step} where step {plan.step} was due")
         record.result_received_ns = time.monotonic_ns()
-        self._router.publish(self._scheduler.update_from_output(plan, result))
+        events = self._scheduler.update_from_output(plan, result)
+        self._in_flight.popleft()
+        self._router.publish(events)
         # Blocks and slots may be free now that another executor's sequences wait for.
         self._work.notify()

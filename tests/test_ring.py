@@ -148,7 +148,7 @@ def test_a_peer_that_breaks_the_protocol_is_noticed(rings):
         RingWriter(rings.plans).send(b"x" * 100)
 
 
-def _header(magic: bytes = b"QUIRERNG", version: int = 1, capacity: int = 64) -> bytes:
+def _header(magic: bytes = b"QUIRERNG", version: int = 2, capacity: int = 64) -> bytes:
     fields = struct.pack("<8sII", magic, version, capacity)
     return fields + struct.pack("<I", zlib.crc32(fields))
 

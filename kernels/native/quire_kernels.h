@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define QUIRE_ABI_VERSION 3
+#define QUIRE_ABI_VERSION 4
 #define QUIRE_EXPORT __attribute__((visibility("default")))
 
 #ifdef __cplusplus

@@ -46,6 +46,7 @@ typedef struct quire_batch {
     float* logits;             /* [num_logit_rows, vocab], written; null: nobody wants them but the sampling */
     const int32_t* state_rows; /* [num_state_rows]: tokens whose final states, after the last norm, are wanted */
     float* states;             /* [num_state_rows, hidden], written */
+    uint64_t* layers_computed; /* counts up by one when a layer is done, for whoever watches; or null */
     int64_t block_table_stride;
     int32_t num_tokens, num_seqs, max_blocks, num_logit_rows, num_state_rows;
 } quire_batch;

@@ -144,6 +144,7 @@ public:
         for (int32_t i = 0; i < decoder_.num_layers; ++i) {
             attend(decoder_.layers[i]);
             feed_forward(decoder_.layers[i]);
+            if (batch_.layers_computed) __atomic_fetch_add(batch_.layers_computed, 1, __ATOMIC_RELAXED);
         }
         if (batch_.num_state_rows > 0) states();
         if (batch_.num_logit_rows > 0) head();

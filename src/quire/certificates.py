@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import grpc
 
@@ -118,7 +118,7 @@ class ServerCertificates:
         """For a gRPC server's life. Only required certificates are asked for: gRPC for Python has no way to offer."""
         given = self._certificates
 
-        def changed() -> grpc.ServerCertificateConfiguration | None:
+        def changed() -> Any:  # None, which its types leave out, stands for no change
             nonlocal given
             current = self.current()[0]
             if current is given:
@@ -139,7 +139,7 @@ class ServerCertificates:
                     self._certificates = certificates
                     logger.info("the certificate %s has been read again", self._files.certificate)
                 except StartupError as error:
-                    logger.error("%s; the certificate that was read before stays in use", error.message)  # noqa: TRY400
+                    logger.error("%s; the certificate that was read before stays in use", error.message)
             return self._certificates, self._context
 
 

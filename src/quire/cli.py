@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import typer
 from pydantic import ByteSize
@@ -20,8 +20,12 @@ from pydantic_core import PydanticUndefined
 from quire.bench.settings import LatencySettings, ServeBenchSettings, ThroughputSettings
 from quire.config import ExecutorSettings, GatewaySettings, SchedulerSettings, ServeSettings, _Settings
 from quire.errors import QuireError
+from quire.grpc_cli import Address, CaCerts, CertFile, KeyFile
 from quire.grpc_cli import app as grpc_app
 from quire.process import run_process
+
+if TYPE_CHECKING:
+    from quire.client.tls import TlsArguments
 
 app = typer.Typer(
     name="quire", help="Serve large language models.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -195,7 +199,6 @@ _add_command(
 _add_command("throughput", ThroughputSettings, _bench_throughput, "Time many requests given at once.", to=bench)
 _add_command("latency", LatencySettings, _bench_latency, "Time a batch, again and again.", to=bench)
 
-Address = Annotated[str, typer.Option(help="gRPC address of a running server.", envvar="QUIRE_ADDRESS")]
 MaxTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens.")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy; default: the model's.")]
 ApiKey = Annotated[str | None, typer.Option(help="The server's API key.", envvar="QUIRE_API_KEY", show_envvar=True)]
@@ -210,13 +213,18 @@ def complete(
     max_tokens: MaxTokens = 64,
     temperature: Temperature = None,
     api_key: ApiKey = None,
+    ssl_ca_certs: CaCerts = None,
+    ssl_certfile: CertFile = None,
+    ssl_keyfile: KeyFile = None,
 ) -> None:
     """Continue a text with a running server."""
+    from quire.client import Client
     from quire.terminal import complete as run
 
     # A line's end is the shell's, as in `$(…)`; a model would take it for the end of a paragraph.
     text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
-    run(address, text, max_tokens, temperature, api_key)
+    tls: TlsArguments = {"ssl_ca_certs": ssl_ca_certs, "ssl_certfile": ssl_certfile, "ssl_keyfile": ssl_keyfile}
+    run(Client(address, api_key=api_key, **tls), text, max_tokens, temperature)
 
 
 @app.command()
@@ -226,11 +234,16 @@ def chat(
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     api_key: ApiKey = None,
+    ssl_ca_certs: CaCerts = None,
+    ssl_certfile: CertFile = None,
+    ssl_keyfile: KeyFile = None,
 ) -> None:
     """Chat with a running server; an empty line or Ctrl-D ends it, and Ctrl-C an answer."""
+    from quire.client import Client
     from quire.terminal import chat as run
 
-    run(address, system, max_tokens, temperature, api_key)
+    tls: TlsArguments = {"ssl_ca_certs": ssl_ca_certs, "ssl_certfile": ssl_certfile, "ssl_keyfile": ssl_keyfile}
+    run(Client(address, api_key=api_key, **tls), system, max_tokens, temperature)
 
 
 @app.command()

@@ -182,6 +182,10 @@ class ServingOptions(ModelOptions):
         None, ge=1, description="Requests (prompts) in the server, running or waiting, beyond which one gets 429."
     )
 
+    max_connections: int = Field(
+        4096, ge=1, description="Connections that each gateway holds, on REST and on gRPC; one more is refused."
+    )
+
     @property
     def model_names(self) -> list[str]:
         """The names clients may use for the model."""
@@ -270,6 +274,7 @@ class ProcessOptions(OperationOptions):
     parent_pid: int | None = Field(None, description="Process whose death ends this one.")
     runtime_dir: Path | None = Field(None, description="Folder of that process, removed if it has died.")
     status_fd: int | None = Field(None, description="Descriptor for one JSON line per status change.")
+    progress_fd: int | None = Field(None, description="Descriptor of a page in which the process counts.")
 
 
 class ListenOptions(_Settings):
@@ -301,6 +306,7 @@ class GatewaySettings(ServingOptions, AccessOptions, TlsOptions, ChatOptions, Pr
 
     scheduler: str = Field(description="Address of the scheduler.")
     index: int = Field(0, ge=0, description="Number of this gateway, for its name.")
+    reuse_port: bool = Field(False, description="Share the ports with other gateways that do (SO_REUSEPORT).")
 
 
 class LocalSettings(ModelOptions, PrecisionOptions, CacheOptions, SchedulingOptions, OperationOptions):

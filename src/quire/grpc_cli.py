@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quire.errors import InvalidRequestError
 
-Address = Annotated[str, typer.Option(help="gRPC address of a running server.", envvar="QUIRE_ADDRESS")]
+if TYPE_CHECKING:
+    from quire.client.tls import TlsArguments
+
+Address = Annotated[
+    str, typer.Option(help="gRPC address of a running server; https:// before it asks for TLS.", envvar="QUIRE_ADDRESS")
+]
+CaCerts = Annotated[
+    Path | None, typer.Option(help="Connect with TLS, to a server whose certificate one of these has signed (PEM).")
+]
+CertFile = Annotated[Path | None, typer.Option(help="The certificate to show to the server (PEM).")]
+KeyFile = Annotated[Path | None, typer.Option(help="Its key (PEM).")]
 _ADDRESS = "127.0.0.1:50051"
 
 app = typer.Typer(
@@ -22,11 +33,17 @@ app = typer.Typer(
 
 
 @app.command("list")
-def list_services(address: Address = _ADDRESS) -> None:
+def list_services(
+    address: Address = _ADDRESS,
+    ssl_ca_certs: CaCerts = None,
+    ssl_certfile: CertFile = None,
+    ssl_keyfile: KeyFile = None,
+) -> None:
     """Print the services and their methods."""
     from quire.reflection_client import ReflectionClient
 
-    with ReflectionClient.connected(address) as client:
+    tls: TlsArguments = {"ssl_ca_certs": ssl_ca_certs, "ssl_certfile": ssl_certfile, "ssl_keyfile": ssl_keyfile}
+    with ReflectionClient.connected(address, **tls) as client:
         for line in client.list():
             typer.echo(line)
 
@@ -35,11 +52,15 @@ def list_services(address: Address = _ADDRESS) -> None:
 def describe(
     symbol: Annotated[str, typer.Argument(help="Full name of a service, message or enum.")],
     address: Address = _ADDRESS,
+    ssl_ca_certs: CaCerts = None,
+    ssl_certfile: CertFile = None,
+    ssl_keyfile: KeyFile = None,
 ) -> None:
     """Print the definition of a service, message or enum."""
     from quire.reflection_client import ReflectionClient
 
-    with ReflectionClient.connected(address) as client:
+    tls: TlsArguments = {"ssl_ca_certs": ssl_ca_certs, "ssl_certfile": ssl_certfile, "ssl_keyfile": ssl_keyfile}
+    with ReflectionClient.connected(address, **tls) as client:
         for line in client.describe(symbol):
             typer.echo(line)
 
@@ -55,6 +76,9 @@ def call(
     header: Annotated[
         list[str] | None, typer.Option("--header", "-H", help="Metadata, as 'name: value' (repeat for more).")
     ] = None,
+    ssl_ca_certs: CaCerts = None,
+    ssl_certfile: CertFile = None,
+    ssl_keyfile: KeyFile = None,
 ) -> None:
     """Call a method and print each response as one line of JSON. Ctrl-C cancels the call.
 
@@ -64,7 +88,8 @@ def call(
 
     requests = [line for line in sys.stdin if line.strip()] if request == "-" else [request]
     metadata = [_metadata(entry) for entry in header or ()]
-    with ReflectionClient.connected(address) as client:
+    tls: TlsArguments = {"ssl_ca_certs": ssl_ca_certs, "ssl_certfile": ssl_certfile, "ssl_keyfile": ssl_keyfile}
+    with ReflectionClient.connected(address, **tls) as client:
         for line in client.call(method, requests, deadline, metadata):
             typer.echo(line)
 

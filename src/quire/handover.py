@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from quire.peer_credentials import check_peer
+from quire.peers import Peers
 from quire.runtime_dir import make_runtime_dir
 
 
@@ -23,9 +24,11 @@ class Handover:
     Register `fileno()` with an event loop and call `serve_one()` when it is readable.
     """
 
-    def __init__(self, address: Path, descriptors: Sequence[int]) -> None:
+    def __init__(self, address: Path, descriptors: Sequence[int], peers: Peers | None = None) -> None:
+        """Whoever takes the descriptors is added to `peers`."""
         self.address = address
         self._descriptors = list(descriptors)
+        self._peers = peers
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(address))
         address.chmod(0o600)
@@ -43,6 +46,8 @@ class Handover:
             return
         with connection, contextlib.suppress(OSError):  # a peer that left already, or another user's
             check_peer(connection)
+            if self._peers is not None:
+                self._peers.add(connection)
             socket.send_fds(connection, [b"\0"], self._descriptors)
 
     def close(self) -> None:
@@ -51,12 +56,15 @@ class Handover:
 
 
 @contextlib.contextmanager
-def offered(name: str, descriptors: Sequence[int]) -> Iterator[Path]:
-    """Offers descriptors for the length of the block, from the running event loop; yields the socket's path."""
+def offered(name: str, descriptors: Sequence[int], peers: Peers | None = None) -> Iterator[Path]:
+    """Offers descriptors for the length of the block, from the running event loop; yields the socket's path.
+
+    Whoever takes them is added to `peers`.
+    """
     loop = asyncio.get_running_loop()
     folder = make_runtime_dir()
     try:
-        with contextlib.closing(Handover(folder / f"{name}.sock", descriptors)) as handover:
+        with contextlib.closing(Handover(folder / f"{name}.sock", descriptors, peers)) as handover:
             loop.add_reader(handover.fileno(), handover.serve_one)
             try:
                 yield handover.address

@@ -1,8 +1,9 @@
 """What every process of Quire does: name itself, say how it fares, and end with its parent.
 
 A parent learns a child's state from a pipe, one JSON object per line: `{"state": "ready", …}` once, or
-`{"state": "failed", "message": …, "field": …}`. A child learns of its parent's death from a pidfd, which works
-from any thread and cannot be fooled by a reused process id (PR_SET_PDEATHSIG fires when a *thread* ends).
+`{"state": "failed", "message": …, "field": …}`, and that it is alive from a page of shared memory (progress.py). A
+child learns of its parent's death from a pidfd, which works from any thread and cannot be fooled by a reused process
+id (PR_SET_PDEATHSIG fires when a *thread* ends).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import uvloop
 
 from quire.config import ProcessOptions
 from quire.errors import QuireError, StartupError
+from quire.progress import heartbeats
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +128,7 @@ async def _supervised(
     stop = StopSignal()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    with _parent_watch(settings.parent_pid, stop.set):
+    with _parent_watch(settings.parent_pid, stop.set), heartbeats(settings.progress_fd):
         await main(settings, status, stop)
 
 

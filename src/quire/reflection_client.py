@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import grpc
 from google.protobuf import descriptor, descriptor_pool, json_format, message_factory
@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from quire.client.retry import check_timeout
+from quire.client.tls import Target, TlsArguments
 from quire.errors import InvalidRequestError, QuireError
 from quire.rpc import errors_from_status, open_sync_channel
 
@@ -33,9 +34,10 @@ class ReflectionClient:
 
     @classmethod
     @contextlib.contextmanager
-    def connected(cls, address: str) -> Iterator[ReflectionClient]:
+    def connected(cls, address: str, **tls: Unpack[TlsArguments]) -> Iterator[ReflectionClient]:
         """A client of the server at this address."""
-        with open_sync_channel(address) as channel, errors_from_status("the server"):
+        target = Target.of(address, tls)
+        with open_sync_channel(target.address, target.credentials) as channel, errors_from_status("the server"):
             yield cls(channel)
 
     def list(self) -> Iterator[str]:

@@ -2,17 +2,17 @@
 
 `StepRings` is a sealed memfd with one ring for plans and one for results, and two eventfds for each ring:
 
-    page 0      header: magic, version, capacity, CRC
+    page 0      header: magic, version, capacity, CRC; at COUNTERS_OFFSET the executor's counters (`step_counters.py`)
     page 1 …    the circle of plans, capacity bytes: u32 length, message, u32 length, message, …
                 the circle of results, likewise
     written     eventfd: bytes the writer has put in and the reader has not taken note of
     freed       eventfd: bytes the reader has taken out and the writer has not taken note of
 
-There are no counters in the shared memory. Python has no memory fences, so a counter read there could run ahead of
-the bytes it counts; an eventfd's value changes hands under a lock of the kernel, which orders everything written
-before it on every architecture. The writer copies, then adds to `written`; the reader takes that value and copies
-exactly so many bytes out, then adds them to `freed`; the writer overwrites no byte before it has taken note of that.
-Both eventfds wake whoever polls them: nobody spins.
+No counter in the shared memory says what may be read. Python has no memory fences, so a counter read there could run
+ahead of the bytes it counts; an eventfd's value changes hands under a lock of the kernel, which orders everything
+written before it on every architecture. The writer copies, then adds to `written`; the reader takes that value and
+copies exactly so many bytes out, then adds them to `freed`; the writer overwrites no byte before it has taken note of
+that. Both eventfds wake whoever polls them: nobody spins. The counters in the header page are for watching only.
 
 The circle is a stream of bytes, like a pipe: a message that is larger than the room there is goes in piece by piece,
 and its writer waits for `freed` in between. The default capacity holds the two plans in flight of usual batches many
@@ -40,9 +40,12 @@ from typing import Final, Self
 from quire import handover
 from quire.errors import RingError
 from quire.rpc import MAX_MESSAGE_BYTES
+from quire.step_counters import COUNTERS_BYTES, StepCounters
 
-VERSION: Final = 1
+VERSION: Final = 2
 DEFAULT_CAPACITY: Final = 1 << 20
+# Of the counters in the memfd "quire-step-rings", on a cache line of their own.
+COUNTERS_OFFSET: Final = 64
 
 _MAGIC: Final = b"QUIRERNG"
 # magic, version, capacity of each circle
@@ -192,7 +195,10 @@ class StepRings:
         except BaseException:
             _close_all(self.descriptors)
             raise
-        circles = memoryview(self._map)[_HEADER_BYTES:]
+        memory = memoryview(self._map)
+        # Written by the executor alone.
+        self.counters = StepCounters(memory[COUNTERS_OFFSET : COUNTERS_OFFSET + COUNTERS_BYTES])
+        circles = memory[_HEADER_BYTES:]
         self.plans = Ring(circles[:capacity], *eventfds[:2])
         self.results = Ring(circles[capacity:], *eventfds[2:])
 
@@ -221,6 +227,7 @@ class StepRings:
         """Unmaps the memory, which ends when the other side has done so too."""
         self.plans.memory.release()
         self.results.memory.release()
+        self.counters.release()
         self._map.close()
         _close_all(self.descriptors)
 

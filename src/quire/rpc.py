@@ -8,6 +8,7 @@ are each other's inverse.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -54,6 +55,17 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_reconnect_backoff_ms", 200),
 ]
 
+# What clients are allowed, beyond the sizes above.
+_PUBLIC_OPTIONS: list[tuple[str, Any]] = [
+    # On one connection. HTTP/2 lets a client wait for its turn.
+    ("grpc.max_concurrent_streams", 1024),
+    # Of a call's metadata (bytes): from the first on some are refused, from the second on all.
+    ("grpc.max_metadata_size", 16 << 10),
+    ("grpc.absolute_max_metadata_size", 32 << 10),
+    # A client that pings more often than every 5 s (see above) three times over is told to go away.
+    ("grpc.http2.max_ping_strikes", 2),
+]
+
 # Where several exceptions share a status code, the one a bare status (without details) means.
 _BARE_STATUS: dict[str, type[QuireError]] = {
     cls.grpc_code: cls
@@ -70,27 +82,48 @@ _BARE_STATUS: dict[str, type[QuireError]] = {
 }
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
+def open_channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
     """A channel to a process of ours; `address` is host:port or unix:/path."""
-    return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
 
 
-def open_sync_channel(address: str) -> grpc.Channel:
+def open_sync_channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
     """The same for callers without an event loop."""
-    return grpc.insecure_channel(address, options=_OPTIONS)
+    if credentials is None:
+        return grpc.insecure_channel(address, options=_OPTIONS)
+    return grpc.secure_channel(address, credentials, options=_OPTIONS)
 
 
-def new_server(interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> grpc.aio.Server:
-    """A server that refuses to share its port with another process."""
-    return grpc.aio.server(interceptors=interceptors, options=[*_OPTIONS, ("grpc.so_reuseport", 0)])
+def new_server() -> grpc.aio.Server:
+    """A server for processes of ours, which refuses to share its port with another."""
+    return grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", 0)])
 
 
-def bind(server: grpc.aio.Server, address: str) -> int:
-    """Binds a server and returns its port (1 for a Unix socket). Raises StartupError if it is taken."""
+def new_public_server(
+    interceptors: Sequence[grpc.aio.ServerInterceptor], max_connections: int, *, reuse_port: bool = False
+) -> grpc.aio.Server:
+    """A server for clients, who are not trusted; with `reuse_port` other processes may have the same port."""
+    own = [("grpc.max_allowed_incoming_connections", max_connections), ("grpc.so_reuseport", int(reuse_port))]
+    return grpc.aio.server(interceptors=interceptors, options=[*_OPTIONS, *_PUBLIC_OPTIONS, *own])
+
+
+def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+    """Binds a server and returns its port (1 for a Unix socket, which is ours alone).
+
+    Raises StartupError if it is taken.
+    """
+    # A socket is never open to others, not even between its creation and a chmod.
+    old_mask = os.umask(0o177)
     try:
-        return server.add_insecure_port(address)
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise StartupError(f"cannot listen on {address}: {error}", field="listen") from error
+    finally:
+        os.umask(old_mask)
 
 
 def to_status(error: QuireError) -> status_pb2.Status:

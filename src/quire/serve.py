@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import setproctitle
@@ -20,23 +21,27 @@ if TYPE_CHECKING:
 
 
 def serve(settings: ServeSettings) -> int:
-    """Serves until SIGTERM or SIGINT (status 0) or until a process ends (status 1). Raises StartupError."""
+    """Serves until SIGTERM or SIGINT (status 0) or until a process cannot be had any more (status 1).
+
+    A second signal cuts the end of running requests short. Raises StartupError if the start fails.
+    """
     setproctitle.setproctitle("quire: serve")
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s serve: %(message)s")
     console = Console(stderr=True, highlight=False)
     name = settings.model_name
     with Supervisor(settings) as supervisor:
         try:
-            with _stop_signals():
+            with _stop_signals(supervisor):
                 console.print(f"Starting [bold]{name}[/bold] …")
                 ready = supervisor.start(gateway=settings)
                 console.print(budget_table(supervisor.describe()))
                 console.print(how_to_call(name, settings.host, ready["port"], ready["grpc_port"]), soft_wrap=True)
-                ended = supervisor.wait()
+                failure = supervisor.wait()
         except _Stopped:
             console.print("Stopping …")
+            supervisor.stop()
             return 0
-        reason = ended.failure.message if ended.failure else ended.describe_end()
-        console.print(f"[red]quire serve: error:[/red] {reason}; stopping the other processes")
+        console.print(f"[red]quire serve: error:[/red] {failure.message}; stopping the other processes")
         return 1
 
 
@@ -75,21 +80,26 @@ class _Stopped(BaseException):
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[None]:
-    """Makes the first SIGTERM or SIGINT raise _Stopped; after the block, where clean-up runs, they are ignored."""
+def _stop_signals(supervisor: Supervisor) -> Iterator[None]:
+    """Makes the first SIGTERM or SIGINT raise _Stopped; after the block, where clean-up runs, another hurries it."""
+
+    def hurry(number: int, frame: object) -> None:
+        supervisor.hurry()
 
     def stop(number: int, frame: object) -> None:
-        for handled in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(handled, signal.SIG_IGN)
+        _handle(hurry)
         raise _Stopped
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    _handle(stop)
     try:
         yield
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+        _handle(hurry)
+
+
+def _handle(handler: Callable[[int, object], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
 
 
 def _bytes(size: float) -> str:

@@ -13,21 +13,19 @@ from quire.sampling_params import SamplingParams
 Messages = list[dict[str, str]]
 
 
-def complete(address: str, prompt: str, max_tokens: int | None, temperature: float | None, api_key: str | None) -> None:
+def complete(client: Client, prompt: str, max_tokens: int | None, temperature: float | None) -> None:
     """Prints the continuation of a text as it comes. Raises QuireError."""
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
-    with Client(address, api_key=api_key) as client:
+    with client:
         _print_stream(client.generate(prompt, params))
 
 
-def chat(
-    address: str, system: str | None, max_tokens: int | None, temperature: float | None, api_key: str | None
-) -> None:
+def chat(client: Client, system: str | None, max_tokens: int | None, temperature: float | None) -> None:
     """Reads the user's turns from standard input and prints the answers. Raises QuireError."""
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
     opening: Messages = [{"role": "system", "content": system}] if system else []
     turns: Messages = []
-    with Client(address, api_key=api_key) as client:
+    with client:
         while question := _ask():
             turns.append({"role": "user", "content": question})
             turns = _answer(client, opening, turns, params)

@@ -90,27 +90,6 @@ def test_death_of_the_supervisor_during_the_start_ends_everything(nothing_left, 
     assert serve.wait(30) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(
-    ("title", "transport"),
-    [
-        ("executor 0", "ring"),
-        ("executor 0", "grpc"),
-        ("scheduler", "ring"),
-        ("scheduler", "grpc"),
-        ("gateway 0", "ring"),
-    ],
-)
-def test_death_of_any_process_ends_everything(nothing_left, title, transport):
-    """Restarting what died is not there yet; until then a server that cannot serve says so and ends."""
-    serve, processes = _start_serve("--step-transport", transport)
-    nothing_left += processes
-    victim = next(process for process in processes if " ".join(process.cmdline()).strip() == f"quire: {title}")
-    victim.kill()
-    said = serve.stderr.read()
-    _finish(serve, 1)
-    assert "error:" in said
-
-
 def test_offline_llm_leaves_nothing(nothing_left):
     with LLM(kv_cache_memory="64MiB") as llm:
         nothing_left += psutil.Process(os.getpid()).children(recursive=True)

@@ -12,7 +12,8 @@ from support.fake_scheduler import MAX_MODEL_LEN, FakeScheduler, Together
 
 from quire.columns import pack_u32
 from quire.gateway.flow_control import FlowControl, FlowLimits
-from quire.gateway.scheduler_client import RequestStream, SchedulerClient
+from quire.gateway.request_stream import RequestStream
+from quire.gateway.scheduler_client import SchedulerClient
 from quire.internal.v1 import scheduler_pb2
 from quire.v1 import generate_pb2
 

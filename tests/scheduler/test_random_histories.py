@@ -23,7 +23,7 @@ MAX_IN_FLIGHT = 3
 
 
 class RandomHistories(RuleBasedStateMachine):
-    """Arrivals, aborts, pauses, forks and preemptions in any order, with any number of steps in flight."""
+    """Arrivals, aborts, pauses, forks, preemptions and lost executors in any order, with steps in flight."""
 
     @initialize(
         num_blocks=st.integers(8, 24),
@@ -47,6 +47,7 @@ class RandomHistories(RuleBasedStateMachine):
         )
         self.aborted = set()
         self.policy = policy
+        self.num_losses = 0
         self.capacity = num_blocks * block_size
 
     @rule(
@@ -147,6 +148,18 @@ class RandomHistories(RuleBasedStateMachine):
         if self.bench.lanes[lane].computed:
             self.bench.deliver(lane)
 
+    @precondition(lambda self: self.num_losses < 4)  # five in a row would end requests
+    @rule(lane=st.integers(0, 1))
+    def lose(self, lane):
+        lane %= len(self.bench.lanes)
+        if lane in self.bench.scheduler.live_lanes:
+            self.num_losses += 1
+            assert not self.bench.lose(lane).failed
+
+    @rule(lane=st.integers(0, 1))
+    def regain(self, lane):
+        self.bench.scheduler.regain_lane(lane % len(self.bench.lanes))
+
     @invariant()
     def blocks_add_up(self):
         if hasattr(self, "bench"):
@@ -157,6 +170,8 @@ class RandomHistories(RuleBasedStateMachine):
             return
         for key in list(self.bench.scheduler.requests):
             self.bench.scheduler.resume(key)
+        for lane in range(len(self.bench.lanes)):
+            self.bench.scheduler.regain_lane(lane)
         self.bench.drain()
         self.bench.check_idle()
         for entry in self.bench.submitted.values():

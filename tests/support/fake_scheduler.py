@@ -1,7 +1,7 @@
 """A scheduler without blocks or executors, behind the real SchedulerService on a Unix socket.
 
-What a sequence gets is `script(request, index)`: token ids, `Pause`s and `Fault`s. The default script answers with
-tokens that depend on prompt, seed and index alone.
+What a sequence gets is `script(request, index)`: token ids, `Pause`s and `Together`s. The default script answers with
+tokens that depend on prompt, seed and index alone. A sequence that comes with outputs goes on behind them.
 """
 
 from __future__ import annotations
@@ -117,6 +117,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.reset()
         self._streams: dict[str, asyncio.Queue[scheduler_pb2.StepOutputs | None]] = {}
         self._server: grpc.aio.Server | None = None
+        self._crashing: asyncio.Task[None] | None = None
         self._step = 0
         self._arrived = asyncio.Condition()
 
@@ -134,12 +135,31 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         # Of each message of a sequence, in seconds.
         self.step_delay = 0.0
         self.cached_tokens = 0
+        # Whether gateways are told that a sequence has ended.
+        self.sends_ends = True
+        # It crashes once it has sent so many messages more.
+        self.crash_after: int | None = None
 
     async def start(self) -> None:
         self._server = rpc.new_server()
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(self, self._server)
         rpc.bind(self._server, self.address)
         await self._server.start()
+
+    async def crash(self) -> None:
+        """Ends without a word, as SIGKILL does; `start` starts its successor, which knows nothing."""
+        server, self._server = self._server, None
+        assert server is not None, "it does not run"
+        for request in self.requests:
+            for task in request.tasks:
+                task.cancel()
+        self._streams.clear()
+        await server.stop(None)
+
+    async def restart(self) -> None:
+        """Crashes and is there again at once."""
+        await self.crash()
+        await self.start()
 
     async def stop(self) -> None:
         self.reset()
@@ -196,8 +216,22 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         try:
             while (message := await queue.get()) is not None:
                 yield message
+                if self.crash_after is not None:
+                    self.crash_after -= 1
+                    if self.crash_after <= 0:
+                        self.crash_after = None
+                        self._crashing = asyncio.create_task(self.restart())
         finally:
-            self._streams.pop(request.gateway_id, None)
+            if self._streams.get(request.gateway_id) is queue:
+                self._end_stream(request.gateway_id)
+
+    def _end_stream(self, gateway_id: str) -> None:
+        """A gateway's requests end with its stream."""
+        del self._streams[gateway_id]
+        for submitted in self.requests:
+            if submitted.message.gateway_id == gateway_id:
+                for task in submitted.tasks:
+                    task.cancel()
 
     async def Submit(  # noqa: N802
         self, request: scheduler_pb2.SubmitRequest, context: Context
@@ -214,9 +248,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             if request.pooling:
                 submitted.tasks = [asyncio.create_task(self._pool(request))]
             else:
-                submitted.tasks = [
-                    asyncio.create_task(self._generate(submitted, state.index)) for state in request.sequences
-                ]
+                submitted.tasks = [asyncio.create_task(self._generate(submitted, state)) for state in request.sequences]
             await asyncio.sleep(self.submit_delay)
             return scheduler_pb2.SubmitResponse()
 
@@ -226,8 +258,9 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         for submitted in self.requests:
             if submitted.message.request_key == request.request_key:
                 submitted.aborts.append(request)
-                for index in request.sequence_indices or range(len(submitted.tasks)):
-                    submitted.tasks[index].cancel()
+                for state, task in zip(submitted.message.sequences, submitted.tasks, strict=True):
+                    if not request.sequence_indices or state.index in request.sequence_indices:
+                        task.cancel()
         async with self._arrived:
             self.aborts.append(request)
             self._arrived.notify_all()
@@ -239,8 +272,9 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             if isinstance(entry, Pause):
                 await entry.until.wait()
         message = scheduler_pb2.StepOutputs(step=self._step)
-        message.started.add(request_key=request.request_key, cached_tokens=self.cached_tokens)
-        message.embeddings.add(request_key=request.request_key, values=pseudo_state(request))
+        name = {"request_key": request.request_key, "attempt": request.attempt}
+        message.started.add(**name, cached_tokens=self.cached_tokens)
+        message.embeddings.add(**name, values=pseudo_state(request))
         if (stream := self._streams.get(request.gateway_id)) is not None:
             stream.put_nowait(message)
 
@@ -256,23 +290,32 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
                     submitted.may_run.set()
         return scheduler_pb2.SetFlowResponse()
 
-    async def _generate(self, submitted: Submitted, index: int) -> None:
+    async def _generate(self, submitted: Submitted, state: scheduler_pb2.SequenceState) -> None:
         """One message per token (or Together), the end with the last one."""
         request = submitted.message
-        sequence = _Sequence(request, index, self.cached_tokens)
-        for entry in self.script(request, index):
+        known = [] if request.sampling_params.use_beam_search else unpack_u32(state.output_token_ids)
+        sequence = _Sequence(request, state.index, self.cached_tokens, len(known))
+        for entry in self.script(request, state.index):
             if isinstance(entry, Pause):
-                await entry.until.wait()
+                if not known:
+                    await entry.until.wait()
+                continue
+            token_ids = entry.token_ids if isinstance(entry, Together) else [entry]
+            skipped, known = known[: len(token_ids)], known[len(token_ids) :]
+            assert skipped == list(token_ids[: len(skipped)]), "the gateway sent other tokens than it was given"
+            if len(skipped) == len(token_ids):
                 continue
             await submitted.may_run.wait()
-            token_ids = entry.token_ids if isinstance(entry, Together) else [entry]
             self._step += 1
-            message = sequence.step(self._step, token_ids)
+            message = sequence.step(self._step, token_ids[len(skipped) :])
+            has_ended = bool(message.finished)
+            if not self.sends_ends:
+                del message.finished[:]
             stream = self._streams.get(request.gateway_id)
             if stream is None:
                 return
             stream.put_nowait(message)
-            if message.finished:
+            if has_ended:
                 return
             await asyncio.sleep(self.step_delay)
 
@@ -280,11 +323,13 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
 class _Sequence:
     """Counts positions and knows when to end."""
 
-    def __init__(self, request: scheduler_pb2.SubmitRequest, index: int, cached_tokens: int) -> None:
+    def __init__(self, request: scheduler_pb2.SubmitRequest, index: int, cached_tokens: int, num_tokens: int) -> None:
+        """`num_tokens`: how many it has already."""
         self._request = request
         self._index = index
         self._cached_tokens = cached_tokens
-        self._num_tokens = 0
+        self._num_tokens = num_tokens
+        self._has_started = False
 
     def step(self, step: int, token_ids: Sequence[int]) -> scheduler_pb2.StepOutputs:
         taken: list[int] = []
@@ -310,11 +355,12 @@ class _Sequence:
             positions=pack_u32(range(self._num_tokens, self._num_tokens + count)),
             token_ids=pack_u32(token_ids),
         )
-        if self._num_tokens == 0 and self._index == 0:
-            message.started.add(request_key=request.request_key, cached_tokens=self._cached_tokens)
+        if not self._has_started and self._index == request.sequences[0].index:
+            name = {"request_key": request.request_key, "attempt": request.attempt}
+            message.started.add(**name, cached_tokens=self._cached_tokens)
             if request.sampling_params.HasField("prompt_logprobs"):
-                positions = prompt_logprobs_of(request)
-                message.prompt_logprobs.add(request_key=request.request_key, start=1, positions=positions)
+                message.prompt_logprobs.add(**name, start=1, positions=prompt_logprobs_of(request))
+        self._has_started = True
         if request.sampling_params.HasField("logprobs"):
             top = request.sampling_params.logprobs
             for row, token_id in enumerate(token_ids):

@@ -12,6 +12,7 @@ from quire.config import SchedulingPolicy
 from quire.internal.v1 import executor_pb2, scheduler_pb2
 from quire.scheduler.beam_search import BeamSearch
 from quire.scheduler.kv_cache import KvCache
+from quire.scheduler.outputs import StepEvents
 from quire.scheduler.request_checks import SchedulerLimits
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import Request, RequestKey, Sequence
@@ -34,6 +35,7 @@ class Submitted:
     # As a gateway takes them: what it has, it drops.
     prompt_logprobs: list[float] = field(default_factory=list)
     embedding: bytes | None = None
+    failure: str | None = None
 
     def truth(self, index: int) -> list[int]:
         params = self.request.params
@@ -79,8 +81,8 @@ class Bench:
         cache = KvCache(num_blocks, block_size, num_lanes=num_lanes, prefix_caching=prefix_caching)
         limits = SchedulerLimits(max_model_len, max_num_seqs, max_num_batched_tokens, policy)
         self.scheduler = Scheduler(cache, limits)
-        memory = FakeKvMemory(block_size)
-        self.lanes = [_Lane(FakeExecutor(memory)) for _ in range(num_lanes)]
+        self.memory = FakeKvMemory(block_size)
+        self.lanes = [_Lane(FakeExecutor(self.memory)) for _ in range(num_lanes)]
         self.submitted: dict[RequestKey, Submitted] = {}
         self.plans: list[StepPlan] = []
         # The plans as executors got them.
@@ -126,8 +128,8 @@ class Bench:
         return self.submit(prompt, n=n, best_of=width, use_beam_search=True, length_penalty=length_penalty, **params)
 
     def plan(self, lane: int = 0) -> StepPlan | None:
-        """Plans a step and sends it."""
-        plan = self.scheduler.schedule(lane)
+        """Plans a step and sends it, if the lane has an executor."""
+        plan = self.scheduler.schedule(lane) if lane in self.scheduler.live_lanes else None
         if plan is not None:
             self.lanes[lane].sent.append(plan)
             self.plans.append(plan)
@@ -166,6 +168,21 @@ class Bench:
             self.compute(lane)
             self.deliver(lane)
         return plan
+
+    def lose(self, lane: int = 0) -> StepEvents:
+        """The executor dies: its answers are lost, and what it had not computed it has half written."""
+        memory, dying = self.memory, self.lanes[lane]
+        pending = [plan for plan, _ in dying.computed] + list(dying.sent)
+        before = dict(memory.slots)
+        for plan in dying.sent:
+            dying.executor.execute(plan.to_proto(EPOCH))
+        for place in [place for place, value in memory.slots.items() if before.get(place) != value]:
+            memory.slots[place] = b"torn"
+        self.lanes[lane] = _Lane(FakeExecutor(memory))
+        events = self.scheduler.lose_lane(lane, pending[0] if pending else None)
+        for request, reason in events.failed:
+            self.submitted[request.key].failure = reason
+        return events
 
     def in_flight(self, lane: int) -> int:
         return len(self.lanes[lane].sent) + len(self.lanes[lane].computed)

@@ -16,6 +16,7 @@ from quire.bench.prompts import BenchRequest
 from quire.bench.settings import ServeBenchSettings
 from quire.bench.sse import EventReader
 from quire.bench.timeline import Timeline
+from quire.client.tls import Target
 from quire.errors import QuireError, RequestAbortedError, ServiceUnavailableError
 from quire.rpc import errors_from_status, open_channel
 from quire.v1 import generate_pb2, generate_pb2_grpc
@@ -140,7 +141,9 @@ class _OpenAIBackend:
 
     def __init__(self, settings: ServeBenchSettings, model: str) -> None:
         key = os.environ.get("OPENAI_API_KEY")
-        self._client = HttpClient(settings.base_url, {"authorization": f"Bearer {key}"} if key else {})
+        self._client = HttpClient(
+            settings.base_url, {"authorization": f"Bearer {key}"} if key else {}, settings.ssl_ca_certs
+        )
         self._common: dict[str, Any] = {
             "model": model,
             "temperature": settings.temperature,
@@ -202,7 +205,8 @@ class GrpcBackend:
     """Quire's GenerateService, by its stub: no retries and no bookkeeping for them."""
 
     def __init__(self, settings: ServeBenchSettings, model: str) -> None:
-        self._channel = open_channel(settings.base_url.removeprefix("http://"))
+        target = Target.of(settings.base_url, {"ssl_ca_certs": settings.ssl_ca_certs})
+        self._channel = open_channel(target.address, target.credentials)
         self._stub = generate_pb2_grpc.GenerateServiceStub(self._channel)
         self._model = model
         self._settings = settings

@@ -18,6 +18,7 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self, cast
 from urllib.parse import urlsplit
 
@@ -39,20 +40,20 @@ class Endpoint:
     tls: ssl.SSLContext | None
 
     @classmethod
-    def of(cls, base_url: str) -> Self:
-        """The endpoint of an http:// or https:// URL."""
+    def of(cls, base_url: str, ca_certs: Path | None = None) -> Self:
+        """The endpoint of an http:// or https:// URL; `ca_certs` are trusted instead of the system's."""
         url = urlsplit(base_url)
         if url.scheme not in ("http", "https") or url.hostname is None:
             raise ServiceUnavailableError(f"{base_url!r} is not an http:// or https:// URL", field="base_url")
-        tls = ssl.create_default_context() if url.scheme == "https" else None
+        tls = ssl.create_default_context(cafile=ca_certs) if url.scheme == "https" else None
         return cls(url.hostname, url.port or (443 if tls else 80), url.path, tls)
 
 
 class HttpClient:
     """Requests to one server over a pool of connections. Belongs to one event loop; close it."""
 
-    def __init__(self, base_url: str, headers: dict[str, str] | None = None) -> None:
-        self._endpoint = Endpoint.of(base_url)
+    def __init__(self, base_url: str, headers: dict[str, str] | None = None, ca_certs: Path | None = None) -> None:
+        self._endpoint = Endpoint.of(base_url, ca_certs)
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         self._idle: list[_Connection] = []
 

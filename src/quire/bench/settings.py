@@ -22,6 +22,9 @@ class TargetOptions(_Settings):
         "openai", description="openai: /v1/completions; openai-chat: /v1/chat/completions; grpc: Quire's gRPC API."
     )
     base_url: str = Field("http://127.0.0.1:8000", description="URL of the server, or host:port with --backend grpc.")
+    ssl_ca_certs: Path | None = Field(
+        None, description="Trust servers whose certificate one of these has signed (PEM); with gRPC this asks for TLS."
+    )
     model: str | None = Field(None, description="Model to ask for; default: the first one that the server lists.")
     vocab_size: int | None = Field(
         None,

@@ -23,6 +23,7 @@ from quire.client.requests import (
 from quire.client.responses import empty_output
 from quire.client.resume import Progress, Resume
 from quire.client.retry import Attempts, RetryPolicy, check_timeout
+from quire.client.tls import Target, TlsArguments
 from quire.errors import QuireError, RequestAbortedError, ServiceUnavailableError
 from quire.outputs import CompletionDelta, GenerationDelta, RequestOutput
 from quire.pooling_params import PoolingParams
@@ -44,10 +45,11 @@ class AsyncClient:
         timeout: float = 600.0,
         retry: RetryPolicy | None = None,
         api_key: str | None = None,
+        **tls: Unpack[TlsArguments],
     ) -> None:
-        """`timeout`, in seconds, is the deadline of every call, its retries included."""
+        """`timeout`, in seconds, is the deadline of every call, its retries included. For `tls` see TlsArguments."""
         self._metadata = call_metadata(api_key)
-        self._address = address
+        self._target = Target.of(address, tls)
         self._timeout = check_timeout(timeout)
         self._retry = retry or RetryPolicy()
         # Opened by the first call: a channel belongs to the loop that runs when it is made.
@@ -164,7 +166,7 @@ class AsyncClient:
 
     def _stub(self) -> generate_pb2_grpc.GenerateServiceAsyncStub:
         if self._channel is None:
-            self._channel = open_channel(self._address)
+            self._channel = open_channel(self._target.address, self._target.credentials)
         return generate_pb2_grpc.GenerateServiceStub(self._channel)
 
     def _attempts(self, timeout: float | None) -> Attempts:

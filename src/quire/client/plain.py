@@ -22,6 +22,7 @@ from quire.client.requests import (
 from quire.client.responses import empty_output
 from quire.client.resume import Progress, Resume
 from quire.client.retry import Attempts, RetryPolicy, check_timeout
+from quire.client.tls import Target, TlsArguments
 from quire.errors import QuireError, RequestAbortedError, ServiceUnavailableError
 from quire.outputs import CompletionDelta, GenerationDelta, RequestOutput
 from quire.pooling_params import PoolingParams
@@ -48,12 +49,14 @@ class Client:
         timeout: float = 600.0,
         retry: RetryPolicy | None = None,
         api_key: str | None = None,
+        **tls: Unpack[TlsArguments],
     ) -> None:
-        """`timeout`, in seconds, is the deadline of every call, its retries included."""
+        """`timeout`, in seconds, is the deadline of every call, its retries included. For `tls` see TlsArguments."""
         self._metadata = call_metadata(api_key)
         self._timeout = check_timeout(timeout)
         self._retry = retry or RetryPolicy()
-        self._channel = open_sync_channel(address)
+        target = Target.of(address, tls)
+        self._channel = open_sync_channel(target.address, target.credentials)
         self._stub = generate_pb2_grpc.GenerateServiceStub(self._channel)
         self._is_closed = False
 

@@ -1,0 +1,84 @@
+"""All that ties one executor to a lane: what it is, the pool it has attached, its steps, and the means to end it."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Final
+
+from quire.config import SchedulerSettings
+from quire.errors import QuireError, StartupError
+from quire.internal.v1 import executor_pb2
+from quire.peers import Peers
+from quire.scheduler.executor_client import ExecutorClient, StepChannel
+from quire.scheduler.kv_budget import agreed_description
+from quire.scheduler.pool_home import PoolHome
+
+# From SIGKILL to the end of a process: the kernel gives back its memory in this time.
+_FENCE_TIMEOUT_S: Final = 30.0
+
+
+class ForeignExecutorError(StartupError):
+    """An executor serves something else than the lane: what is in the pool means nothing to it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExecutorLink:
+    """An executor that has attached the pool and takes steps."""
+
+    client: ExecutorClient
+    description: executor_pb2.ExecutorDescription
+    channel: StepChannel
+    # The processes that took the pool or the rings: the executor, and whoever was it while we connected.
+    peers: Peers
+
+    async def close(self) -> None:
+        """Ends its steps; it lives on."""
+        await self.channel.close()
+        self.peers.close()
+
+
+class ExecutorConnector:
+    """Ties executors to one pool."""
+
+    def __init__(self, settings: SchedulerSettings, home: PoolHome, model: executor_pb2.ExecutorDescription) -> None:
+        self._settings = settings
+        self._home = home
+        self._model = model
+
+    @property
+    def is_pool_shared(self) -> bool:
+        """Whether the pool outlives an executor; else it is memory of the executor's own device."""
+        return self._home.pool is not None
+
+    async def connect(self, client: ExecutorClient) -> ExecutorLink:
+        """Describes the executor, has it attach the pool, opens steps.
+
+        Raises ForeignExecutorError for one that serves something else, and QuireError where one of the steps fails.
+        """
+        timeout = self._settings.startup_timeout
+        description = await client.describe(timeout)
+        try:
+            agreed_description([self._model, description])
+        except StartupError as error:
+            raise ForeignExecutorError(f"{client.name} serves another model: {error.message}") from error
+        with contextlib.ExitStack() as on_failure:
+            peers = Peers()
+            on_failure.callback(peers.close)
+            with self._home.offered(peers) as request:
+                await client.attach(request, timeout)
+            channel = await client.open_steps(self._settings.step_transport, timeout, peers)
+            on_failure.pop_all()
+        return ExecutorLink(client, description, channel, peers)
+
+    async def fence(self, link: ExecutorLink) -> None:
+        """Ends an executor for good, so that nobody but its successor writes the pool.
+
+        Raises QuireError where its death cannot be proved; a pool that it shares is used by nobody again then.
+        """
+        ended = await link.peers.end(_FENCE_TIMEOUT_S)
+        if self._home.pool is not None and not ended:
+            self._home.pool.discard()
+            raise QuireError(
+                f"{link.client.name} may still write the KV pool: it cannot be seen to have ended. The pool is given up"
+            )
