@@ -152,6 +152,7 @@ class CacheOptions(_Settings):
     enable_prefix_caching: bool = Field(True, description="Reuse KV blocks of equal prefixes.")
 
 
+SchedulingPolicy: TypeAlias = Literal["fcfs", "priority", "fair"]
 StepTransport: TypeAlias = Literal["auto", "ring", "grpc"]
 
 
@@ -162,7 +163,7 @@ class SchedulingOptions(_Settings):
     max_num_batched_tokens: int = Field(
         512, ge=1, description="Token budget of a step; longer prompts are computed in chunks."
     )
-    scheduling_policy: Literal["fcfs", "priority", "fair"] = Field(
+    scheduling_policy: SchedulingPolicy = Field(
         "fcfs",
         description="Order of requests: by arrival, by their priority (lowest first) and then arrival, or so that "
         "tenants get tokens by their weights.",
