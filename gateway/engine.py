@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from functools import cached_property
 
 from quire import __version__
@@ -149,11 +149,11 @@ class Engine:
         """Waits until the scheduler is lost; returns why. The engine takes no requests after that."""
         return await self._client.wait_lost()
 
-    async def drain(self, timeout: float) -> None:
-        """Waits until no request runs, at most `timeout` seconds, then fails what still runs."""
+    async def drain(self, answered: Awaitable[None], timeout: float) -> None:
+        """Waits until all calls are answered, at most `timeout` seconds, then fails what still runs."""
         try:
             async with asyncio.timeout(timeout):
-                await self._client.wait_idle()
+                await answered
         except TimeoutError:
             logger.warning("requests still run %g s after the stop; they are aborted", timeout)
             self._fail_running()

@@ -52,7 +52,7 @@ class PoolHome:
         with contextlib.ExitStack() as handover:
             if self.pool is None:
                 request.device_memory.SetInParent()
-            else:
+            else:  # a file too: a sandboxed executor cannot open one for writing
                 request.handover_socket = str(handover.enter_context(offered("kv-pool", [self.pool.fd], peers)))
             yield request
 

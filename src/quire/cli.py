@@ -89,7 +89,7 @@ def _executor(settings: ExecutorSettings) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from quire.executor.server import run
 
-    raise typer.Exit(run_process(f"executor {settings.index}", settings, run))
+    raise typer.Exit(run_process(f"executor {settings.index}", settings, run, use_uvloop=False))
 
 
 def _bench_serve(settings: ServeBenchSettings) -> None:

@@ -64,6 +64,9 @@ _PUBLIC_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.absolute_max_metadata_size", 32 << 10),
     # A client that pings more often than every 5 s (see above) three times over is told to go away.
     ("grpc.http2.max_ping_strikes", 2),
+    # Of a connection: until its handshake is done, and without any call (clients connect again by themselves).
+    ("grpc.server_handshake_timeout_ms", 20_000),
+    ("grpc.max_connection_idle_ms", 300_000),
 ]
 
 # Where several exceptions share a status code, the one a bare status (without details) means.

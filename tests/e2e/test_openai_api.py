@@ -8,17 +8,9 @@ import json
 import httpx
 import openai
 import pytest
-from support.servers import running_server
 
 MODEL = "quire-tiny"
 FRANCE = "The capital of France is"
-
-
-@pytest.fixture(scope="module")
-def server():
-    with running_server() as running:
-        yield running
-        running.wait_idle()
 
 
 @pytest.fixture
