@@ -20,7 +20,7 @@ from quire.errors import DuplicateRequestError
 from quire.internal.v1 import executor_pb2
 from quire.scheduler.beam_group import BeamGroup, members, next_chunks, record_candidates
 from quire.scheduler.kv_cache import KvCache
-from quire.scheduler.lost_steps import BLAME, requests_to_blame
+from quire.scheduler.lost_steps import BLAME, may_run_beside, requests_to_blame
 from quire.scheduler.outputs import StepEvents
 from quire.scheduler.readouts import embeddings, logprobs_of_live, new_prompt_logprobs
 from quire.scheduler.request_checks import SchedulerLimits, check_request
@@ -356,6 +356,8 @@ class Scheduler:
         if self.num_running + len(members(head)) > self.limits.max_num_seqs:
             return False
         if head.last_step > self.kv_cache.lanes[head.lane].acknowledged_step:
+            return False
+        if not may_run_beside(head.request, self._running[lane]):
             return False
         share = -(-(self.num_running + len(self.waiting)) // len(self.live_lanes))
         return len(self._running[lane]) < share
