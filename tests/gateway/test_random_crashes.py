@@ -51,9 +51,9 @@ class Rig:
                 scheduler.crash_after = crash_point
                 while scheduler.crash_after is not None and not running.done():
                     await asyncio.sleep(0.001)
+                scheduler.crash_after = None
+                await scheduler.settle()
             collected = await running
-            scheduler.crash_after = None
-            await scheduler.settle()
         return collected
 
 

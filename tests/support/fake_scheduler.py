@@ -232,6 +232,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
                     if self.crash_after <= 0:
                         self.crash_after = None
                         self._crashing = asyncio.create_task(self.restart())
+                        return
         finally:
             if self._streams.get(request.gateway_id) is queue:
                 self._end_stream(request.gateway_id)
