@@ -57,5 +57,6 @@ async def _start_engine(settings: GatewaySettings) -> Engine:
         max_logprobs=settings.max_logprobs,
         max_concurrent_requests=settings.max_concurrent_requests,
         startup_timeout=settings.startup_timeout,
+        watchdog_timeout=settings.watchdog_timeout,
         chat_options=settings,
     )

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from quire.columns import pack_u32, unpack_u32
-from quire.errors import InvalidRequestError, ServiceUnavailableError
+from quire.errors import InvalidRequestError, UnreachedError
 from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
 from quire.rpc import errors_to_status
 from quire.scheduler.lane import Lane
@@ -55,7 +55,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
     ) -> scheduler_pb2.SubmitResponse:
         async with errors_to_status(context):
             if not self._router.is_open(request.gateway_id):
-                raise ServiceUnavailableError(f"gateway {request.gateway_id} has no output stream")
+                raise UnreachedError(f"gateway {request.gateway_id} has no output stream")
             self._end_older_attempt(request)
             prompt = _token_ids(request.prompt_token_ids, "prompt_token_ids")
             outputs = {state.index: _token_ids(state.output_token_ids, "sequences") for state in request.sequences}

@@ -90,11 +90,9 @@ def _executor(settings: ExecutorSettings) -> None:
     # OpenMP's threads spin while they wait, against the scheduler and the gateway of the same machine: with two
     # threads on two cores a small model then runs ten times slower. Read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # The sandbox takes io_uring away, and an event loop that has begun to use it would end the process.
-    os.environ["UV_USE_IO_URING"] = "0"
     from quire.executor.server import run
 
-    raise typer.Exit(run_process(f"executor {settings.index}", settings, run))
+    raise typer.Exit(run_process(f"executor {settings.index}", settings, run, use_uvloop=False))
 
 
 def _bench_serve(settings: ServeBenchSettings) -> None:
