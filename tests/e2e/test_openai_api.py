@@ -11,17 +11,9 @@ import httpx
 import openai
 import psutil
 import pytest
-from support.servers import running_server
 
 MODEL = "quire-tiny"
 FRANCE = "The capital of France is"
-
-
-@pytest.fixture(scope="module")
-def server():
-    with running_server() as running:
-        yield running
-        running.wait_idle()
 
 
 @pytest.fixture

@@ -142,6 +142,7 @@ async def test_a_model_that_takes_too_long_fails_the_start(checkpoint: Path) -> 
     assert caught.value.field == "startup_timeout"
 
 
+@pytest.mark.slow
 def test_a_terminal_sees_a_progress_bar(checkpoint: Path) -> None:
     """Other programs see none."""
     code = f"""

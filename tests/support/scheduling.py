@@ -9,9 +9,11 @@ from typing import Any
 from support.fake_executor import FakeExecutor, FakeKvMemory, true_hypotheses, true_output, true_prompt_logprobs
 
 from quire.internal.v1 import executor_pb2
+from quire.kv_journal import KvJournal
 from quire.scheduler.beam_search import BeamSearch
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.outputs import StepEvents
+from quire.scheduler.prefix_cache import extra_key_digest
 from quire.scheduler.request_checks import SchedulerLimits
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import Request, RequestKey, Sequence
@@ -76,11 +78,15 @@ class Bench:
         num_lanes: int = 1,
         prefix_caching: bool = True,
         with_priorities: bool = False,
+        memory: FakeKvMemory | None = None,
+        journal: KvJournal | None = None,
     ) -> None:
-        cache = KvCache(num_blocks, block_size, num_lanes=num_lanes, prefix_caching=prefix_caching)
+        """With a `memory` and its `journal`: of a scheduler that comes after another one."""
+        cache = KvCache(num_blocks, block_size, num_lanes=num_lanes, prefix_caching=prefix_caching, journal=journal)
+        cache.restore()
         limits = SchedulerLimits(max_model_len, max_num_seqs, max_num_batched_tokens, with_priorities)
         self.scheduler = Scheduler(cache, limits)
-        self.memory = FakeKvMemory(block_size)
+        self.memory = memory or FakeKvMemory(block_size)
         self.lanes = [_Lane(FakeExecutor(self.memory)) for _ in range(num_lanes)]
         self.submitted: dict[RequestKey, Submitted] = {}
         self.plans: list[StepPlan] = []
@@ -102,7 +108,14 @@ class Bench:
         message = generate_pb2.SamplingParams(n=n, max_tokens=max_tokens, stop_token_ids=stop, **params)
         key = RequestKey("gateway", len(self.submitted))
         request = Request(
-            key, f"request-{key.number}", 0, message, frozenset(), extra_key, priority=priority, pooling=pooling
+            key,
+            f"request-{key.number}",
+            0,
+            message,
+            frozenset(),
+            extra_key_digest(extra_key),
+            priority=priority,
+            pooling=pooling,
         )
         entry = Submitted(request, prompt, max_tokens, frozenset(stop), {i: [] for i in range(n)})
         self.scheduler.add_request(request, prompt, {i: [] for i in range(n)})
