@@ -90,7 +90,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         for loop in tree.find_all(nodes.For):
             loop.iter = nodes.Filter(loop.iter, "_metered", [], [], None, None)
         _measure_concatenations(tree)
-        return tree.set_environment(self)
+        tree.set_environment(self)
+        return tree
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Every call of a template's."""
