@@ -13,7 +13,8 @@ from torch import Tensor
 
 from quire import kernels
 from quire.errors import KvPoolError
-from quire.kv_pool import CacheGroupLayout, KvPool, KvPoolLayout
+from quire.kv_layout import CacheGroupLayout, KvPoolLayout
+from quire.kv_pool import KvPool
 
 
 class KvCache:

@@ -22,7 +22,7 @@ from quire.executor.native_decoder import NativeDecoder
 from quire.executor.packed_weights import obtain
 from quire.executor.weight_layout import WeightFormats, WeightLayout
 from quire.executor.weights import load_weights
-from quire.kv_pool import CacheGroupLayout
+from quire.kv_layout import CacheGroupLayout
 
 logger = logging.getLogger(__name__)
 

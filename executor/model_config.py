@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from quire.errors import CheckpointError
 from quire.executor.rotary import RotaryConfig, RotaryType
-from quire.kv_pool import CacheGroupLayout
+from quire.kv_layout import CacheGroupLayout
 
 ARCHITECTURES: Final = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 

@@ -13,6 +13,7 @@ from quire.config import ExecutorSettings
 from quire.errors import StartupError
 from quire.executor.model import Model, load_model
 from quire.executor.model_runner import ModelRunner
+from quire.executor.sandbox import enter_sandbox
 from quire.executor.service import ExecutorService
 from quire.internal.v1 import executor_pb2_grpc
 from quire.process import StatusReporter, StopSignal, in_daemon_thread, settle_garbage_collection, unless_stopped
@@ -34,6 +35,7 @@ async def run(settings: ExecutorSettings, status: StatusReporter, stop: StopSign
     executor_pb2_grpc.add_ExecutorServiceServicer_to_server(service, server)
     rpc.bind(server, settings.listen)
     await server.start()
+    enter_sandbox(settings.sandbox, device=model.device.type)
     logger.info("serving %s in %s on %s", settings.model, model.dtype_name, model.device)
     settle_garbage_collection()
     status.ready()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import uuid
@@ -40,6 +41,9 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
     def __init__(self, access: Access) -> None:
         self._access = access
         self._attached: Engine | None = None
+        self._calls: set[Context] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._runs = RunRegistry()
 
     def attach(self, engine: Engine) -> None:
@@ -49,6 +53,10 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
     def detach(self) -> None:
         """Takes no more calls; those that run go on."""
         self._attached = None
+
+    async def until_idle(self) -> None:
+        """Waits until no call runs."""
+        await self._idle.wait()
 
     async def Generate(  # noqa: N802
         self, request: generate_pb2.GenerateRequest, context: Context
@@ -131,7 +139,15 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
             raise ServiceUnavailableError("the server is starting or shutting down")
         if model := getattr(request, "model", ""):
             self._attached.validator.check_model(model)
+        self._calls.add(context)
+        self._idle.clear()
+        context.add_done_callback(self._end)  # type: ignore[arg-type]  # the stubs want a class of theirs
         return self._attached, tenant
+
+    def _end(self, context: Context) -> None:
+        self._calls.discard(context)
+        if not self._calls:
+            self._idle.set()
 
 
 def _content(request: generate_pb2.GenerateRequest) -> bytes:

@@ -3,8 +3,8 @@
 | what | bound | then |
 |---|---|---|
 | request line and headers, also trailers and chunk extensions | 64 KiB | 431 |
-| time for them, from the connection's or the request's first byte | 20 s | 408 |
-| time for a body | 30 s, and a second for each 16 KiB that came | 408 |
+| time for them, from the connection's or the request's beginning | `--header-timeout` | 408 |
+| time for a body | `--body-timeout`, and a second for each 16 KiB that came | 408 |
 | body (`streaming.read_body`, and what follows an early answer) | 64 MiB | 413 |
 | requests that wait on one connection (pipelining) | 16 | closed |
 | connections of a gateway | `--max-connections` | 503 |
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import http
-from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
@@ -25,33 +24,24 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from quire.certificates import ServerCertificates
+from quire.config import EdgeOptions
 from quire.gateway.openai.errors import error_body
 from quire.gateway.tls import name_peer
 from quire.rpc import MAX_MESSAGE_BYTES
 
+_MAX_HEAD_BYTES = 64 << 10
+_MAX_PIPELINED = 16
+# So many bytes give a body one more second.
+_BODY_BYTES_PER_S = 16 << 10
 # What is parsed between two looks at the limits.
 _PIECE_BYTES = 64 << 10
 _LINGER_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class HttpLimits:
-    """Bytes and seconds for one connection."""
-
-    max_connections: int
-    max_head_bytes: int = 64 << 10
-    max_body_bytes: int = MAX_MESSAGE_BYTES
-    max_pipelined: int = 16
-    head_s: float = 20.0
-    body_s: float = 30.0
-    # Each of so many bytes gives a body one more second.
-    body_bytes_per_s: int = 16 << 10
-
-
 class LimitedConfig(uvicorn.Config):
     """Uvicorn's settings, with the limits and our certificate."""
 
-    def __init__(self, app: Any, limits: HttpLimits, certificates: ServerCertificates | None, **settings: Any) -> None:
+    def __init__(self, app: Any, limits: EdgeOptions, certificates: ServerCertificates | None, **settings: Any) -> None:
         super().__init__(app, http=LimitedProtocol, ws="none", **settings)
         self.limits = limits
         self._certificates = certificates
@@ -85,14 +75,14 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The handshake, if there is one, is done."""
         super().connection_made(transport)
-        self._overdue_at = self.loop.time() + self._limits.head_s
+        self._overdue_at = self.loop.time() + self._limits.header_timeout
         if len(self.connections) > self._limits.max_connections:
             self._refuse(503, "the server has as many connections as it takes")
 
     def data_received(self, data: bytes) -> None:
         """Parses, in pieces."""
         if self._overdue_at is None and self._is_idle():
-            self._overdue_at = self.loop.time() + self._limits.head_s
+            self._overdue_at = self.loop.time() + self._limits.header_timeout
         for start in range(0, len(data), _PIECE_BYTES):
             if self._is_refused or self.transport.is_closing():
                 return
@@ -116,7 +106,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """The application is called."""
         super().on_headers_complete()
         self._undelivered = 0
-        self._overdue_at = self.loop.time() + self._limits.body_s
+        self._overdue_at = self.loop.time() + self._limits.body_timeout
 
     def on_body(self, body: bytes) -> None:
         """Part of a body, without its framing."""
@@ -124,7 +114,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._undelivered = 0
         self._body_bytes += len(body)
         if self._overdue_at is not None:
-            self._overdue_at += len(body) / self._limits.body_bytes_per_s
+            self._overdue_at += len(body) / _BODY_BYTES_PER_S
 
     def on_message_complete(self) -> None:
         """The request is here."""
@@ -136,7 +126,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """What came of the next request meanwhile was left unread: its time begins."""
         super().on_response_complete()
         if self._overdue_at is not None:
-            self._overdue_at = self.loop.time() + self._limits.body_s
+            self._overdue_at = self.loop.time() + self._limits.body_timeout
 
     def end_if_overdue(self, now: float) -> None:
         """Ends the connection if its client takes too long."""
@@ -154,12 +144,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self._refuse(400, msg)
 
     def _check_sizes(self) -> None:
-        if self._undelivered >= self._limits.max_head_bytes:
-            self._refuse(431, f"request line and headers have {self._limits.max_head_bytes >> 10} KiB or more")
-        elif self._body_bytes > self._limits.max_body_bytes and self._is_idle():
+        if self._undelivered >= _MAX_HEAD_BYTES:
+            self._refuse(431, f"request line and headers have {_MAX_HEAD_BYTES >> 10} KiB or more")
+        elif self._body_bytes > MAX_MESSAGE_BYTES and self._is_idle():
             # The application has refused it before; nobody reads the rest.
             self.transport.close()
-        elif len(self.pipeline) > self._limits.max_pipelined:
+        elif len(self.pipeline) > _MAX_PIPELINED:
             self.transport.close()
 
     def _is_idle(self) -> bool:

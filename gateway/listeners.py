@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 from collections.abc import Iterator
 
@@ -12,16 +13,17 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from quire import rpc
-from quire.config import AccessOptions, TlsOptions
+from quire.config import AccessOptions, EdgeOptions, TlsOptions
 from quire.errors import StartupError
 from quire.gateway.access import Access, KeyInterceptor
 from quire.gateway.engine import Engine
 from quire.gateway.generate_service import GenerateService
 from quire.gateway.grpc_api.requests import TolerateMalformed
-from quire.gateway.http_protocol import HttpLimits, LimitedConfig, end_overdue
+from quire.gateway.http_protocol import LimitedConfig, end_overdue
+from quire.gateway.readiness import Readiness
 from quire.gateway.rest import create_app
 from quire.gateway.tls import server_certificates
-from quire.ports import listen_on
+from quire.ports import take_port
 from quire.v1 import generate_pb2, generate_pb2_grpc
 
 GENERATE_SERVICE = generate_pb2.DESCRIPTOR.services_by_name["GenerateService"].full_name
@@ -68,7 +70,11 @@ class RestServer(uvicorn.Server):
 
 
 class Listeners:
-    """Both servers. Their ports are taken at once; gRPC answers NOT_SERVING until `serve`."""
+    """Both servers. Their ports are taken at once; gRPC answers NOT_SERVING until `serve`.
+
+    Where other gateways have the same ports (`reuse_port`) neither listens before `serve`, since others can serve what
+    comes until then.
+    """
 
     def __init__(
         self,
@@ -77,7 +83,7 @@ class Listeners:
         grpc_port: int,
         access: AccessOptions,
         tls: TlsOptions,
-        limits: HttpLimits,
+        limits: EdgeOptions,
         *,
         reuse_port: bool = False,
     ) -> None:
@@ -90,22 +96,27 @@ class Listeners:
         self._watching: asyncio.Task[None] | None = None
         self._limits = limits
         self._certificates = server_certificates(tls)
-        self._socket = listen_on(host, port, shared=reuse_port)
+        self._socket = take_port(host, port, shared=reuse_port)
+        self._reuse_port = reuse_port
+        self._grpc_address = f"[{host}]:{grpc_port}" if ":" in host else f"{host}:{grpc_port}"
+        self.grpc_port = grpc_port
         try:
             keys = KeyInterceptor(self._access, with_certificates=self._certificates is not None)
             interceptors = [*([keys] if self._access.needs_key else []), TolerateMalformed(GENERATE_SERVICE)]
             self._grpc = rpc.new_public_server(interceptors, limits.max_connections, reuse_port=reuse_port)
-            address = f"[{host}]" if ":" in host else host
-            credentials = None if self._certificates is None else self._certificates.grpc_credentials()
-            self.grpc_port = rpc.bind(self._grpc, f"{address}:{grpc_port}", credentials)
-        except StartupError as error:
+            if not reuse_port:
+                self._bind_grpc()
+        except StartupError:
             self._socket.close()
-            raise StartupError(f"--grpc-port: {error.message}", field="grpc_port") from error
+            raise
         self.port: int = self._socket.getsockname()[1]
         self._health = health.aio.HealthServicer()
         self._service = GenerateService(self._access)
         self._rest: RestServer | None = None
         self._rest_task: asyncio.Task[None] | None = None
+        self._grpc_stop: asyncio.Task[None] | None = None
+        self._drain_s = 0.0
+        self._following: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Starts gRPC, so that health checks have an answer while the engine starts."""
@@ -114,11 +125,13 @@ class Listeners:
         names = (GENERATE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._grpc)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        await self._grpc.start()
+        if not self._reuse_port:
+            await self._grpc.start()
         self._watching = asyncio.create_task(self._access.watch(), name="API keys")
 
-    async def serve(self, engine: Engine, drain_s: int) -> None:
+    async def serve(self, engine: Engine, drain_s: float) -> None:
         """Starts REST, and takes calls on both; `drain_s` is how long calls may go on after `refuse`."""
+        self._drain_s = drain_s
         config = LimitedConfig(
             create_app(engine, self._options, self._access),
             self._limits,
@@ -130,7 +143,7 @@ class Listeners:
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_graceful_shutdown=drain_s + _CLOSE_S,
+            timeout_graceful_shutdown=math.ceil(drain_s) + _CLOSE_S,
         )
         self._rest = RestServer(config)
         self._rest_task = asyncio.create_task(self._rest.serve([self._socket]))
@@ -142,24 +155,58 @@ class Listeners:
             raise StartupError("the REST server ended while it started", field="port")
         self._service.attach(engine)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self._following = asyncio.create_task(self._follow(engine.readiness), name="health")
+        if self._reuse_port:
+            self._bind_grpc()
+            await self._grpc.start()
 
     async def refuse(self) -> None:
-        """Takes no more calls; those that run go on."""
+        """Takes no more calls nor connections; calls that run go on."""
+        await self._stop_following()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._service.detach()
         if self._rest is not None:
             self._rest.stop()
+        # Tells clients to go elsewhere (GOAWAY).
+        self._grpc_stop = asyncio.create_task(self._grpc.stop(self._drain_s + _CLOSE_S))
+
+    async def until_answered(self) -> None:
+        """Waits until all calls have ended that were running at `refuse`."""
+        if self._rest_task is not None:
+            await asyncio.wait((self._rest_task,))
+        await self._service.until_idle()
 
     async def close(self) -> None:
         """Ends what still runs after a second, and frees the ports."""
         if self._watching is not None:
             self._watching.cancel()
+        await self._stop_following()
         if self._rest is not None and self._rest_task is not None:
             self._rest.stop()
             await asyncio.gather(self._rest_task, self._grpc.stop(_CLOSE_S), return_exceptions=True)
         else:
             await self._grpc.stop(None)
+        if self._grpc_stop is not None:
+            await self._grpc_stop
         self._socket.close()
+
+    async def _follow(self, readiness: Readiness) -> None:
+        """Says on gRPC what `/health` says on REST."""
+        async for is_ready in readiness.changes():
+            response = health_pb2.HealthCheckResponse
+            await self._set_health(response.SERVING if is_ready else response.NOT_SERVING)
+
+    async def _stop_following(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+
+    def _bind_grpc(self) -> None:
+        credentials = None if self._certificates is None else self._certificates.grpc_credentials()
+        try:
+            self.grpc_port = rpc.bind(self._grpc, self._grpc_address, credentials)
+        except StartupError as error:
+            raise StartupError(f"--grpc-port: {error.message}", field="grpc_port") from error
 
     async def _set_health(self, state: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
         for service in (health.OVERALL_HEALTH, GENERATE_SERVICE):

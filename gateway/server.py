@@ -6,30 +6,25 @@ import logging
 
 from quire.config import GatewaySettings
 from quire.gateway.engine import Engine
-from quire.gateway.http_protocol import HttpLimits
 from quire.gateway.listeners import Listeners
 from quire.process import StatusReporter, StopSignal, settle_garbage_collection, unless_stopped
 
 logger = logging.getLogger(__name__)
 
-# How long running requests may go on after a stop, in seconds.
-_DRAIN_S = 5
-
 
 async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSignal) -> None:
-    """Serves until `stop` is set or the scheduler is lost; then drains for a few seconds and closes everything.
+    """Serves until `stop` is set or the scheduler is lost; then ends what runs, within a time, and closes everything.
 
     Raises StartupError for a port that is taken, a tokenizer that cannot be loaded or a scheduler that does not
     become ready; ServiceUnavailableError when the scheduler is lost.
     """
-    limits = HttpLimits(settings.max_connections)
     listeners = Listeners(
         settings.host,
         settings.port,
         settings.grpc_port,
         settings,
         settings,
-        limits,
+        settings,
         reuse_port=settings.reuse_port,
     )
     try:
@@ -38,7 +33,7 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
         if engine is None:
             return
         try:
-            await listeners.serve(engine, _DRAIN_S)
+            await listeners.serve(engine, settings.shutdown_timeout)
             settle_garbage_collection()
             status.ready(port=listeners.port, grpc_port=listeners.grpc_port)
             logger.info("serving REST on port %d and gRPC on port %d", listeners.port, listeners.grpc_port)
@@ -46,7 +41,7 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
             await listeners.refuse()
             if lost is not None:
                 raise lost
-            await engine.drain(_DRAIN_S)
+            await engine.drain(listeners.until_answered(), settings.shutdown_timeout)
         finally:
             await engine.close()
     finally:
@@ -62,5 +57,6 @@ async def _start_engine(settings: GatewaySettings) -> Engine:
         max_logprobs=settings.max_logprobs,
         max_concurrent_requests=settings.max_concurrent_requests,
         startup_timeout=settings.startup_timeout,
+        watchdog_timeout=settings.watchdog_timeout,
         chat_options=settings,
     )

@@ -28,6 +28,8 @@ class CachedPrefix:
     # The step that computes the block's last token, on the executor of that lane.
     lane: int
     step: int
+    # Names it in the pool's journal, if there is one.
+    number: int = 0
 
 
 class Block:
@@ -81,7 +83,9 @@ class BlockPool:
         return self.num_usable - self.num_held - self.num_cached
 
     def extend(self, num_usable: int) -> None:
-        """The blocks below `num_usable` have memory now: those that are new join the free ones."""
+        """The blocks below `num_usable` have memory now: those that are new join the free ones, if any are."""
+        if num_usable <= self.num_usable:
+            return
         place = self._front.next
         assert place is not None
         for block in self.blocks[self.num_usable : num_usable]:

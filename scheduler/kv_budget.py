@@ -7,7 +7,7 @@ from typing import Final
 from quire.config import SchedulerSettings
 from quire.errors import KvPoolError, StartupError
 from quire.internal.v1 import executor_pb2
-from quire.kv_pool import CacheGroupLayout, KvPoolLayout
+from quire.kv_layout import CacheGroupLayout, KvPoolLayout
 
 # Share of free memory the pool takes when no size is given. A host has other things to hold.
 _DEFAULT_SHARE: Final = {executor_pb2.DEVICE_CPU: 0.4, executor_pb2.DEVICE_CUDA: 0.9}
@@ -43,14 +43,25 @@ def plan_pool(
             f"--kv-cache-memory {_gib(size)} does not fit: {_gib(available)} are free", field="kv_cache_memory"
         )
     num_blocks = size // layout.block_bytes
-    if num_blocks * settings.block_size < model.max_model_len:
-        needed = -(-model.max_model_len // settings.block_size) * layout.block_bytes
-        raise KvPoolError(
-            f"a KV pool of {_gib(size)} holds {num_blocks * settings.block_size} tokens, less than one request of "
-            f"max_model_len {model.max_model_len} ({_gib(needed)}); raise --kv-cache-memory or lower --max-model-len",
-            field="kv_cache_memory",
-        )
+    _check_longest(num_blocks, layout, model)
     return layout_of(model, settings.block_size, num_blocks, epoch)
+
+
+def check_reusable(
+    layout: KvPoolLayout, settings: SchedulerSettings, executors: list[executor_pb2.ExecutorDescription]
+) -> None:
+    """Raises KvPoolError if a pool that is there already is not what this scheduler would make.
+
+    Without --kv-cache-memory any size will do that holds one full-length request: what is free now says little, since
+    the pool itself is not.
+    """
+    model = agreed_description(executors)
+    if layout != layout_of(model, settings.block_size, layout.num_blocks, layout.epoch):
+        raise KvPoolError("it is of another model, KV format or block size")
+    size = settings.kv_cache_memory
+    if size is not None and layout.num_blocks != int(size) // layout.block_bytes:
+        raise KvPoolError(f"it has {_gib(layout.num_blocks * layout.block_bytes)}, --kv-cache-memory is {_gib(size)}")
+    _check_longest(layout.num_blocks, layout, model)
 
 
 def layout_of(model: executor_pb2.ExecutorDescription, block_size: int, num_blocks: int, epoch: int) -> KvPoolLayout:
@@ -60,6 +71,17 @@ def layout_of(model: executor_pb2.ExecutorDescription, block_size: int, num_bloc
         for group in model.cache_groups
     )
     return KvPoolLayout(block_size, num_blocks, model.num_ranks, epoch, model.fingerprint, groups)
+
+
+def _check_longest(num_blocks: int, layout: KvPoolLayout, model: executor_pb2.ExecutorDescription) -> None:
+    num_tokens = num_blocks * layout.block_size
+    if num_tokens < model.max_model_len:
+        needed = -(-model.max_model_len // layout.block_size) * layout.block_bytes
+        raise KvPoolError(
+            f"a KV pool of {_gib(num_blocks * layout.block_bytes)} holds {num_tokens} tokens, less than one request of "
+            f"max_model_len {model.max_model_len} ({_gib(needed)}); raise --kv-cache-memory or lower --max-model-len",
+            field="kv_cache_memory",
+        )
 
 
 def _gib(size: int) -> str:

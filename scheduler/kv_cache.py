@@ -15,8 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from quire.kv_journal import KvJournal
 from quire.scheduler.block_pool import Block, BlockPool, CachedPrefix
 from quire.scheduler.prefix_cache import PrefixCache, chain_hash
+from quire.scheduler.prefix_journal import PrefixJournal
 from quire.scheduler.sequence import Sequence
 
 
@@ -57,15 +59,18 @@ class KvCache:
         num_usable: int | None = None,
         num_lanes: int = 1,
         prefix_caching: bool = True,
+        journal: KvJournal | None = None,
     ) -> None:
         self.block_size = block_size
         self.pool = BlockPool(num_blocks, num_usable)
-        self.prefixes = PrefixCache(self.pool)
+        self.journal = PrefixJournal(journal, num_lanes) if journal is not None and prefix_caching else None
+        self.prefixes = PrefixCache(self.pool, self.journal)
         self.lanes = [Lane() for _ in range(num_lanes)]
         self.prefix_caching = prefix_caching
         self.num_queries = 0
         self.num_hits = 0
         self.num_copies = 0
+        self.num_restored = 0
 
     @property
     def max_num_tokens(self) -> int:
@@ -76,6 +81,10 @@ class KvCache:
     def num_retiring(self) -> int:
         """Upper bound on the blocks that acknowledgements still to come will free."""
         return sum(lane.num_retiring for lane in self.lanes)
+
+    def restore(self) -> None:
+        """Takes over what the pool's journal says. Once, before any plan, and when nobody writes the pool any more."""
+        self.num_restored = self.prefixes.restore()
 
     def adopt_prefix(self, sequence: Sequence, lane: int) -> int:
         """Gives a sequence without blocks the cached blocks of its longest known prefix; returns their number.
@@ -173,14 +182,18 @@ class KvCache:
 
     def release(self, sequence: Sequence) -> None:
         """Lets go of a sequence's blocks once the steps in flight that name them are acknowledged."""
+        if self.journal is not None and sequence.num_hashed_blocks:
+            self.journal.use(sequence.blocks[sequence.num_hashed_blocks - 1])
         # Last block first: a prefix must outlive what was computed after it.
         self._retire(reversed(sequence.blocks), sequence.lane, sequence.last_step)
         self._reset(sequence)
 
     def acknowledge(self, lane_index: int, step: int) -> None:
-        """An executor has computed everything up to `step`: blocks that waited for it are free."""
+        """An executor has computed everything up to `step`: what it filled counts, and what waited for it is free."""
         lane = self.lanes[lane_index]
         lane.acknowledged_step = step
+        if self.journal is not None:
+            self.journal.acknowledge(lane_index, step)
         for done in [planned for planned in lane.retiring if planned <= step]:
             for block in lane.retiring.pop(done):
                 block.retiring -= 1
@@ -218,7 +231,9 @@ class KvCache:
         assert len(references) == self.pool.num_held, f"{self.pool.num_held} held, {len(references)} named"
         for sequence in sequences:
             if sequence.num_computed_tokens < sequence.decode_end:
-                assert sequence.blocks[-1].is_writable, f"{sequence} would write {sequence.blocks[-1]}"
+                last = sequence.blocks[-1]
+                assert last.is_writable, f"{sequence} would write {last}"
+                assert self.journal is None or last not in self.journal, f"{sequence} would write {last}, which counts"
                 room = len(sequence.blocks) * self.block_size
                 assert sequence.num_computed_tokens < room, f"{sequence} would write past its blocks"
         total = self.pool.num_free + self.pool.num_cached + self.pool.num_held

@@ -11,7 +11,8 @@ import logging
 from typing import Final
 
 from quire.errors import KvPoolError
-from quire.kv_pool import KvPool, KvPoolLayout
+from quire.kv_layout import KvPoolLayout
+from quire.kv_pool import KvPool
 from quire.scheduler.block_pool import BlockPool
 from quire.scheduler.step_loop import Work
 

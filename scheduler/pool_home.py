@@ -1,17 +1,31 @@
-"""Where the KV pool lives: anonymous memory, a file, or a device; and how executors get at it."""
+"""Where the KV pool lives: anonymous memory, a file, or a device.
+
+A scheduler takes over the pool of the one before it, from the supervisor (`pool_store.py`) or by the name of its file.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import logging
+import os
+import secrets
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from quire import pool_file
 from quire.config import SchedulerSettings
+from quire.errors import KvPoolError
 from quire.handover import offered
 from quire.internal.v1 import executor_pb2
-from quire.kv_pool import KvPool, KvPoolLayout
+from quire.kv_journal import KvJournal
+from quire.kv_layout import KvPoolLayout, PoolState
+from quire.kv_pool import KvPool
 from quire.peers import Peers
+from quire.pool_store import deposit_pool, fetch_pool
+from quire.scheduler.kv_budget import check_reusable, plan_pool
 from quire.scheduler.pool_growth import num_first_blocks
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +36,8 @@ class PoolHome:
     pool: KvPool | None
     # Blocks that have memory already.
     num_usable: int
+    # None without a prefix cache, and where the pool ends with its executor.
+    journal: KvJournal | None
     _settings: SchedulerSettings
 
     @contextlib.contextmanager
@@ -36,26 +52,96 @@ class PoolHome:
         with contextlib.ExitStack() as handover:
             if self.pool is None:
                 request.device_memory.SetInParent()
-            else:
+            else:  # a file too: a sandboxed executor cannot open one for writing
                 request.handover_socket = str(handover.enter_context(offered("kv-pool", [self.pool.fd], peers)))
             yield request
 
 
 def open_pool(
     settings: SchedulerSettings,
-    layout: KvPoolLayout,
-    model: executor_pb2.ExecutorDescription,
+    executors: Sequence[executor_pb2.ExecutorDescription],
     cleanup: contextlib.ExitStack | contextlib.AsyncExitStack,
 ) -> PoolHome:
-    """Makes the pool. Raises KvPoolError if it does not fit."""
-    if model.device == executor_pb2.DEVICE_CUDA:
-        return PoolHome(layout, None, layout.num_blocks, settings)
+    """The pool that was there before, if it fits and can be trusted, or a new one.
+
+    Its journal may be read once all executors have attached the pool: until then steps of the last scheduler may still
+    be computed. Raises KvPoolError if no pool can be made, and StartupError.
+    """
+    executors = list(executors)
+    if executors[0].device == executor_pb2.DEVICE_CUDA:
+        layout = plan_pool(settings, executors, _new_epoch())
+        return PoolHome(layout, None, layout.num_blocks, None, settings)
+    pool = _adopt(settings, executors) or _make(settings, executors)
+    cleanup.callback(_close, pool, settings)
+    num_usable = pool.layout.num_blocks
+    if settings.kv_pool is None:
+        num_usable = num_first_blocks(pool.layout, executors[0].max_model_len)
+        # Of a pool that is taken over they may be more than they were. What is allocated stays as it is.
+        pool.allocate(0, num_usable)
+    journal = pool.journal()
+    if not settings.enable_prefix_caching:
+        # Nobody is going to keep it, so that it would not be true much longer.
+        journal.wipe()
+        return PoolHome(pool.layout, pool, num_usable, None, settings)
+    return PoolHome(pool.layout, pool, num_usable, journal, settings)
+
+
+def _adopt(settings: SchedulerSettings, executors: list[executor_pb2.ExecutorDescription]) -> KvPool | None:
+    """The pool of the last scheduler; None, and no trace left, if there is none or it is of no use."""
+    descriptor = _find(settings)
+    if descriptor is None:
+        return None
+    path = settings.kv_pool
+    try:
+        with contextlib.ExitStack() as on_refusal:
+            # The pool closes the descriptor that it is given, and the file's name must outlive that.
+            if path is not None:
+                on_refusal.callback(path.unlink, missing_ok=True)
+            pool = on_refusal.enter_context(KvPool(descriptor))
+            pool.check_content()
+            check_reusable(pool.layout, settings, executors)
+            on_refusal.pop_all()
+    except KvPoolError as error:
+        logger.warning("the KV pool that was there is replaced by a new one: %s", error)
+        if settings.pool_store is not None:
+            deposit_pool(settings.pool_store, None)
+        return None
+    pool.mark(PoolState.OPEN)
+    if path is not None:
+        pool_file.share(pool)
+    logger.info("took over a KV pool of %d blocks", pool.layout.num_blocks)
+    return pool
+
+
+def _find(settings: SchedulerSettings) -> int | None:
+    """A descriptor of the pool that the last scheduler had: from the supervisor, or by the file's name."""
+    path = settings.kv_pool
+    if settings.pool_store is not None and (descriptor := fetch_pool(settings.pool_store)) is not None:
+        if path is None or pool_file.is_at(descriptor, path):
+            return descriptor
+        os.close(descriptor)
+    return None if path is None else pool_file.open_unused(path)
+
+
+def _make(settings: SchedulerSettings, executors: list[executor_pb2.ExecutorDescription]) -> KvPool:
+    # An epoch names the pool: a late message of an older one is refused.
+    layout = plan_pool(settings, executors, _new_epoch())
     if settings.kv_pool is not None:
-        path = settings.kv_pool.absolute()
-        pool = cleanup.enter_context(KvPool.create_file(path, layout))
-        # Its content means nothing without the scheduler's block tables, which end with this process.
-        cleanup.callback(pool.remove, path)
-        return PoolHome(layout, pool, layout.num_blocks, settings)
-    num_usable = num_first_blocks(layout, model.max_model_len)
-    pool = cleanup.enter_context(KvPool.create_memfd(layout, num_usable))
-    return PoolHome(layout, pool, num_usable, settings)
+        pool = pool_file.create(settings.kv_pool, layout)
+        pool_file.share(pool)
+    else:
+        pool = KvPool.create_memfd(layout, num_first_blocks(layout, executors[0].max_model_len))
+    if settings.pool_store is not None:
+        deposit_pool(settings.pool_store, pool.fd)
+    return pool
+
+
+def _close(pool: KvPool, settings: SchedulerSettings) -> None:
+    """Leaves a file as it is needed by the next server, even one that starts after the machine did."""
+    if settings.kv_pool is not None:
+        pool.mark(PoolState.CLEAN)
+    pool.close()
+
+
+def _new_epoch() -> int:
+    return secrets.randbits(63)

@@ -10,6 +10,12 @@ from __future__ import annotations
 import hashlib
 
 from quire.scheduler.block_pool import Block, BlockPool, CachedPrefix
+from quire.scheduler.prefix_journal import PrefixJournal
+
+
+def extra_key_digest(key: bytes) -> bytes:
+    """What separates prompts, as the prefix cache and the journal keep it: 32 bytes, or none where there is no key."""
+    return hashlib.sha256(key).digest() if key else b""
 
 
 def chain_hash(parent: bytes, tokens: bytes, extra_key: bytes) -> bytes:
@@ -18,10 +24,11 @@ def chain_hash(parent: bytes, tokens: bytes, extra_key: bytes) -> bytes:
 
 
 class PrefixCache:
-    """The index from hash to block."""
+    """The index from hash to block. With a journal, what it knows outlives it."""
 
-    def __init__(self, pool: BlockPool) -> None:
+    def __init__(self, pool: BlockPool, journal: PrefixJournal | None = None) -> None:
         self._pool = pool
+        self._journal = journal
         self._blocks: dict[bytes, Block] = {}
 
     def __len__(self) -> int:
@@ -50,10 +57,12 @@ class PrefixCache:
             return twin.prefix
         stale = self._blocks.get(prefix.hash)
         if stale is not None:
-            self._pool.forget(stale)
+            self._forget(stale)
         assert block.prefix is None, f"{block} is already cached"
         block.prefix = prefix
         self._blocks[prefix.hash] = block
+        if self._journal is not None:
+            self._journal.add(block, prefix)
         return prefix
 
     def evict(self, block: Block) -> None:
@@ -61,9 +70,31 @@ class PrefixCache:
         if block.prefix is not None:
             if self._blocks.get(block.prefix.hash) is block:
                 del self._blocks[block.prefix.hash]
-            self._pool.forget(block)
+            self._forget(block)
+
+    def restore(self) -> int:
+        """Takes over the blocks that the journal knows, which nobody writes any more; returns their number."""
+        if self._journal is None:
+            return 0
+        restored = list(self._journal.restore(chain_hash))
+        # They have memory, and so have all before them: the pool grows from its first block on.
+        self._pool.extend(max((block_id + 1 for block_id, _ in restored), default=0))
+        for block_id, prefix in restored:
+            block = self._pool.blocks[block_id]
+            self._pool.acquire(block)
+            block.prefix = prefix
+            self._blocks[prefix.hash] = block
+            self._pool.release(block)
+        return len(restored)
 
     def check(self) -> None:
         """Compares index and blocks (O(index)). Raises AssertionError."""
         for hash_, block in self._blocks.items():
             assert block.prefix is not None and block.prefix.hash == hash_, f"{block} is indexed wrongly"
+        if self._journal is not None:
+            self._journal.check(self._pool.blocks)
+
+    def _forget(self, block: Block) -> None:
+        self._pool.forget(block)
+        if self._journal is not None:
+            self._journal.forget(block)

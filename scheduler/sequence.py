@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from quire.internal.v1 import executor_pb2
+from quire.kv_journal import HASH_BYTES
 from quire.scheduler.block_pool import Block, CachedPrefix
 from quire.scheduler.tenants import TenantAccount
 from quire.v1 import generate_pb2
@@ -62,7 +63,7 @@ class Request:
     attempt: int
     params: generate_pb2.SamplingParams
     eos_token_ids: frozenset[int]
-    # Enters every prefix hash.
+    # Enters every prefix hash: a digest (`extra_key_digest`), or empty.
     extra_key: bytes = b""
     tenant: TenantAccount = field(default_factory=TenantAccount)
     constraints: executor_pb2.Constraints = field(default_factory=executor_pb2.Constraints)
@@ -87,6 +88,8 @@ class Request:
     ending_token_ids: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
+        if len(self.extra_key) not in (0, HASH_BYTES):
+            raise ValueError(f"an extra key has {HASH_BYTES} bytes or none, not {len(self.extra_key)}")
         end_of_sequence = frozenset() if self.params.ignore_eos else self.eos_token_ids
         self.ending_token_ids = end_of_sequence.union(self.params.stop_token_ids)
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 from collections.abc import Coroutine
 from dataclasses import dataclass
 
 from quire.config import SchedulerSettings
 from quire.errors import QuireError
 from quire.internal.v1 import executor_pb2, scheduler_pb2, scheduler_pb2_grpc
-from quire.kv_pool import KvPoolLayout
+from quire.kv_layout import KvPoolLayout
 from quire.process import StatusReporter, StopSignal, settle_garbage_collection, unless_stopped
 from quire.rpc import bind, new_server
 from quire.scheduler.admission import Admission
 from quire.scheduler.executor_client import ExecutorClient
 from quire.scheduler.executor_link import ExecutorConnector, ExecutorLink
-from quire.scheduler.kv_budget import plan_pool
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.lane import Lane, scheduler_state
 from quire.scheduler.outputs import OutputRouter
@@ -84,12 +82,10 @@ async def _meet(
     """Learns what the executors serve, makes the pool, and connects them to it."""
     timeout = settings.startup_timeout
     descriptions = list(await asyncio.gather(*(client.describe(timeout) for client in clients)))
-    # An epoch names the pool: a late message of an older one is refused.
-    layout = plan_pool(settings, descriptions, epoch=secrets.randbits(63))
-    home = open_pool(settings, layout, descriptions[0], cleanup)
+    home = open_pool(settings, descriptions, cleanup)
     connector = ExecutorConnector(settings, home, descriptions[0])
     links = list(await asyncio.gather(*(connector.connect(client) for client in clients)))
-    return _Meeting(home, _describe(settings, layout, descriptions), connector, links)
+    return _Meeting(home, _describe(settings, home.layout, descriptions), connector, links)
 
 
 def _make_lanes(
@@ -110,7 +106,10 @@ def _make_scheduler(settings: SchedulerSettings, met: _Meeting) -> Scheduler:
         num_usable=met.home.num_usable,
         num_lanes=len(settings.executors),
         prefix_caching=settings.enable_prefix_caching,
+        journal=met.home.journal,
     )
+    # Every executor has attached the pool, so no step of an earlier scheduler is computed any more.
+    kv_cache.restore()
     limits = SchedulerLimits(
         met.description.max_model_len,
         settings.max_num_seqs,

@@ -9,12 +9,13 @@ from typing import Any, TypeAlias
 import grpc
 
 from quire.columns import pack_u32, unpack_u32
-from quire.errors import InvalidRequestError, ServiceUnavailableError
+from quire.errors import InvalidRequestError, UnreachedError
 from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
 from quire.rpc import errors_to_status
 from quire.scheduler.admission import Admission
 from quire.scheduler.lane import Lane
 from quire.scheduler.outputs import OutputRouter
+from quire.scheduler.prefix_cache import extra_key_digest
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import Request, RequestKey
 from quire.scheduler.step_loop import Work
@@ -57,7 +58,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
     ) -> scheduler_pb2.SubmitResponse:
         async with errors_to_status(context):
             if not self._router.is_open(request.gateway_id):
-                raise ServiceUnavailableError(f"gateway {request.gateway_id} has no output stream")
+                raise UnreachedError(f"gateway {request.gateway_id} has no output stream")
             self._end_older_attempt(request)
             prompt = _token_ids(request.prompt_token_ids, "prompt_token_ids")
             outputs = {state.index: _token_ids(state.output_token_ids, "sequences") for state in request.sequences}
@@ -148,6 +149,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             num_requests_running=len(scheduler.running),
             num_copied_blocks=cache.num_copies,
             num_lost_executors=scheduler.num_lost_lanes,
+            num_restored_blocks=cache.num_restored,
         )
 
     async def ListStepRecords(  # noqa: N802
@@ -197,9 +199,10 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         model = self._description.executors[0]
         varies = model.HasField("length_independent_tokens") and num_prompt_tokens > model.length_independent_tokens
         if not (message.tenant.name or message.cache_salt or varies):
-            return b""
+            return extra_key_digest(b"")
         name = message.tenant.name.encode()
-        return pack_u32([num_prompt_tokens if varies else 0, len(name)]) + name + message.cache_salt
+        lengths = pack_u32([num_prompt_tokens if varies else 0, len(name)])
+        return extra_key_digest(lengths + name + message.cache_salt)
 
 
 def _token_ids(column: bytes, field: str) -> list[int]:

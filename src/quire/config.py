@@ -126,6 +126,19 @@ class PrecisionOptions(_Settings):
     )
 
 
+Sandbox: TypeAlias = Literal["auto", "require", "off"]
+
+
+class SandboxOptions(_Settings):
+    """What executors may do besides computing."""
+
+    sandbox: Sandbox = Field(
+        "auto",
+        description="Executors give up the network and changing files once they serve; auto: on a CPU, where the "
+        "kernel can; require: or they do not start.",
+    )
+
+
 class CacheOptions(_Settings):
     """The KV pool."""
 
@@ -182,10 +195,6 @@ class ServingOptions(ModelOptions):
         None, ge=1, description="Requests (prompts) in the server, running or waiting, beyond which one gets 429."
     )
 
-    max_connections: int = Field(
-        4096, ge=1, description="Connections that each gateway holds, on REST and on gRPC; one more is refused."
-    )
-
     @property
     def model_names(self) -> list[str]:
         """The names clients may use for the model."""
@@ -238,6 +247,18 @@ class TlsOptions(_Settings):
     )
 
 
+class EdgeOptions(_Settings):
+    """What a client's connection may take."""
+
+    max_connections: int = Field(
+        4096, ge=1, description="Connections that each gateway holds, on REST and on gRPC; one more is refused."
+    )
+    header_timeout: float = Field(20.0, gt=0, description="Seconds in which the headers of a request must arrive.")
+    body_timeout: float = Field(
+        30.0, gt=0, description="Seconds in which its body must arrive, and one more for each 16 KiB of it."
+    )
+
+
 ToolCallParser: TypeAlias = Literal["auto", "hermes", "llama3_json", "mistral", "none"]
 ReasoningParser: TypeAlias = Literal["auto", "qwen3", "deepseek_r1", "mistral", "none"]
 
@@ -283,7 +304,7 @@ class ListenOptions(_Settings):
     listen: str = Field(description="Address to serve, such as unix:/run/quire/a.sock or host:port.")
 
 
-class ExecutorSettings(ModelOptions, PrecisionOptions, ListenOptions, ProcessOptions):
+class ExecutorSettings(ModelOptions, PrecisionOptions, SandboxOptions, ListenOptions, ProcessOptions):
     """`quire executor`."""
 
     weight_store: Path | None = Field(
@@ -301,7 +322,7 @@ class SchedulerSettings(CacheOptions, SchedulingOptions, ListenOptions, ProcessO
     )
 
 
-class GatewaySettings(ServingOptions, AccessOptions, TlsOptions, ChatOptions, ProcessOptions):
+class GatewaySettings(ServingOptions, AccessOptions, TlsOptions, EdgeOptions, ChatOptions, ProcessOptions):
     """`quire gateway`."""
 
     scheduler: str = Field(description="Address of the scheduler.")
@@ -309,13 +330,13 @@ class GatewaySettings(ServingOptions, AccessOptions, TlsOptions, ChatOptions, Pr
     reuse_port: bool = Field(False, description="Share the ports with other gateways that do (SO_REUSEPORT).")
 
 
-class LocalSettings(ModelOptions, PrecisionOptions, CacheOptions, SchedulingOptions, OperationOptions):
+class LocalSettings(ModelOptions, PrecisionOptions, SandboxOptions, CacheOptions, SchedulingOptions, OperationOptions):
     """A scheduler and its executors on this host, as `LLM` starts them."""
 
     num_executors: int = Field(1, ge=1, le=64, description="Executor processes on one KV pool.")
 
 
-class ServeSettings(LocalSettings, ServingOptions, AccessOptions, TlsOptions, ChatOptions):
+class ServeSettings(LocalSettings, ServingOptions, AccessOptions, TlsOptions, EdgeOptions, ChatOptions):
     """`quire serve`: everything on this host."""
 
     gateways: int = Field(1, ge=1, le=64, description="Gateway processes, which share the ports.")

@@ -13,8 +13,8 @@ import socket
 from quire.errors import StartupError
 
 
-def listen_on(host: str, port: int, *, setting: str = "port", shared: bool = False) -> socket.socket:
-    """A listening TCP socket; `shared` lets other sockets that are shared have the port as well.
+def take_port(host: str, port: int, *, setting: str = "port", shared: bool = False) -> socket.socket:
+    """A TCP socket that listens; or, with `shared`, one that is bound beside others and listens when it is to.
 
     Raises StartupError naming --host, or the setting that the port comes from.
     """
@@ -30,7 +30,9 @@ def listen_on(host: str, port: int, *, setting: str = "port", shared: bool = Fal
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
         bound.bind(address)
-        bound.listen()
+        # Not if it is shared: the kernel would give it connections that others could serve at once.
+        if not shared:
+            bound.listen()
     except OSError as error:
         bound.close()
         flag = "--" + setting.replace("_", "-")
@@ -39,12 +41,12 @@ def listen_on(host: str, port: int, *, setting: str = "port", shared: bool = Fal
 
 
 class PortReservation:
-    """Keeps a port for sockets that `listen_on` shares."""
+    """Keeps a port for sockets that share it."""
 
     def __init__(self, host: str, port: int, setting: str) -> None:
-        """Port 0 picks a free one. Raises StartupError as `listen_on` does."""
+        """Port 0 picks a free one. Raises StartupError as `take_port` does."""
         # Listening alone, without sharing, proves that nobody else has the port, not even another supervisor.
-        with contextlib.closing(listen_on(host, port, setting=setting)) as proof:
+        with contextlib.closing(take_port(host, port, setting=setting)) as proof:
             proof.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             self._socket = socket.socket(proof.family, proof.type, proof.proto)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

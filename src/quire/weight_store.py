@@ -19,30 +19,24 @@ Torch-free, since the supervisor imports it.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
-import logging
 import mmap
 import os
-import selectors
 import socket
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from quire.errors import StartupError
+from quire.packet_server import PacketServer, is_sealed
 from quire.peer_credentials import check_peer
-
-logger = logging.getLogger(__name__)
 
 DIGEST_BYTES: Final = 32
 
 _HAVE, _PACK = b"H", b"P"
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-_SEND_TIMEOUT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,65 +52,24 @@ class WeightStore:
 
     def __init__(self, address: Path) -> None:
         self.address = address
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.bind(str(address))
-        address.chmod(0o600)
-        self._listener.listen()
-        self._listener.setblocking(False)
-        self._wake, self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._entries: dict[bytes, _Entry] = {}
         # Who packs which key, and who waits for which.
         self._packing: dict[socket.socket, bytes] = {}
         self._waiting: dict[socket.socket, bytes] = {}
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        self._selector.register(self._wake, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._serve, name="weight-store", daemon=True)
-        self._thread.start()
+        self._server = PacketServer(address, "weight-store", DIGEST_BYTES, self._receive, self._forget)
 
     def close(self) -> None:
         """Ends the thread and lets go of everything; those who have mapped weights keep them."""
-        os.write(self._woken, b"\0")
-        self._thread.join()
-        for key in list(self._selector.get_map().values()):
-            if isinstance(key.fileobj, socket.socket):
-                key.fileobj.close()
-        self._selector.close()
-        os.close(self._wake)
-        os.close(self._woken)
+        self._server.close()
         for entry in self._entries.values():
             os.close(entry.descriptor)
-        self.address.unlink(missing_ok=True)
 
-    def _serve(self) -> None:
-        while True:
-            for key, _ in self._selector.select():
-                if key.data is None:
-                    return
-                key.data()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            connection, _ = self._listener.accept()
-            try:
-                check_peer(connection)
-            except PermissionError:
-                logger.exception("a connection to the packed weights is refused")
-                connection.close()
-                return
-            connection.settimeout(_SEND_TIMEOUT_S)
-            self._selector.register(connection, selectors.EVENT_READ, lambda: self._receive(connection))
-
-    def _receive(self, connection: socket.socket) -> None:
-        """A key, packed weights, or the end of the connection."""
-        try:
-            message, descriptors, _, _ = socket.recv_fds(connection, DIGEST_BYTES, 1)
-        except OSError:
-            message, descriptors = b"", []
+    def _receive(self, connection: socket.socket, message: bytes, descriptors: list[int]) -> None:
+        """A key, or packed weights."""
         if len(message) != DIGEST_BYTES or (connection in self._packing) != bool(descriptors):
             for descriptor in descriptors:
                 os.close(descriptor)
-            self._drop(connection)
+            self._server.drop(connection)
         elif connection in self._packing:
             self._keep(self._packing.pop(connection), _Entry(descriptors[0], message))
         else:
@@ -124,8 +77,7 @@ class WeightStore:
             self._answer()
 
     def _keep(self, key: bytes, entry: _Entry) -> None:
-        os.set_inheritable(entry.descriptor, False)
-        if not _is_sealed(entry.descriptor):
+        if not is_sealed(entry.descriptor, _SEALS):
             os.close(entry.descriptor)
         else:
             # The latest alone: a host serves one model, and another key means that it has changed.
@@ -148,11 +100,9 @@ class WeightStore:
                     connection.send(_PACK)
                     self._packing[connection] = key
             except OSError:
-                self._drop(connection)
+                self._server.drop(connection)
 
-    def _drop(self, connection: socket.socket) -> None:
-        self._selector.unregister(connection)
-        connection.close()
+    def _forget(self, connection: socket.socket) -> None:
         self._waiting.pop(connection, None)
         if self._packing.pop(connection, None) is not None:
             self._answer()
@@ -190,7 +140,7 @@ def fetch_or_pack(
     if message[:1] != _HAVE or len(descriptors) != 1:
         raise StartupError(f"the store of packed weights at {address} has gone away")
     try:
-        if not _is_sealed(descriptors[0]) or os.fstat(descriptors[0]).st_size != num_bytes:
+        if not is_sealed(descriptors[0], _SEALS) or os.fstat(descriptors[0]).st_size != num_bytes:
             raise StartupError(f"the store of packed weights at {address} has something else under this model's key")
         return _map(descriptors[0], num_bytes), message[1:]
     finally:
@@ -223,10 +173,3 @@ def _map(descriptor: int, num_bytes: int) -> mmap.mmap:
     # Private and writable, as a sealed memfd cannot be mapped shared and writable and tensors want writable memory:
     # nobody writes, so the pages stay shared.
     return mmap.mmap(descriptor, num_bytes, flags=mmap.MAP_PRIVATE)
-
-
-def _is_sealed(descriptor: int) -> bool:
-    try:
-        return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS == _SEALS
-    except OSError:  # not a memfd
-        return False

@@ -84,23 +84,23 @@ def test_alone_and_together(model):
         assert state.held_blocks == 0
 
 
-def test_cramped(model):
+@pytest.mark.parametrize("prefix_caching", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_cramped(model, prefix_caching):
     """Tiny chunks, and a pool that holds little more than one search: beams lose their blocks and find them again."""
     folder, cases = model
     bytes_per_token = load_model_config(folder).cache_group(element_bytes=4).bytes_per_token
-    for prefix_caching in (True, False):
-        with LLM(
-            folder,
-            dtype="float32",
-            threads=1,
-            max_num_batched_tokens=7,
-            max_num_seqs=32,
-            max_model_len=128,
-            block_size=4,
-            kv_cache_memory=176 * bytes_per_token,
-            enable_prefix_caching=prefix_caching,
-        ) as llm:
-            _assert_equal(llm.generate([case.prompt for case in cases], [case.params for case in cases]), cases)
-            state = _kv_state(llm)
-            assert state.num_preemptions > 0
-            assert state.held_blocks == 0
+    with LLM(
+        folder,
+        dtype="float32",
+        threads=1,
+        max_num_batched_tokens=7,
+        max_num_seqs=32,
+        max_model_len=128,
+        block_size=4,
+        kv_cache_memory=176 * bytes_per_token,
+        enable_prefix_caching=prefix_caching,
+    ) as llm:
+        _assert_equal(llm.generate([case.prompt for case in cases], [case.params for case in cases]), cases)
+        state = _kv_state(llm)
+        assert state.num_preemptions > 0
+        assert state.held_blocks == 0

@@ -5,19 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from support.servers import running_server
 from typer.testing import CliRunner
 
 from quire.cli import app
 
 RUNNER = CliRunner()
-
-
-@pytest.fixture(scope="module")
-def server():
-    with running_server() as running:
-        yield running
-        running.wait_idle()
 
 
 def _bench(*arguments: str) -> str:
@@ -56,6 +48,7 @@ def test_a_shared_prefix_is_found_in_the_cache(server, tmp_path):
     assert result["total_cached_tokens"] == 3 * 64
 
 
+@pytest.mark.slow
 def test_offline_throughput_and_latency(tmp_path):
     lengths = ["--input-len", "8", "--output-len", "4", "--kv-cache-memory", "16MiB"]
     _bench("throughput", *lengths, "--num-prompts", "5", "--output-json", str(tmp_path / "t.json"))

@@ -7,7 +7,6 @@ from typing import Any
 
 import openai
 import pytest
-from support.servers import running_server
 
 MODEL = "quire-tiny"
 CITY: dict[str, Any] = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -19,13 +18,6 @@ TIME = {"type": "function", "function": {"name": "get_time", "description": "Get
 QUESTION = {"role": "user", "content": "What is the weather in Paris?"}
 TWO_CITIES = {"role": "user", "content": "What is the weather in Paris and Rome?"}
 FRANCE = {"role": "user", "content": "What is the capital of France?"}
-
-
-@pytest.fixture(scope="module")
-def server():
-    with running_server() as running:
-        yield running
-        running.wait_idle()
 
 
 @pytest.fixture

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import httpx
-import pytest
-from support.servers import running_server
 
 from quire import SamplingParams
 from quire.client import Client
 
 MODEL = "quire-tiny"
 FRANCE = "The capital of France is"
-
-
-@pytest.fixture(scope="module")
-def server():
-    with running_server() as running:
-        yield running
-        running.wait_idle()
 
 
 def _post(server, path="completions", **body):

@@ -152,7 +152,7 @@ def test_grpc(server, reference):
         np.testing.assert_allclose(embedding.values, reference(text, "mean"), atol=1e-4)
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("pooling", [pytest.param("last", marks=pytest.mark.slow), "mean"])
 def test_offline_and_cramped(folder, reference, pooling):
     """Prompts in many chunks, in a pool that holds two of them, beside generations that preempt each other."""
     bytes_per_token = load_model_config(folder).cache_group(element_bytes=4).bytes_per_token

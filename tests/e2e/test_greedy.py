@@ -43,13 +43,17 @@ SHAPES = {
     "qwen3": ("qwen3", {}),
 }
 
+# The decoders of all architectures are compared in tests/executor; these go through a whole server every day.
+EVERY_DAY = ["llama-gqa-untied", "mistral-sliding-window", "bundled"]
+MODELS = [name if name in EVERY_DAY else pytest.param(name, marks=pytest.mark.slow) for name in [*SHAPES, "bundled"]]
+
 # The first serves comfortably; the second has a budget of 24 tokens a step and a pool that holds little more than
 # one request of full length, so that prompts are cut into many chunks and sequences lose their blocks.
 COMFORTABLE = {"kv_cache_memory": "16MiB", "threads": 1}
 CRAMPED = {"max_num_batched_tokens": 24, "max_model_len": 200, "threads": 1}
 
 
-@pytest.fixture(scope="module", params=[*SHAPES, "bundled"])
+@pytest.fixture(scope="module", params=MODELS)
 def model(request, tmp_path_factory):
     """A checkpoint with 32 prompts of mixed lengths and their continuations by transformers, in float32."""
     if request.param == "bundled":
@@ -115,18 +119,18 @@ def test_alone_together_and_forked(model):
         assert _kv_state(llm).held_blocks == 0
 
 
-def test_cramped(model):
-    """32 at once in tiny chunks and a pool so small that sequences are preempted; caching on and off."""
+@pytest.mark.parametrize("prefix_caching", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_cramped(model, prefix_caching):
+    """32 at once in tiny chunks and a pool so small that sequences are preempted."""
     folder, cases = model
     prompts = [case.prompt for case in cases]
-    for prefix_caching in (True, False):
-        settings = {**CRAMPED, "kv_cache_memory": _pool_for(folder, 272), "enable_prefix_caching": prefix_caching}
-        with LLM(folder, dtype="float32", **settings) as llm:
-            _assert_equal(llm.generate(prompts, _greedy()), cases)
-            state = _kv_state(llm)
-            assert state.num_preemptions > 0
-            assert (state.prefix_cache_hits > 0) == prefix_caching
-            assert state.held_blocks == 0
-            records = _records(llm)
-            assert any(record.num_prefill_tokens > 1 and record.num_decode_tokens > 0 for record in records)
-            assert all(record.num_prefill_tokens + record.num_decode_tokens <= 24 for record in records)
+    settings = {**CRAMPED, "kv_cache_memory": _pool_for(folder, 272), "enable_prefix_caching": prefix_caching}
+    with LLM(folder, dtype="float32", **settings) as llm:
+        _assert_equal(llm.generate(prompts, _greedy()), cases)
+        state = _kv_state(llm)
+        assert state.num_preemptions > 0
+        assert (state.prefix_cache_hits > 0) == prefix_caching
+        assert state.held_blocks == 0
+        records = _records(llm)
+        assert any(record.num_prefill_tokens > 1 and record.num_decode_tokens > 0 for record in records)
+        assert all(record.num_prefill_tokens + record.num_decode_tokens <= 24 for record in records)

@@ -9,7 +9,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from support.servers import running_server, wait_for
+from support.servers import wait_for
 
 from quire import PoolingParams, SamplingParams
 from quire.client import AsyncClient, Client
@@ -17,13 +17,6 @@ from quire.errors import ContextLengthError, DeadlineError, InvalidRequestError,
 from quire.v1 import generate_pb2, generate_pb2_grpc
 
 FRANCE = "The capital of France is"
-
-
-@pytest.fixture(scope="module")
-def server():
-    with running_server() as running:
-        yield running
-        running.wait_idle()
 
 
 @pytest.fixture

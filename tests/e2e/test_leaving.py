@@ -82,7 +82,7 @@ def check_deadline(call: grpc.Call) -> None:
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-@pytest.mark.parametrize("request_id", ["", "named"])
+@pytest.mark.parametrize("request_id", ["", pytest.param("named", marks=pytest.mark.slow)])
 def test_a_deadline_in_prefill(server, stub, request_id):
     with stopped_executor(server):
         call = stub.Generate(message(LONG_PROMPT, request_id), timeout=DEADLINE_S)

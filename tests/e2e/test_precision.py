@@ -17,10 +17,10 @@ GREEDY = SamplingParams(temperature=0, max_tokens=3)
 @pytest.mark.parametrize(
     "settings",
     [
-        {"quantization": "int8"},
         {"quantization": "int8_weight_only", "kv_cache_dtype": "int8"},
         {"quantization": "int4", "isa": "portable"},
-        {"dtype": "float32", "kv_cache_dtype": "bfloat16", "isa": "avx2"},
+        pytest.param({"quantization": "int8"}, marks=pytest.mark.slow),
+        pytest.param({"dtype": "float32", "kv_cache_dtype": "bfloat16", "isa": "avx2"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

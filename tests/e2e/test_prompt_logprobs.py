@@ -61,7 +61,7 @@ def _check(outputs, prompts, expected):
 
 
 def test_with_room_for_all_and_known_prefixes(folder, prompts, expected):
-    """Twice: the second time all prompts could be found in the prefix cache."""
+    """Twice: the second time all prompts could be found in the prefix cache. Then with two continuations each."""
     with LLM(folder, dtype="float32", kv_cache_memory="16MiB", threads=1) as llm:
         for _ in range(2):
             outputs = llm.generate(prompts, PARAMS, use_tqdm=False)
@@ -72,18 +72,14 @@ def test_with_room_for_all_and_known_prefixes(folder, prompts, expected):
         assert [output.prompt_logprobs for output in again] == [None] * len(prompts)
         assert again[-1].num_cached_tokens > 0
         assert [a.outputs[0].token_ids for a in again] == [o.outputs[0].token_ids for o in outputs]
-        assert _state(llm).held_blocks == 0
-
-
-def test_several_continuations_share_one_prompt(folder, prompts, expected):
-    params = SamplingParams(n=2, temperature=1, seed=3, max_tokens=8, ignore_eos=True, prompt_logprobs=TOP)
-    with LLM(folder, dtype="float32", kv_cache_memory="16MiB", threads=1) as llm:
+        params = SamplingParams(n=2, temperature=1, seed=3, max_tokens=8, ignore_eos=True, prompt_logprobs=TOP)
         outputs = llm.generate(prompts, params, use_tqdm=False)
         _check(outputs, prompts, expected)
         assert all(len(output.outputs) == 2 for output in outputs)
+        assert _state(llm).held_blocks == 0
 
 
-@pytest.mark.parametrize("prefix_caching", [True, False])
+@pytest.mark.parametrize("prefix_caching", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_chunked_and_preempted(folder, prompts, expected, prefix_caching):
     """A budget of 24 tokens a step, and a pool that holds little more than one of the requests."""
     bytes_per_token = load_model_config(folder).cache_group(element_bytes=4).bytes_per_token
@@ -100,6 +96,7 @@ def test_chunked_and_preempted(folder, prompts, expected, prefix_caching):
         assert _state(llm).num_preemptions > 0
 
 
+@pytest.mark.slow
 def test_through_the_official_client(folder, prompts, expected):
     """As vLLM's field, and as OpenAI's echo with logprobs."""
     with running_server(model=str(folder), dtype="float32", served_model_name="tiny", threads=1) as server:

@@ -9,7 +9,6 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 from support.fake_chat import named_events
-from support.servers import running_server
 
 MODEL = "quire-tiny"
 QUESTION = "What is the capital of France?"
@@ -23,13 +22,6 @@ SCHEMA = {
 FUNCTION = {"type": "function", "name": "get_weather", "description": "Gets the weather.", "parameters": SCHEMA}
 TOOL = {"name": "get_weather", "description": "Gets the weather.", "input_schema": SCHEMA}
 WEATHER = "What is the weather in Paris?"
-
-
-@pytest.fixture(scope="module")
-def server():
-    with running_server() as running:
-        yield running
-        running.wait_idle()
 
 
 @pytest.fixture(scope="module")

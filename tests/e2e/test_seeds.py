@@ -36,47 +36,50 @@ def _others(draw: random.Random) -> list[tuple[list[int], SamplingParams]]:
     return others
 
 
-@pytest.mark.parametrize("max_num_seqs", [8, 64])
-def test_alone_and_among_others(max_num_seqs):
-    """With few places most of the 32 arrive while others run."""
+@pytest.fixture(scope="module", params=[8, pytest.param(64, marks=pytest.mark.slow)])
+def llm(request):
+    """With few places most of 32 requests arrive while others run."""
+    with LLM(dtype="float32", kv_cache_memory="64MiB", max_num_seqs=request.param) as made:
+        yield made
+
+
+def test_alone_and_among_others(llm):
     draw = random.Random(3)
-    with LLM(dtype="float32", kv_cache_memory="64MiB", max_num_seqs=max_num_seqs) as llm:
-        alone = [llm.generate(prompt, _params(i))[0].outputs[0] for i, prompt in enumerate(PROMPTS)]
-        for i, prompt in enumerate(PROMPTS):
-            requests = [*_others(draw)]
-            requests.insert(draw.randrange(32), (prompt, _params(i)))
-            outputs = llm.generate([request for request, _ in requests], [params for _, params in requests])
-            position = next(k for k, (request, _) in enumerate(requests) if request == prompt)
-            assert outputs[position].outputs[0].token_ids == alone[i].token_ids
-            assert outputs[position].outputs[0].text == alone[i].text
-        assert len({tuple(output.token_ids) for output in alone}) == len(PROMPTS)
+    alone = [llm.generate(prompt, _params(i))[0].outputs[0] for i, prompt in enumerate(PROMPTS)]
+    for i, prompt in enumerate(PROMPTS):
+        requests = [*_others(draw)]
+        requests.insert(draw.randrange(32), (prompt, _params(i)))
+        outputs = llm.generate([request for request, _ in requests], [params for _, params in requests])
+        position = next(k for k, (request, _) in enumerate(requests) if request == prompt)
+        assert outputs[position].outputs[0].token_ids == alone[i].token_ids
+        assert outputs[position].outputs[0].text == alone[i].text
+    assert len({tuple(output.token_ids) for output in alone}) == len(PROMPTS)
 
 
-def test_continuations_differ_and_repeat():
+def test_continuations_differ_and_repeat(llm):
     """The n continuations of a seeded request differ from each other and are the same the next time."""
     params = SamplingParams(temperature=1.2, seed=11, n=4, max_tokens=24, ignore_eos=True)
-    with LLM(dtype="float32", kv_cache_memory="64MiB") as llm:
-        first, second = (llm.generate("Once upon a time", params)[0].outputs for _ in range(2))
-        assert [output.token_ids for output in first] == [output.token_ids for output in second]
-        assert len({tuple(output.token_ids) for output in first}) == 4
+    first, second = (llm.generate("Once upon a time", params)[0].outputs for _ in range(2))
+    assert [output.token_ids for output in first] == [output.token_ids for output in second]
+    assert len({tuple(output.token_ids) for output in first}) == 4
 
 
-def test_two_executors_share_a_pool():
+def test_two_executors_share_a_pool(llm):
     """One executor computes a prefix; the other hits it and continues correctly."""
     shared = "You are a helpful assistant. Answer every question in one short sentence. " * 12
     params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
     question = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
     prompts = [shared + text for text in ("What is the capital of France?", "What is the capital of Italy?")]
-    with LLM(dtype="float32", kv_cache_memory="64MiB", enable_prefix_caching=False) as llm:
-        truth = [output.outputs[0].token_ids for output in llm.generate(prompts, question)]
-    with LLM(dtype="float32", kv_cache_memory="64MiB", num_executors=2) as llm:
+    (truth,) = llm.generate(prompts[1], question)
+    assert truth.num_cached_tokens == 0, "the truth is computed whole"
+    with LLM(dtype="float32", kv_cache_memory="64MiB", num_executors=2) as pair:
         # One executor computes the prefix; then two requests run at once, so each executor has one of them.
-        llm.generate(prompts[0], SamplingParams(temperature=0, max_tokens=1))
-        busy, hit = llm.generate([shared, prompts[1]], [params, question])
+        pair.generate(prompts[0], SamplingParams(temperature=0, max_tokens=1))
+        busy, hit = pair.generate([shared, prompts[1]], [params, question])
         assert len(busy.outputs[0].token_ids) == 200
-        assert hit.outputs[0].token_ids == truth[1]
-        assert hit.num_cached_tokens >= 16 * (len(llm.generate(shared, question)[0].prompt_token_ids) // 16 - 1)
-        with inspect_scheduler(llm.scheduler_address) as scheduler:
+        assert hit.outputs[0].token_ids == truth.outputs[0].token_ids
+        assert hit.num_cached_tokens >= 16 * (len(pair.generate(shared, question)[0].prompt_token_ids) // 16 - 1)
+        with inspect_scheduler(pair.scheduler_address) as scheduler:
             records = scheduler.ListStepRecords(scheduler_pb2.ListStepRecordsRequest(), timeout=10).records
         by_executor = {i: [record for record in records if record.executor == i] for i in (0, 1)}
         assert all(by_executor.values()), "both executors computed steps"

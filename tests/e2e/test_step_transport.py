@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from support.processes import shared_memory
-from support.servers import running_server
+from support.servers import Server, running_server
 
 from quire import SamplingParams
 from quire.client import Client
@@ -12,32 +12,36 @@ from quire.client import Client
 PROMPTS = ["The capital of France is", "Once upon a time", "Count from one to ten:"]
 
 
-def _tokens(transport: str) -> tuple[list[list[int]], set[str]]:
-    """What a server generates, and the names of the shared memory that its executor maps."""
-    with running_server(step_transport=transport, dtype="float32") as server, Client(server.grpc_address) as client:
-        params = [
-            SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, logprobs=3),
-            SamplingParams(temperature=1.0, seed=5, max_tokens=40, ignore_eos=True),
-        ]
-        tokens = [
+def _tokens(server: Server) -> list[list[int]]:
+    params = [
+        SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, logprobs=3),
+        SamplingParams(temperature=1.0, seed=5, max_tokens=40, ignore_eos=True),
+    ]
+    with Client(server.grpc_address) as client:
+        return [
             [token for delta in client.generate(prompt, param) for token in delta.token_ids]
             for prompt in PROMPTS
             for param in params
         ]
-        executor = next(child for child in server.supervisor.children if child.name == "executor 0")
-        return tokens, shared_memory(executor.process.pid)
 
 
-@pytest.fixture(scope="module")
-def over_grpc():
-    tokens, memory = _tokens("grpc")
-    assert memory == {"quire-weights", "quire-kv-pool"}
-    return tokens
+def _memory(server: Server) -> set[str]:
+    """Names of the shared memory that the executor maps."""
+    executor = next(child for child in server.supervisor.children if child.name == "executor 0")
+    return shared_memory(executor.process.pid)
 
 
-@pytest.mark.parametrize("transport", ["ring", "auto"])
-def test_the_same_tokens(over_grpc, transport):
-    tokens, memory = _tokens(transport)
-    assert memory == {"quire-weights", "quire-kv-pool", "quire-step-rings"}
-    assert tokens == over_grpc
+def test_the_same_tokens(server):
+    """By default steps go through rings."""
+    tokens = _tokens(server)
     assert all(len(answer) == 40 for answer in tokens)
+    assert _memory(server) == {"quire-weights", "quire-kv-pool", "quire-step-rings"}
+    with running_server(step_transport="grpc") as other:
+        assert _tokens(other) == tokens
+        assert _memory(other) == {"quire-weights", "quire-kv-pool"}
+
+
+@pytest.mark.slow
+def test_rings_can_be_asked_for():
+    with running_server(step_transport="ring") as server:
+        assert "quire-step-rings" in _memory(server)

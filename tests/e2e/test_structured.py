@@ -10,7 +10,7 @@ import httpx
 import jsonschema
 import openai
 import pytest
-from support.servers import inspect_scheduler, running_server
+from support.servers import inspect_scheduler
 
 from quire import LLM, SamplingParams
 from quire.client import Client
@@ -40,13 +40,6 @@ PERSON = {
     },
 }
 RESPONSE_FORMAT = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
-
-
-@pytest.fixture(scope="module")
-def server():
-    with running_server(dtype="float32") as running:
-        yield running
-        running.wait_idle()
 
 
 @pytest.fixture
@@ -160,6 +153,7 @@ def _free(seed):
     return SamplingParams(temperature=1.0, seed=seed, max_tokens=64, ignore_eos=True, logprobs=2)
 
 
+@pytest.mark.slow
 def test_free_requests_are_unchanged_by_structured_neighbours_and_preemption():
     """Structured ones too: alone, in company, and in a pool so small that they lose their blocks on the way."""
     prompts = [f"Number {index}:" for index in range(8)]

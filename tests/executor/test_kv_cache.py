@@ -11,7 +11,8 @@ import torch
 from quire.errors import KvPoolError
 from quire.executor.kv_cache import KvCache, check_layout, check_model
 from quire.kernels import QuantizedCache
-from quire.kv_pool import CacheGroupLayout, KvPool, KvPoolLayout
+from quire.kv_layout import CacheGroupLayout, KvPoolLayout
+from quire.kv_pool import KvPool
 
 GROUP = CacheGroupLayout(num_layers=3, num_kv_heads=2, head_dim=8, element_bytes=4)
 LAYOUT = KvPoolLayout(4, 6, 1, 1, b"f" * 32, (GROUP,))

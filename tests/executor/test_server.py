@@ -27,7 +27,7 @@ from quire.scheduler.executor_client import ExecutorClient
 
 
 def settings(checkpoint: Path, **values: object) -> ExecutorSettings:
-    given = {"model": str(checkpoint), "device": "cpu", "threads": 1, "listen": "127.0.0.1:0", **values}
+    given = {"model": str(checkpoint), "device": "cpu", "threads": 1, "listen": "127.0.0.1:0", "sandbox": "off", **values}
     return ExecutorSettings.load(given)
 
 
@@ -135,6 +135,7 @@ async def test_a_model_that_takes_too_long_fails_the_start(checkpoint: Path) -> 
     assert caught.value.field == "startup_timeout"
 
 
+@pytest.mark.slow
 def test_a_terminal_sees_a_progress_bar(checkpoint: Path) -> None:
     """Other programs see none."""
     code = f"""

@@ -125,12 +125,9 @@ async def test_a_stop_lets_running_requests_end(scheduler: FakeScheduler, model_
     await gateway.task
 
 
-async def test_what_does_not_end_in_time_is_told(
-    scheduler: FakeScheduler, model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("quire.gateway.server._DRAIN_S", 0)
+async def test_what_does_not_end_in_time_is_told(scheduler: FakeScheduler, model_folder: Path) -> None:
     scheduler.script = lambda request, index: [70, Pause(asyncio.Event())]
-    gateway = await start_gateway(scheduler, model_folder)
+    gateway = await start_gateway(scheduler, model_folder, shutdown_timeout=0)
     body = {"model": MODEL, "prompt": "x", "max_tokens": 3, "stream": True}
     async with httpx.AsyncClient(base_url=gateway.url) as http:
         reading = asyncio.create_task(http.post("/v1/completions", json=body))

@@ -60,7 +60,7 @@ async def secure(
 
 async def _server_certificate(port: int, context: ssl.SSLContext) -> str:
     """The digest of what the server shows in a new handshake."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
     shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
     writer.close()
     return hashlib.sha256(shown).hexdigest()

@@ -23,22 +23,25 @@ CONTEXT = 600
 SHAPES = [
     # dtype, the cache's, KV heads, group, head_dim, window
     (torch.float32, torch.float32, 2, 3, 64, None),
+    (torch.bfloat16, torch.bfloat16, 1, 9, 48, None),
+    (torch.float32, torch.bfloat16, 2, 4, 32, 100),
+    (torch.float32, torch.int8, 1, 8, 20, 300),
+    (torch.bfloat16, torch.int8, 1, 1, 80, 100),
+]
+# The same types once more, with other heads and windows.
+OTHERS = [
     (torch.float32, torch.float32, 1, 1, 80, 100),
     (torch.float32, torch.float32, 1, 5, 20, 300),
     (torch.bfloat16, torch.bfloat16, 2, 3, 64, None),
-    (torch.bfloat16, torch.bfloat16, 1, 9, 48, None),
-    (torch.float32, torch.bfloat16, 2, 4, 32, 100),
     (torch.bfloat16, torch.float32, 1, 2, 128, None),
     (torch.float32, torch.int8, 2, 3, 64, None),
-    (torch.float32, torch.int8, 1, 8, 20, 300),
-    (torch.bfloat16, torch.int8, 1, 1, 80, 100),
 ]
 
 
 Shape = tuple[torch.dtype, torch.dtype, int, int, int, int | None]
 
 
-@pytest.fixture(params=SHAPES, ids=str)
+@pytest.fixture(params=[*SHAPES, *(pytest.param(other, marks=pytest.mark.slow) for other in OTHERS)], ids=str)
 def shape(request: pytest.FixtureRequest) -> Shape:
     chosen: Shape = request.param
     return chosen

@@ -14,6 +14,10 @@ from quire.kernels.cache import QuantizedCache, dequantize, elements
 
 NUM_BLOCKS, BLOCK_SIZE, KV_HEADS, GROUP = 40, 16, 2, 3
 
+# Tokens, head_dim, rotary_dim. 500 tokens are shared among threads.
+HEADS = [(64, 64), (128, 128), (80, 80), (20, 20), (80, 32)]
+SIZES = [*((count, *heads) for heads in HEADS for count in (1, 5)), (500, 64, 64), (500, 80, 32)]
+
 
 def make_caches(head_dim: int, dtype: torch.dtype) -> list[kernels.Cache]:
     shape = (NUM_BLOCKS, KV_HEADS, BLOCK_SIZE, head_dim)
@@ -60,11 +64,10 @@ def one_after_the_other(
 
 
 @pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, torch.int8])
-@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(64, 64), (128, 128), (80, 80), (20, 20), (80, 32)])
 @pytest.mark.parametrize("norms", [False, True])
-@pytest.mark.parametrize("num_tokens", [1, 5, 500])  # the last is shared among threads
+@pytest.mark.parametrize(("num_tokens", "head_dim", "rotary_dim"), SIZES)
 def test_equals_one_after_the_other(
-    isa: str, cache_dtype: torch.dtype, head_dim: int, rotary_dim: int, norms: bool, num_tokens: int
+    isa: str, cache_dtype: torch.dtype, norms: bool, num_tokens: int, head_dim: int, rotary_dim: int
 ):
     arguments = make_arguments(num_tokens, head_dim, rotary_dim, norms)
     expected_caches = make_caches(head_dim, cache_dtype)

@@ -8,7 +8,8 @@ import os
 import pytest
 
 from quire.errors import KvPoolError
-from quire.kv_pool import CacheGroupLayout, KvPool, KvPoolLayout
+from quire.kv_layout import CacheGroupLayout, KvPoolLayout
+from quire.kv_pool import KvPool
 from quire.scheduler import pool_growth
 from quire.scheduler.block_pool import BlockPool
 from quire.scheduler.pool_growth import grow, num_first_blocks

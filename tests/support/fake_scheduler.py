@@ -19,7 +19,7 @@ import grpc
 
 from quire import rpc
 from quire.columns import pack_u32, pack_u64, unpack_u32
-from quire.errors import QuireError, ServiceUnavailableError
+from quire.errors import QuireError, UnreachedError
 from quire.internal.v1 import executor_pb2, scheduler_pb2, scheduler_pb2_grpc
 from quire.v1 import generate_pb2
 
@@ -238,7 +238,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     ) -> scheduler_pb2.SubmitResponse:
         async with rpc.errors_to_status(context):
             if request.gateway_id not in self._streams:
-                raise ServiceUnavailableError("no output stream")
+                raise UnreachedError("no output stream")
             if self.submit_error is not None:
                 raise self.submit_error
             submitted = Submitted(request)

@@ -10,9 +10,11 @@ from support.fake_executor import FakeExecutor, FakeKvMemory, true_hypotheses, t
 
 from quire.config import SchedulingPolicy
 from quire.internal.v1 import executor_pb2, scheduler_pb2
+from quire.kv_journal import KvJournal
 from quire.scheduler.beam_search import BeamSearch
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.outputs import StepEvents
+from quire.scheduler.prefix_cache import extra_key_digest
 from quire.scheduler.request_checks import SchedulerLimits
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import Request, RequestKey, Sequence
@@ -77,11 +79,15 @@ class Bench:
         num_lanes: int = 1,
         prefix_caching: bool = True,
         policy: SchedulingPolicy = "fcfs",
+        memory: FakeKvMemory | None = None,
+        journal: KvJournal | None = None,
     ) -> None:
-        cache = KvCache(num_blocks, block_size, num_lanes=num_lanes, prefix_caching=prefix_caching)
+        """With a `memory` and its `journal`: of a scheduler that comes after another one."""
+        cache = KvCache(num_blocks, block_size, num_lanes=num_lanes, prefix_caching=prefix_caching, journal=journal)
+        cache.restore()
         limits = SchedulerLimits(max_model_len, max_num_seqs, max_num_batched_tokens, policy)
         self.scheduler = Scheduler(cache, limits)
-        self.memory = FakeKvMemory(block_size)
+        self.memory = memory or FakeKvMemory(block_size)
         self.lanes = [_Lane(FakeExecutor(self.memory)) for _ in range(num_lanes)]
         self.submitted: dict[RequestKey, Submitted] = {}
         self.plans: list[StepPlan] = []
@@ -111,7 +117,7 @@ class Bench:
             attempt,
             message,
             frozenset(),
-            extra_key,
+            extra_key_digest(extra_key),
             self.scheduler.tenants.of(scheduler_pb2.Tenant(name=tenant, weight=weight)),
             priority=priority,
             pooling=pooling,

@@ -15,7 +15,8 @@ from quire.config import ExecutorSettings
 from quire.executor.model import Model, load_model
 from quire.executor.model_runner import ModelRunner
 from quire.internal.v1 import executor_pb2
-from quire.kv_pool import KvPool, KvPoolLayout
+from quire.kv_layout import KvPoolLayout
+from quire.kv_pool import KvPool
 from quire.v1 import generate_pb2
 
 EPOCH = 7
