@@ -1,6 +1,6 @@
 """Fair queueing by virtual token counters (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024).
 
-Each tenant has a counter of what it was served: prompt tokens cost 1, output tokens 2, divided by its weight. The tenant
+Each tenant has a counter of what it was served: a prompt's tokens cost 1, an output's 2, divided by its weight. The one
 with the least counter goes next, so tenants that always have work get tokens in proportion to their weights. A tenant
 that begins to wait does not bring credit along from the time when it asked for nothing: its counter is lifted to the
 least of those that wait (or, if nobody does, to that of the last who did). Counters only grow, so nobody starves.
@@ -9,8 +9,8 @@ The paper lets running requests be; then a newcomer waits until one of a flood's
 
 - Tokens and blocks of a step go to sequences by their tenants' counters, so a flood's prefill waits for a newcomer's.
 - While the tenant that goes next is below its share of the slots (by weight, rounded down), it gets one from a tenant
-  above, whose latest sequence is preempted: that keeps its tokens and mostly finds its blocks in the prefix cache. Since
-  shares do not overlap, two tenants never take a slot from each other in turns.
+  above, whose latest sequence is preempted: that keeps its tokens and mostly finds its blocks in the prefix cache.
+  Since shares do not overlap, two tenants never take a slot from each other in turns.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class FairQueue(RequestQueue):
     def head(self) -> Sequence | None:
         if not self._by_tenant:
             return None
-        return min([sequences[-1] for sequences in self._by_tenant.values()], key=_urgency)
+        first = min(self._by_tenant, key=lambda tenant: (*_urgency(tenant), self._by_tenant[tenant][-1].order))
+        return self._by_tenant[first][-1]
 
     def __contains__(self, sequence: Sequence) -> bool:
         return sequence in self._by_tenant.get(sequence.request.tenant, ())
@@ -65,7 +66,7 @@ class FairQueue(RequestQueue):
         tenant = head.request.tenant
         if num_missing <= 0 or tenant.num_running + head.width > shares[tenant]:
             return []
-        return self._latest_above(shares, running, num_missing)
+        return self._latest_above(shares, running, num_missing, head)
 
     def _shares(self, num_slots: int) -> Mapping[TenantAccount, int]:
         """The slots that are each active tenant's; those that rounding leaves over are nobody's."""
@@ -74,16 +75,22 @@ class FairQueue(RequestQueue):
         return {tenant: int(num_slots * tenant.weight / total) for tenant in active}
 
     def _latest_above(
-        self, shares: Mapping[TenantAccount, int], running: list[list[Sequence]], num_slots: int
+        self, shares: Mapping[TenantAccount, int], running: list[list[Sequence]], num_slots: int, head: Sequence
     ) -> list[Sequence]:
-        """Of tenants above their shares, the latest sequences, from the most served tenant on, in so many slots."""
+        """Of tenants above their shares, the latest sequences, from the most served tenant on, in so many slots.
+
+        Only of tenants that the head goes before even then: else they would take the slots back.
+        """
         victims: list[Sequence] = []
+        first = _urgency(head.request.tenant)
         excess = {tenant: tenant.num_running - share for tenant, share in shares.items()}
         for sequence in sorted(chain.from_iterable(running), key=self.rank, reverse=True):
             tenant = sequence.request.tenant
             # Beams go together, with their leader.
             leads = sequence.beams is None or sequence is sequence.beams.leader
-            if leads and num_slots > 0 and excess[tenant] >= sequence.width:
+            if not leads or num_slots <= 0 or excess[tenant] < sequence.width:
+                continue
+            if _urgency(tenant, shares[tenant] + excess[tenant] - sequence.width) > first:
                 victims.append(sequence)
                 excess[tenant] -= sequence.width
                 num_slots -= sequence.width
@@ -111,7 +118,6 @@ class FairQueue(RequestQueue):
         tenant.served = max([tenant.served, min(waiting, default=0.0)])
 
 
-def _urgency(sequence: Sequence) -> tuple[float, float, int]:
-    """The least goes first; of tenants that were served alike, the one that has least running."""
-    tenant = sequence.request.tenant
-    return tenant.served, tenant.num_running / tenant.weight, sequence.order
+def _urgency(tenant: TenantAccount, num_running: int | None = None) -> tuple[float, float]:
+    """The least goes first: of tenants that were served alike, the one that has (or would have) least running."""
+    return tenant.served, (tenant.num_running if num_running is None else num_running) / tenant.weight

@@ -51,7 +51,7 @@ class RequestQueue(ABC):
         """Running sequences are sorted by it: the first gets tokens first, the last loses its blocks first."""
 
     def goes_before(self, running: Sequence) -> bool:
-        """Whether the head's prompt goes before the rest of a running sequence's prompt."""
+        """Whether the head's prompt, if it can run, goes before the rest of a running sequence's prompt."""
         return False
 
     def displaced(self, running: list[list[Sequence]], num_slots: int, *, lacks_blocks: bool) -> list[Sequence]:

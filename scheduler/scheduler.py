@@ -68,8 +68,9 @@ class Scheduler:
 
         # Running ones first. Most only need the next token in a block they have; these others may need blocks.
         held_back: list[Sequence] = []
+        head_could_run = self.waiting.reorders and self._head_could_run(plan)
         for sequence in self._after_plain_decodes(plan):
-            if self.waiting.goes_before(sequence):
+            if head_could_run and self.waiting.goes_before(sequence):
                 held_back.append(sequence)
                 continue
             chunks = next_chunks(sequence, plan.budget)
@@ -82,9 +83,7 @@ class Scheduler:
             sequence = self.waiting.pop()
             num_cached = self.kv_cache.adopt_prefix(sequence, lane)
             num_new = min(sequence.num_uncomputed_tokens, plan.budget)
-            # One that lost its blocks comes back when all of them fit, or it would only lose them again.
-            is_back = sequence.status is SequenceStatus.PREEMPTED
-            if not self._fits(sequence, sequence.num_uncomputed_tokens if is_back else num_new):
+            if not self._fits(sequence, num_new):
                 self.kv_cache.abandon(sequence)
                 self.waiting.push(sequence)
                 self._lacks_blocks = True
@@ -317,8 +316,23 @@ class Scheduler:
         plan.budget = budget
 
     def _fits(self, sequence: Sequence, num_new_tokens: int) -> bool:
+        """Whether there are blocks for the next tokens, or for all of a sequence that lost its blocks.
+
+        With fewer it would only lose them again.
+        """
+        if sequence.status is SequenceStatus.PREEMPTED:
+            num_new_tokens = sequence.num_uncomputed_tokens
         num_needed = self.kv_cache.num_blocks_needed([(sequence, num_new_tokens)])
         return num_needed <= self.kv_cache.pool.num_available
+
+    def _head_could_run(self, plan: StepPlan) -> bool:
+        """Whether this step may admit the head of the queue, if running sequences leave it the tokens."""
+        head = self.waiting.head()
+        return (
+            head is not None
+            and self._may_admit(plan.lane)
+            and self._fits(head, min(head.num_uncomputed_tokens, plan.budget))
+        )
 
     def _add_what_is_left(self, plan: StepPlan, sequence: Sequence) -> None:
         """Plans a chunk of a prompt that others went before, with the tokens and blocks that these left."""

@@ -199,9 +199,10 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         model = self._description.executors[0]
         varies = model.HasField("length_independent_tokens") and num_prompt_tokens > model.length_independent_tokens
         if not (message.tenant.name or message.cache_salt or varies):
-            return b""
+            return extra_key_digest(b"")
         name = message.tenant.name.encode()
-        return extra_key_digest(pack_u32([num_prompt_tokens if varies else 0, len(name)]) + name + message.cache_salt)
+        lengths = pack_u32([num_prompt_tokens if varies else 0, len(name)])
+        return extra_key_digest(lengths + name + message.cache_salt)
 
 
 def _token_ids(column: bytes, field: str) -> list[int]:
