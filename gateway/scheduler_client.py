@@ -89,6 +89,10 @@ class SchedulerClient:
         """Waits until there will never be a scheduler again for this client; returns why."""
         return await self._connection.wait_fatal()
 
+    def lose(self, error: QuireError) -> None:
+        """Ends all requests, those to come as well: there will be no scheduler again."""
+        self._connection.end(error)
+
     async def wait_idle(self) -> None:
         """Waits until no request runs."""
         await self._running.wait_idle()
@@ -107,11 +111,7 @@ class SchedulerClient:
         # Before the call: the first tokens may arrive before its answer.
         self._running.add(stream)
         try:
-            async with asyncio.timeout(_SUBMIT_TIMEOUT_S):
-                await self._submit_new(stream)
-        except TimeoutError as error:
-            self.abort(stream, scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
-            raise ServiceUnavailableError("the scheduler does not answer") from error
+            await self._submit_new(stream)
         except QuireError:
             self.release(stream)
             raise
@@ -156,16 +156,21 @@ class SchedulerClient:
     # Submitting
 
     async def _submit_new(self, stream: RequestStream) -> None:
-        """Submits until a scheduler has answered. Raises what it says."""
-        while True:
-            await self._connection.wait_open()
-            try:
-                await self._submit(stream)
-            except UNREACHED as error:
-                logger.debug("request %d could not be submitted: %s", stream.key, error.message)
-                await asyncio.sleep(RETRY_S)
-            else:
-                return
+        """Submits until a scheduler has answered. Raises what it says, and ServiceUnavailableError if none does."""
+        reason = "it is not there"
+        try:
+            async with asyncio.timeout(_SUBMIT_TIMEOUT_S):
+                while not stream.is_accepted and stream in self._running:
+                    await self._connection.wait_open()
+                    try:
+                        await self._submit(stream)
+                    except UNREACHED as error:
+                        reason = error.message
+                        await asyncio.sleep(RETRY_S)
+        except TimeoutError as error:
+            self._send_abort(stream, (), scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
+            message = f"the scheduler has not taken the request in {_SUBMIT_TIMEOUT_S:g} s: {reason}"
+            raise ServiceUnavailableError(message) from error
 
     async def _submit(self, stream: RequestStream) -> None:
         """One attempt."""
@@ -179,7 +184,10 @@ class SchedulerClient:
             self._send_abort(stream, (), scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
 
     async def _restore(self) -> None:
-        """Submits again, in the order of their arrival, what an older scheduler had. Raises one of UNREACHED."""
+        """Submits again, in the order of their arrival, what an older scheduler had.
+
+        Raises ServiceUnavailableError, or one of UNREACHED, if this one cannot take it now.
+        """
         for stream in self._running.all():
             stream.end_complete(self.description.max_model_len)
             # What is not accepted yet is still being submitted, by `submit`.
@@ -187,7 +195,7 @@ class SchedulerClient:
                 continue
             try:
                 await self._submit(stream)
-            except UNREACHED:
+            except (ServiceUnavailableError, *UNREACHED):
                 raise
             except QuireError as error:
                 stream.fail(error)

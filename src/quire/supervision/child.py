@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -82,6 +83,15 @@ class ChildSpec:
         return Child(self.name, process, status, progress)
 
 
+class State(StrEnum):
+    """How far a process is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    ENDED = "ended"
+
+
 class Child:
     """A process that was started; belongs to the event loop that it was made on."""
 
@@ -105,14 +115,28 @@ class Child:
         loop.add_reader(self._pidfd, self._reap)
 
     @property
+    def is_running(self) -> bool:
+        """Whether it is neither dead nor about to be."""
+        return not self._ended.done() and not self.is_leaving
+
+    @property
+    def state(self) -> State:
+        """How far it is."""
+        if self._ended.done():
+            return State.ENDED
+        if self.is_leaving:
+            return State.DRAINING
+        return State.STARTING if self.ready is None else State.READY
+
+    @property
     def beats(self) -> int:
-        """The count of its event loop; of a process that has ended, nothing."""
+        """The count of its event loop; the process must not have ended."""
         return self._progress.beats
 
     @property
     def is_watched(self) -> bool:
         """Whether its event loop should be counting."""
-        return self.ready is not None and not self.is_leaving and not self._ended.done()
+        return self.state is State.READY
 
     async def until_ready(self, timeout_s: float) -> None:
         """Waits until it serves. Raises StartupError with the reason if it does not; it may still be running then."""
