@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from quire.internal.v1 import executor_pb2
 from quire.kv_journal import HASH_BYTES
 from quire.scheduler.block_pool import Block, CachedPrefix
+from quire.scheduler.tenants import TenantAccount
 from quire.v1 import generate_pb2
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Request:
     eos_token_ids: frozenset[int]
     # Enters every prefix hash: a digest (`extra_key_digest`), or empty.
     extra_key: bytes = b""
+    tenant: TenantAccount = field(default_factory=TenantAccount)
     constraints: executor_pb2.Constraints = field(default_factory=executor_pb2.Constraints)
     # Lower is scheduled first.
     priority: int = 0
@@ -133,6 +135,7 @@ class Sequence:
         "max_num_tokens",
         "num_computed_tokens",
         "num_hashed_blocks",
+        "num_paid_tokens",
         "num_prompt_tokens",
         "num_sent_blocks",
         "num_tokens",
@@ -171,6 +174,8 @@ class Sequence:
         self.ending_token_ids = request.ending_token_ids
         self.num_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
+        # Leading tokens of the prompt that its tenant was charged for; of a resubmission all.
+        self.num_paid_tokens = self.num_prompt_tokens if request.attempt else 0
         # While `num_computed_tokens` is below this, the next step is a plain decode: one token, which is sampled
         # from, written into a block that the sequence has and that nobody else uses.
         self.decode_end = 0
@@ -191,6 +196,11 @@ class Sequence:
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def width(self) -> int:
+        """Slots it takes: a beam starts and is preempted with all others."""
+        return 1 if self.beams is None else len(self.beams.sequences)
 
     @property
     def wants_prompt_logprobs(self) -> bool:
