@@ -128,9 +128,9 @@ def test_the_death_of_a_gateway_leaves_the_streams_of_others(server: Server):
 def test_another_server_cannot_have_the_ports(server: Server):
     for setting in ("port", "grpc_port"):
         taken = getattr(server, setting)
-        with pytest.raises(StartupError, match=f"--{setting.replace('_', '-')}: cannot listen on .*{taken}"):
-            with running_server(**{setting: taken}):
-                pass
+        refused = pytest.raises(StartupError, match=f"--{setting.replace('_', '-')}: cannot listen on .*{taken}")
+        with refused, running_server(**{setting: taken}):
+            pass
 
 
 def test_status_names_all_processes(server: Server):

@@ -106,6 +106,9 @@ class Keeper:
                 await self._restart()
         except StartupError as error:
             self._on_failure(error)
+        except Exception as error:  # a defect of ours: nobody may wait for the process for ever
+            logger.exception("%s is not kept alive any more", self.spec.name)
+            self._on_failure(StartupError(f"{self.spec.name} is not kept alive any more: {error}"))
 
     async def _restart(self) -> None:
         """Starts the process until it serves. Raises StartupError when that has failed too often."""
@@ -129,6 +132,9 @@ class Keeper:
                 return
 
     async def _start(self) -> None:
+        if self.child is not None:
+            # Fencing, even where a process cannot be killed for a while.
+            await self.child.until_ended()
         try:
             self.child = self.spec.spawn(self._runtime_dir)
             await self.child.until_ready(self.spec.settings.startup_timeout)
