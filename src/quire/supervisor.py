@@ -128,10 +128,10 @@ class Supervisor:
                     self._end_thread(fleet, thread)
 
     def hurry(self) -> None:
-        """Cuts a `stop` short: what has been asked to end is killed. Safe in a signal handler."""
+        """Cuts a `stop` short: requests are not waited for. Safe in a signal handler."""
         if self._loop is not None and self._fleet is not None:
             with contextlib.suppress(RuntimeError):  # it has ended already
-                self._loop.call_soon_threadsafe(self._fleet.kill_leaving)
+                self._loop.call_soon_threadsafe(self._fleet.hurry)
 
     def __enter__(self) -> Self:
         return self
