@@ -128,12 +128,13 @@ class SchedulerConnection:
                 outputs = await self._connect()
                 logger.info("the scheduler is back")
         except StartupError as error:
-            self._end(error)
+            self.end(error)
         except Exception as error:  # whatever it is, nobody may wait for ever
             logger.exception("the connection to the scheduler failed")
-            self._end(QuireError(f"the connection to the scheduler failed: {error}"))
+            self.end(QuireError(f"the connection to the scheduler failed: {error}"))
 
-    def _end(self, error: QuireError) -> None:
+    def end(self, error: QuireError) -> None:
+        """Ends the connection for good, and with it what runs."""
         self._stop_outage_timer()
         self.refuse(error)
         self._give_up(error)

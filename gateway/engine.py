@@ -155,6 +155,10 @@ class Engine:
         """Waits until the scheduler is lost for good; returns why. The engine takes no requests after that."""
         return await self._client.wait_lost()
 
+    def fail(self, error: QuireError) -> None:
+        """Ends all requests, and takes no more: there will be no scheduler again."""
+        self._client.lose(error)
+
     async def drain(self, answered: Awaitable[None], timeout: float) -> None:
         """Waits until all calls are answered, at most `timeout` seconds, then fails what still runs."""
         try:

@@ -91,6 +91,10 @@ class SchedulerClient:
         """Waits until there will never be a scheduler again for this client; returns why."""
         return await self._connection.wait_fatal()
 
+    def lose(self, error: QuireError) -> None:
+        """Ends all requests, those to come as well: there will be no scheduler again."""
+        self._connection.end(error)
+
     async def wait_idle(self) -> None:
         """Waits until no request runs."""
         await self._running.wait_idle()

@@ -20,9 +20,9 @@ from quire.internal.v1 import executor_pb2
 from quire.scheduler.beam_group import BeamGroup, members, next_chunks, record_candidates
 from quire.scheduler.fair_queue import FairQueue
 from quire.scheduler.kv_cache import KvCache
-from quire.scheduler.lost_steps import BLAME, requests_to_blame
+from quire.scheduler.lost_steps import BLAME, may_run_beside, requests_to_blame
 from quire.scheduler.outputs import StepEvents
-from quire.scheduler.readouts import embeddings, logprobs_of_live, new_prompt_logprobs
+from quire.scheduler.readouts import embeddings, first_run, logprobs_of_live, new_prompt_logprobs
 from quire.scheduler.request_checks import SchedulerLimits, check_request
 from quire.scheduler.request_queue import ArrivalQueue, RequestQueue
 from quire.scheduler.sequence import Request, RequestKey, Sequence, SequenceStatus, arrival_order
@@ -104,7 +104,7 @@ class Scheduler:
         check_result(plan, sampled, result)
         token_ids = unpack_u32(result.token_ids)
         failed = self._end_failed(plan, result) if result.failures else []
-        events = StepEvents(plan.step, _first_run(plan), logprobs_of_live(sampled, result), failed=failed)
+        events = StepEvents(plan.step, first_run(plan), logprobs_of_live(sampled, result), failed=failed)
         if result.prompt_logprobs:
             events.prompt_logprobs = new_prompt_logprobs(plan, result)
         for sequence, embedding in embeddings(plan, result):
@@ -399,6 +399,8 @@ class Scheduler:
             return False
         if head.last_step > self.kv_cache.lanes[head.lane].acknowledged_step:
             return False
+        if not may_run_beside(head.request, self._running[lane]):
+            return False
         share = -(-(self.num_running + len(self.waiting)) // len(self.live_lanes))
         return len(self._running[lane]) < share
 
@@ -516,14 +518,3 @@ class Scheduler:
 
 def _arrival(sequence: Sequence) -> int:
     return sequence.order
-
-
-def _first_run(plan: StepPlan) -> list[Request]:
-    """Requests that get their first token in this step; each is named once."""
-    started = []
-    for chunk in plan.chunks:
-        sequence = plan.sequences[chunk.row]
-        if chunk.samples and not sequence.request.start_reported and not sequence.is_finished:
-            sequence.request.start_reported = True
-            started.append(sequence.request)
-    return started

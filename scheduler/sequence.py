@@ -81,9 +81,10 @@ class Request:
     num_scored_tokens: int = 1
     # Its reader lags: none of its sequences runs or queues.
     is_paused: bool = False
-    # Steps of it that were lost one after the other, and how much of it was known when the latest was.
+    # Steps of it that were lost while it got nowhere (`lost_steps.py`), and how far it was.
     num_lost_steps: int = 0
-    _known_at_loss: int = -1
+    progress_at_loss: int = -1
+    num_tokens_at_loss: int = -1
     # Tokens that end a sequence. The sampler cannot choose one before min_tokens, so only the token itself counts.
     ending_token_ids: frozenset[int] = field(init=False)
 
@@ -102,11 +103,9 @@ class Request:
     def is_finished(self) -> bool:
         return all(sequence.is_finished for sequence in self.sequences)
 
-    def count_lost_step(self) -> None:
-        """A step of it was lost with its executor. Counts again from 1 where it has got ahead since the last time."""
-        known = self.num_scored_tokens + sum(len(sequence.token_ids) for sequence in self.sequences)
-        self.num_lost_steps = self.num_lost_steps + 1 if known == self._known_at_loss else 1
-        self._known_at_loss = known
+    @property
+    def num_known_tokens(self) -> int:
+        return sum(len(sequence.token_ids) for sequence in self.sequences)
 
 
 def arrival_order(priority: int, arrival: int) -> int:

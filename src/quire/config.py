@@ -289,7 +289,18 @@ class OperationOptions(_Settings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 
 
-class ProcessOptions(OperationOptions):
+class InternalTlsOptions(_Settings):
+    """TLS between processes on several hosts."""
+
+    internal_tls_cert: Path | None = Field(None, description="Certificate that this process shows to others (PEM).")
+    internal_tls_key: Path | None = Field(None, description="Its private key (PEM).")
+    internal_tls_ca: Path | None = Field(None, description="Certificates that theirs must be signed by (PEM).")
+    allow_insecure_internal: bool = Field(
+        False, description="Talk to processes on other hosts without TLS; whoever reaches them can do everything."
+    )
+
+
+class ProcessOptions(OperationOptions, InternalTlsOptions):
     """How a single process is watched."""
 
     parent_pid: int | None = Field(None, description="Process whose death ends this one.")

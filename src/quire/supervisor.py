@@ -15,7 +15,7 @@ import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from quire.config import ExecutorSettings, GatewaySettings, LocalSettings, SchedulerSettings, ServeSettings
 from quire.errors import QuireError, StartupError
 from quire.model_path import local_folder
+from quire.pool_store import PoolStore
 from quire.ports import PortReservation
 from quire.runtime_dir import make_runtime_dir
 from quire.supervision.child import Child, ChildSpec, end_at_once
@@ -73,7 +74,8 @@ class Supervisor:
         local_folder(self._settings.model)
         self._runtime_dir = runtime_dir = make_runtime_dir()
         self._held.callback(shutil.rmtree, runtime_dir, ignore_errors=True)
-        weight_store = self._held.enter_context(contextlib.closing(WeightStore(runtime_dir / "weights.sock")))
+        weights = self._held.enter_context(contextlib.closing(WeightStore(runtime_dir / "weights.sock")))
+        pool = self._held.enter_context(contextlib.closing(PoolStore(runtime_dir / "pool.sock")))
         if gateway is not None:
             for setting in ("port", "grpc_port"):
                 reservation = PortReservation(gateway.host, getattr(gateway, setting), setting)
@@ -81,8 +83,8 @@ class Supervisor:
         self._fleet = Fleet(
             self._settings,
             runtime_dir,
-            self._executors(weight_store),
-            self._scheduler(),
+            self._executors(weights),
+            self._scheduler(pool),
             [] if gateway is None else self._gateways(gateway),
             self._fail,
         )
@@ -106,6 +108,10 @@ class Supervisor:
     def wait(self) -> StartupError:
         """Blocks for as long as all processes can be had, and returns why one cannot."""
         return self._failure.result()
+
+    def on_failure(self, call: Callable[[StartupError], None]) -> None:
+        """Calls, from some thread, when a process cannot be had any more."""
+        self._failure.add_done_callback(lambda failure: call(failure.result()))
 
     def stop(self) -> None:
         """Ends all children: gateways when their requests have ended, then the others. Nothing the second time."""
@@ -137,16 +143,16 @@ class Supervisor:
     def _address(self, name: str) -> str:
         return f"unix:{self._runtime_dir}/{name}.sock"
 
-    def _executors(self, weight_store: WeightStore) -> list[ChildSpec]:
+    def _executors(self, weights: WeightStore) -> list[ChildSpec]:
         specs = []
         for index in range(self._settings.num_executors):
-            own = {"listen": self._address(f"executor-{index}"), "index": index, "weight_store": weight_store.address}
+            own = {"listen": self._address(f"executor-{index}"), "index": index, "weight_store": weights.address}
             specs.append(ChildSpec(f"executor {index}", "executor", ExecutorSettings, self._settings, own))
         return specs
 
-    def _scheduler(self) -> ChildSpec:
+    def _scheduler(self, pool: PoolStore) -> ChildSpec:
         addresses = [self._address(f"executor-{index}") for index in range(self._settings.num_executors)]
-        own = {"listen": self.scheduler_address, "executors": addresses}
+        own = {"listen": self.scheduler_address, "executors": addresses, "pool_store": pool.address}
         return ChildSpec("scheduler", "scheduler", SchedulerSettings, self._settings, own)
 
     def _gateways(self, settings: ServeSettings) -> list[ChildSpec]:
