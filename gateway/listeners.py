@@ -204,7 +204,7 @@ class Listeners:
     def _bind_grpc(self) -> None:
         credentials = None if self._certificates is None else self._certificates.grpc_credentials()
         try:
-            self.grpc_port = rpc.bind(self._grpc, self._grpc_address, credentials)
+            self.grpc_port = rpc.bind_public(self._grpc, self._grpc_address, credentials)
         except StartupError as error:
             raise StartupError(f"--grpc-port: {error.message}", field="grpc_port") from error
 

@@ -13,10 +13,10 @@ logger = logging.getLogger(__name__)
 
 
 async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSignal) -> None:
-    """Serves until `stop` is set or the scheduler is lost; then ends what runs, within a time, and closes everything.
+    """Serves until `stop` is set; then ends what runs, within a time, and closes everything.
 
-    Raises StartupError for a port that is taken, a tokenizer that cannot be loaded or a scheduler that does not
-    become ready; ServiceUnavailableError when the scheduler is lost.
+    A scheduler that is lost is waited for. Raises StartupError for a port that is taken, a tokenizer that cannot be
+    loaded, a scheduler that does not become ready, and one that comes back with another model.
     """
     listeners = Listeners(
         settings.host,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from quire import kv_pool
 from quire.errors import KvPoolError
 from quire.handover import Handover
-from quire import kv_pool, pool_file
 from quire.kv_journal import record_bytes
 from quire.kv_layout import HEADER_BYTES, CacheGroupLayout, KvPoolHeader, KvPoolLayout, PoolState
 from quire.kv_pool import KvPool
@@ -86,18 +86,15 @@ def test_an_impossible_layout_is_refused(changes):
         replace(LAYOUT, **changes)
 
 
-def test_two_mappings_are_one_memory(tmp_path: Path):
-    path = tmp_path / "pool"
-    with pool_file.create(path, LAYOUT) as made:
-        pool_file.share(made)
-        with KvPool.attach_path(path) as attached:
-            assert attached.layout == LAYOUT
-            made.segment(1)[5] = 200
-            assert attached.segment(1)[5] == 200
-            assert attached.segment(0)[5] == 0
-            assert len(made.segment(0)) == 10 * LAYOUT.block_bytes
-            with pytest.raises(KvPoolError, match="no rank 2"):
-                made.segment(2)
+def test_two_mappings_are_one_memory():
+    with KvPool.create_memfd(LAYOUT) as made, KvPool(os.dup(made.fd)) as attached:
+        assert attached.layout == LAYOUT
+        made.segment(1)[5] = 200
+        assert attached.segment(1)[5] == 200
+        assert attached.segment(0)[5] == 0
+        assert len(made.segment(0)) == 10 * LAYOUT.block_bytes
+        with pytest.raises(KvPoolError, match="no rank 2"):
+            made.segment(2)
 
 
 def test_journal_and_segments_do_not_overlap():
@@ -132,8 +129,6 @@ def test_a_memfd_is_handed_over_and_cannot_shrink(tmp_path: Path):
 
 
 def test_what_is_not_there_is_named(tmp_path: Path):
-    with pytest.raises(KvPoolError, match="pool"):
-        KvPool.attach_path(tmp_path / "pool")
     with pytest.raises(KvPoolError, match=r"kv\.sock"):
         KvPool.attach_handover(tmp_path / "kv.sock", timeout_s=1)
 

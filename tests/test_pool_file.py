@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,19 +21,13 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "pool"
 
 
-def _make(path: Path) -> KvPool:
-    pool = pool_file.create(path, LAYOUT)
-    pool_file.share(pool)
-    return pool
-
-
 def _open(path: Path) -> KvPool | None:
     descriptor = pool_file.open_unused(path, timeout_s=0)
     return None if descriptor is None else KvPool(descriptor)
 
 
 def test_what_was_written_is_found_by_the_next(path: Path):
-    with _make(path) as first:
+    with pool_file.create(path, LAYOUT) as first:
         first.segment(0)[7] = 7
     assert path.stat().st_mode & 0o777 == 0o600
     found = _open(path)
@@ -51,7 +46,7 @@ def test_a_file_that_is_no_pool_is_refused_and_stays(tmp_path: Path):
     notes.write_text("mine")
     for path in (notes, tmp_path):
         with pytest.raises(KvPoolError) as caught:
-            pool_file.open_unused(path)
+            pool_file.open_unused(path, timeout_s=0)
         assert caught.value.field == "kv_pool"
     assert notes.read_text() == "mine"
 
@@ -59,42 +54,37 @@ def test_a_file_that_is_no_pool_is_refused_and_stays(tmp_path: Path):
 def test_what_cannot_be_made_is_named(tmp_path: Path, path: Path):
     with pytest.raises(KvPoolError, match="cannot create"):
         pool_file.create(tmp_path / "no" / "folder", LAYOUT)
-    with _make(path), pytest.raises(KvPoolError, match="cannot create"):
+    with pool_file.create(path, LAYOUT), pytest.raises(KvPoolError, match="cannot create"):
         pool_file.create(path, LAYOUT)
 
 
 @pytest.mark.parametrize("user", ["scheduler", "executor"])
-def test_nobody_opens_what_another_still_maps(path: Path, user: str):
+def test_nobody_opens_what_another_still_has(path: Path, user: str):
     """Be it only an executor, which may be stopped in the middle of a step."""
-    first = _make(path)
-    attached = KvPool.attach_path(path)
-    (first if user == "executor" else attached).close()
+    scheduler = pool_file.create(path, LAYOUT)
+    executor = KvPool(os.dup(scheduler.fd))  # as one that is handed over
+    (scheduler if user == "executor" else executor).close()
     with pytest.raises(KvPoolError, match="used by another server"):
         _open(path)
-    (attached if user == "executor" else first).close()
+    (executor if user == "executor" else scheduler).close()
     assert _open(path) is not None
 
 
 def test_a_mapping_alone_keeps_the_lock(path: Path):
     """As an executor's, which closes the descriptor and keeps what it has mapped."""
-    with _make(path) as pool:
+    with pool_file.create(path, LAYOUT) as pool:
         segment = pool.segment(0)
     with pytest.raises(KvPoolError, match="used by another server"):
         _open(path)
     segment.release()
 
 
-def test_nobody_attaches_what_is_not_shared_yet(path: Path):
-    with pool_file.create(path, LAYOUT), pytest.raises(KvPoolError, match="used by another server"):
-        KvPool.attach_path(path)
-
-
 def test_a_discarded_file_goes_whoever_maps_it(path: Path):
-    with _make(path) as first:
+    with pool_file.create(path, LAYOUT) as first:
         first.discard()
         assert _open(path) is None
         assert not path.exists()
-        with _make(path) as second:
+        with pool_file.create(path, LAYOUT) as second:
             first.segment(0)[0] = 9
             assert second.segment(0)[0] == 0, "who still writes the old one does no harm"
 
@@ -106,12 +96,11 @@ def test_what_a_maker_left_that_died_is_replaced(path: Path):
 
 
 def test_a_file_of_another_size_is_refused(path: Path):
-    _make(path).close()
+    pool_file.create(path, LAYOUT).close()
     with path.open("ab") as file:
         file.write(b"more")
-    for opening in (_open, KvPool.attach_path):
-        with pytest.raises(KvPoolError, match="its header says"):
-            opening(path)
+    with pytest.raises(KvPoolError, match="its header says"):
+        _open(path)
 
 
 def test_a_file_that_does_not_fit_leaves_nothing(path: Path):
@@ -121,7 +110,7 @@ def test_a_file_that_does_not_fit_leaves_nothing(path: Path):
 
 
 def test_is_at_follows_the_name(tmp_path: Path, path: Path):
-    with _make(path) as pool:
+    with pool_file.create(path, LAYOUT) as pool:
         assert pool_file.is_at(pool.fd, path)
         path.rename(tmp_path / "moved")
         assert not pool_file.is_at(pool.fd, path)

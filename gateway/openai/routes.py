@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from quire.errors import QuireError
+from quire.gateway.answer_size import check_answer_size
 from quire.gateway.chat.run import ChatRun
 from quire.gateway.engine import Engine
 from quire.gateway.generation_group import GenerationGroup
@@ -73,6 +74,8 @@ async def _complete(engine: Engine, request: CompletionRequest, request_id: str,
             for index, prompt in enumerate(request.prompt)
         ]
     )
+    if len(valid) > 1:
+        check_answer_size(valid)
     echoes = [await _text_of(engine, entry) for entry in valid] if request.echo else None
     group = await GenerationGroup.submit(engine, valid, prompts_only=request.prompts_only)
     tokens = _token_view(engine, request)

@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 # vLLM's default for offline generation.
 _DEFAULT_MAX_TOKENS: Final = 16
+_ANY_NUMBER: Final = 2**31 - 1
 _CLOSE_TIMEOUT_S: Final = 30.0
 
 
@@ -103,7 +104,9 @@ class LLM:
     def __init__(self, model: str | None = None, **settings: Any) -> None:
         own = without_neutral(model, settings)
         given = own if model is None else {"model": str(model), **own}
-        self.settings = LocalSettings.load({"log_level": "warning", **given})
+        # There is nobody to turn away: all prompts of a call may wait.
+        own_defaults = {"log_level": "warning", "max_queued_requests": _ANY_NUMBER}
+        self.settings = LocalSettings.load({**own_defaults, **given})
         self._background = _Background(self.settings)
         # Ends the processes even if nobody calls close().
         self._finalizer = weakref.finalize(self, self._background.close)

@@ -113,6 +113,11 @@ def run_process(
         os.set_inheritable(settings.status_fd, False)
     try:
         run = uvloop.run if use_uvloop else asyncio.run
+        # Not imported by the supervisor, which would start its children later.
+        from quire.process_links import ProcessLinks
+        from quire.rpc import use_links
+
+        use_links(ProcessLinks.of(settings))
         run(_supervised(settings, status, main))
     except QuireError as error:
         status.failed(error)

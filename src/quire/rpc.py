@@ -31,6 +31,7 @@ from quire.errors import (
     UnreachedError,
     all_errors,
 )
+from quire.process_links import ProcessLinks
 
 ERROR_DOMAIN = "quire.dev"
 
@@ -92,8 +93,22 @@ _BARE_STATUS: dict[str, type[QuireError]] = {
 }
 
 
+# Of this process, which has one identity; a program that is none of our processes reaches servers as they are.
+_links = ProcessLinks()
+
+
+def use_links(links: ProcessLinks) -> None:
+    """Decides how channels and servers of this process speak with our other processes."""
+    global _links
+    _links = links
+
+
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
-    """A channel to a process of ours; `address` is host:port or unix:/path."""
+    """A channel to a process of ours, or with `credentials` to any; `address` is host:port or unix:/path.
+
+    Raises StartupError for an address that must not be reached without TLS.
+    """
+    credentials = credentials or _links.channel_credentials(address)
     if credentials is None:
         return grpc.aio.insecure_channel(address, options=_OPTIONS)
     return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
@@ -101,6 +116,7 @@ def open_channel(address: str, credentials: grpc.ChannelCredentials | None = Non
 
 def open_sync_channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
     """The same for callers without an event loop."""
+    credentials = credentials or _links.channel_credentials(address)
     if credentials is None:
         return grpc.insecure_channel(address, options=_OPTIONS)
     return grpc.secure_channel(address, credentials, options=_OPTIONS)
@@ -119,11 +135,16 @@ def new_public_server(
     return grpc.aio.server(interceptors=interceptors, options=[*_options(_CLIENT_KEEPALIVE_MS), *_PUBLIC_OPTIONS, *own])
 
 
-def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
-    """Binds a server and returns its port (1 for a Unix socket, which is ours alone).
+def bind(server: grpc.aio.Server, address: str) -> int:
+    """Binds a server for our own processes, and returns its port (1 for a Unix socket, which is ours alone).
 
-    Raises StartupError if it is taken.
+    Raises StartupError if it is taken, or must not be served without TLS.
     """
+    return bind_public(server, address, _links.server_credentials(address))
+
+
+def bind_public(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
+    """The same for everybody who is let in by what serves there."""
     # A socket is never open to others, not even between its creation and a chmod.
     old_mask = os.umask(0o177)
     try:

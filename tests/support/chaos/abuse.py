@@ -84,7 +84,8 @@ def rapid_reset(server: ChaosServer, count: int) -> bytes:
     with connection(server.grpc_port) as opened:
         opened.sendall(_PREFACE + _frame(_SETTINGS))
         pairs = (
-            _frame(_HEADERS, _END_HEADERS, stream, _call_headers()) + _frame(_RST_STREAM, 0, stream, struct.pack(">I", 8))
+            _frame(_HEADERS, _END_HEADERS, stream, _call_headers())
+            + _frame(_RST_STREAM, 0, stream, struct.pack(">I", 8))
             for stream in range(1, 2 * count, 2)
         )
         send_all(opened, pairs)
@@ -138,9 +139,7 @@ def _call_headers() -> bytes:
         b"te": b"trailers",
         b"content-type": b"application/grpc",
     }
-    return b"".join(
-        b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in fields.items()
-    )
+    return b"".join(b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in fields.items())
 
 
 def _read_goaway(opened: socket.socket) -> bytes:

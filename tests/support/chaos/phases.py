@@ -143,6 +143,7 @@ class Killer:
             with self._watch(watch) as after:
                 wait_for(lambda: after.count().results_written > 0 or is_over(), RECOVERY_TIMEOUT_S)
         self.kills.append(Kill(self._titles, phase, hit, time.monotonic() - killed_at))
+        print(self.kills[-1])
         return True
 
     def _watch(self, newer_than: StepWatch | None) -> StepWatch:

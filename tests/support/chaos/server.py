@@ -82,9 +82,7 @@ class ChaosServer:
 
     def wait_replaced(self, title: str, pid: int) -> psutil.Process:
         """Waits until another process than `pid` has the title."""
-        wait_for(
-            lambda: (found := self.processes().get(title)) is not None and found.pid != pid, RECOVERY_TIMEOUT_S
-        )
+        wait_for(lambda: (found := self.processes().get(title)) is not None and found.pid != pid, RECOVERY_TIMEOUT_S)
         return self.processes()[title]
 
     def kv_state(self) -> scheduler_pb2.GetKvCacheStateResponse:
