@@ -35,6 +35,7 @@ import uvloop
 
 from quire.bench.http_client import HttpClient
 from quire.config import ServeSettings
+from quire.errors import ServiceUnavailableError
 from quire.supervisor import Supervisor
 
 NUM_SLOTS = 16
@@ -56,6 +57,8 @@ class Outcome:
     ttfts: list[float] = field(default_factory=list)
     refusals: list[float] = field(default_factory=list)
     num_completed: int = 0
+    # Connections that broke; a server may close an idle one just as it is used again.
+    num_broken: int = 0
 
 
 @contextlib.contextmanager
@@ -100,7 +103,11 @@ async def ask(http: HttpClient, draw: random.Random, outcome: Outcome, *, stream
     }
     first: list[float] = []
     sent = time.perf_counter()
-    status = await http.post("/v1/completions", msgspec.json.encode(body), lambda _, at: first.append(at))
+    try:
+        status = await http.post("/v1/completions", msgspec.json.encode(body), lambda _, at: first.append(at))
+    except ServiceUnavailableError:
+        outcome.num_broken += 1
+        return False
     if status == 200:
         outcome.ttfts.append(first[0] - sent)
         outcome.num_completed += 1
@@ -175,7 +182,7 @@ async def flood(http: HttpClient, per_second: float, outcome: Outcome) -> None:
 
 async def measure_overload(seconds: float, rounds: int) -> dict[str, float]:
     """Peak and goodput in tokens per second, the time to a refusal in milliseconds."""
-    peaks, goodputs, refusals = [], [], Outcome().refusals
+    peaks, goodputs, refusals, num_broken = [], [], Outcome().refusals, 0
     with serving("fcfs") as url:
         for number in range(rounds):
             async with client(url, "a") as http:
@@ -191,12 +198,14 @@ async def measure_overload(seconds: float, rounds: int) -> dict[str, float]:
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
                 refusals += outcome.refusals
+                num_broken += outcome.num_broken
     ranks = statistics.quantiles(refusals, n=100)
     return {
         "peak_tokens_per_s": statistics.median(peaks),
         "goodput_tokens_per_s": statistics.median(goodputs),
         "goodput_of_peak": statistics.median(g / p for g, p in zip(goodputs, peaks, strict=True)),
         "num_refused": len(refusals),
+        "num_broken": num_broken,
         "refusal_p50_ms": 1e3 * statistics.median(refusals),
         "refusal_p99_ms": 1e3 * ranks[98],
     }
