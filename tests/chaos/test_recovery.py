@@ -18,7 +18,7 @@ from support.chaos.streams import answers, check_equal, running
 from support.chaos.workload import mixed_workload
 
 # Then the workload is let end, so that no client waits for ever, and begun again.
-KILLS_PER_RUN = 5
+KILLS_PER_RUN = 2
 FEW = pytest.param(3, marks=pytest.mark.chaos_sample)
 
 
