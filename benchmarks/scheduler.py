@@ -27,6 +27,7 @@ import argparse
 import asyncio
 import cProfile
 import json
+import mmap
 import pstats
 import random
 import statistics
@@ -38,6 +39,7 @@ from dataclasses import dataclass, field
 
 from quire.columns import pack_u32, unpack_u32
 from quire.internal.v1 import executor_pb2
+from quire.kv_journal import KvJournal, record_bytes
 from quire.scheduler.block_pool import BlockPool
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.outputs import OutputRouter
@@ -94,7 +96,9 @@ class Rig:
     num_requests: int = 0
 
     def __post_init__(self) -> None:
-        cache = KvCache(self.num_blocks, BLOCK_SIZE)
+        journal = KvJournal(memoryview(mmap.mmap(-1, self.num_blocks * record_bytes(BLOCK_SIZE))), BLOCK_SIZE)
+        cache = KvCache(self.num_blocks, BLOCK_SIZE, journal=journal)
+        cache.restore()
         shuffle_free_list(cache.pool, self.draw)
         longest = min(4096, cache.max_num_tokens)
         self.scheduler = Scheduler(cache, SchedulerLimits(longest, max(RUNNING), 1 << 20))

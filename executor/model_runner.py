@@ -124,15 +124,10 @@ class ModelRunner:
     def _map(self, request: executor_pb2.AttachKvPoolRequest) -> KvCache:
         if self.model.device.type != "cpu":
             raise KvPoolError(f"an executor on {self.model.device} needs its KV pool in device memory")
-        match request.WhichOneof("home"):
-            case "handover_socket":
-                pool = KvPool.attach_handover(Path(request.handover_socket))
-            case "path":
-                pool = KvPool.attach_path(Path(request.path))
-            case _:
-                raise KvPoolError("the request names no home of the KV pool")
+        if not request.HasField("handover_socket"):
+            raise KvPoolError("the request names no home of the KV pool")
         # Leaving the block closes the descriptor; the cache's tensors keep the mapping.
-        with pool:
+        with KvPool.attach_handover(Path(request.handover_socket)) as pool:
             check_layout(
                 pool.layout,
                 num_blocks=request.num_blocks,

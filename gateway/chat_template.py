@@ -2,8 +2,8 @@
 
 It sees what transformers' `apply_chat_template` shows to templates, since they are written for that: the messages,
 the tools, documents, the special tokens, variables of the request, `raise_exception`, `strftime_now`, a `tojson` that
-does not escape HTML, `break` and `continue`, and `{% generation %}` blocks. It runs in Jinja's sandbox, and cannot
-change what it is given.
+does not escape HTML, `break` and `continue`, and `{% generation %}` blocks. It runs in Jinja's sandbox, cannot change
+what it is given, and is bounded in time and size (`template_limits.py`).
 """
 
 from __future__ import annotations
@@ -11,21 +11,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from quire.gateway.chat.prompt import ChatPrompt
 from quire.gateway.chat.tools import callable_tools, to_template
+from quire.gateway.template_limits import BoundedEnvironment, TemplateTimeoutError, render, time_limit
 
 # Marks where the final message ends, as in transformers; the space tells whether the template trims the message.
 _END_OF_MESSAGE = "CONTINUE_FINAL_MESSAGE_TAG "
 # Other names of `reasoning_content`: gpt-oss reads the one, vLLM and OpenRouter write the other.
 _OTHER_REASONING_FIELDS = ("thinking", "reasoning")
+
+
+# What a template may take; a thousand turns take a few milliseconds.
+MAX_RENDER_S: Final = 3.0
 
 
 class ChatTemplate:
@@ -40,8 +44,12 @@ class ChatTemplate:
         # By role: whether a message's content may be a list of parts.
         self._takes_parts: dict[str, bool] = {}
 
-    def render(self, prompt: ChatPrompt) -> str:
-        """The prompt. Raises whatever the program raises."""
+    def render(self, prompt: ChatPrompt, time_limit_s: float = MAX_RENDER_S) -> str:
+        """The prompt. Raises whatever the program raises, and TemplateTimeoutError."""
+        with time_limit(time_limit_s):
+            return self._render_prompt(prompt)
+
+    def _render_prompt(self, prompt: ChatPrompt) -> str:
         messages = [self._prepare(message) for message in prompt.messages]
         tools = [to_template(tool) for tool in callable_tools(prompt)] or None
         opens_turn = prompt.add_generation_prompt and not prompt.continue_final_message
@@ -63,9 +71,8 @@ class ChatTemplate:
         variables: Mapping[str, Any],
     ) -> str:
         given = {"documents": None, **self._special_tokens, **variables}
-        return self._template.render(
-            **given, messages=messages, tools=tools, add_generation_prompt=add_generation_prompt
-        )
+        variables = {**given, "messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        return render(self._template, variables)
 
     def _prepare(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """A message as templates expect it."""
@@ -87,6 +94,8 @@ class ChatTemplate:
         if role not in self._takes_parts:
             try:
                 self._takes_parts[role] = self._probe(role, [{"type": "text", "text": "a"}]) == self._probe(role, "a")
+            except TemplateTimeoutError:  # which says nothing of parts
+                raise
             except Exception:  # a template may raise anything
                 self._takes_parts[role] = False
         return self._takes_parts[role]
@@ -142,10 +151,8 @@ def _check_name(name: object) -> None:
         raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r}, which begins with an underscore")
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
-    )
+def _environment() -> BoundedEnvironment:
+    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals.update(
         raise_exception=_raise_exception, strftime_now=_strftime_now, namespace=_Namespace, dict=_make_dict

@@ -10,7 +10,14 @@ from typing import Final, TypeAlias
 
 import grpc
 
-from quire.errors import DeadlineError, QuireError, RequestAbortedError, ServiceUnavailableError, StartupError
+from quire.errors import (
+    DeadlineError,
+    QuireError,
+    RequestAbortedError,
+    ServiceUnavailableError,
+    StartupError,
+    UnreachedError,
+)
 from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
 from quire.rpc import errors_from_status, from_rpc_error, open_channel
 
@@ -24,7 +31,7 @@ RETRY_S: Final = 0.1
 OUTAGE_LIMIT_S: Final = 120.0
 
 # What a call raises where the scheduler is not there, or goes: one that ends cancels its calls.
-UNREACHED: Final = (ServiceUnavailableError, RequestAbortedError, DeadlineError)
+UNREACHED: Final = (UnreachedError, RequestAbortedError, DeadlineError)
 
 _Outputs: TypeAlias = "grpc.aio.UnaryStreamCall[scheduler_pb2.StreamOutputsRequest, scheduler_pb2.StepOutputs]"
 
@@ -50,7 +57,8 @@ class SchedulerConnection:
         Args:
             address: host:port or unix:/path.
             receive: takes a message of the stream. If it raises, the stream is given up.
-            restore: submits again what runs. Raises one of UNREACHED if the scheduler is lost meanwhile.
+            restore: submits again what runs. Raises one of UNREACHED if the scheduler is lost meanwhile, and
+                ServiceUnavailableError.
             give_up: ends what runs: no scheduler has come back for a long time, or none ever will.
             on_change: called whenever `is_open` has changed.
         """
@@ -120,12 +128,13 @@ class SchedulerConnection:
                 outputs = await self._connect()
                 logger.info("the scheduler is back")
         except StartupError as error:
-            self._end(error)
+            self.end(error)
         except Exception as error:  # whatever it is, nobody may wait for ever
             logger.exception("the connection to the scheduler failed")
-            self._end(QuireError(f"the connection to the scheduler failed: {error}"))
+            self.end(QuireError(f"the connection to the scheduler failed: {error}"))
 
-    def _end(self, error: QuireError) -> None:
+    def end(self, error: QuireError) -> None:
+        """Ends the connection for good, and with it what runs."""
         self._stop_outage_timer()
         self.refuse(error)
         self._give_up(error)
@@ -142,7 +151,7 @@ class SchedulerConnection:
                     else:
                         self.description = description
                     return await self._open_stream()
-            except UNREACHED as error:
+            except (ServiceUnavailableError, *UNREACHED) as error:
                 # It may listen before its executors are ready, or restart meanwhile.
                 logger.debug("the scheduler is not ready: %s", error.message)
             except QuireError as error:
@@ -181,7 +190,7 @@ class SchedulerConnection:
                 self._opened.set()
                 self._on_change()
             return await reading
-        except UNREACHED as error:
+        except (ServiceUnavailableError, *UNREACHED) as error:
             return error.message
         finally:
             self.has_stream = False

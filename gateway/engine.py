@@ -16,7 +16,9 @@ from quire.errors import QuireError, ServiceUnavailableError
 from quire.gateway.chat.format import ChatFormat
 from quire.gateway.generation import Generation
 from quire.gateway.pooling import Embedder, Embedding, field_names, own_pooling
+from quire.gateway.readiness import Readiness
 from quire.gateway.scheduler_client import SchedulerClient
+from quire.gateway.tenants import Tenant
 from quire.gateway.tokenizer import ModelTokenizer
 from quire.gateway.validation import ModelLimits, RequestContext, Validator, ValidRequest
 from quire.internal.v1 import scheduler_pb2
@@ -37,6 +39,7 @@ class Engine:
         limits: ModelLimits,
         pooling: Pooling | None,
         chat_format: ChatFormat,
+        watchdog_timeout: float,
     ) -> None:
         """Use `start`."""
         self.tokenizer = tokenizer
@@ -45,6 +48,7 @@ class Engine:
         self.created = int(time.time())
         self.validator = Validator(tokenizer, limits)
         self.chat_format = chat_format
+        self.readiness = Readiness(client, watchdog_timeout)
         self._client = client
         self._embedder = Embedder(self.validator, client, limits, pooling)
 
@@ -59,11 +63,13 @@ class Engine:
         max_logprobs: int = 20,
         max_concurrent_requests: int | None = None,
         startup_timeout: float = 600.0,
+        watchdog_timeout: float = 20.0,
         chat_options: ChatOptions | None = None,
     ) -> Engine:
         """Loads the tokenizer and connects to the scheduler, both at once.
 
-        `model` is a folder or hub id, and the model's name unless others are given; `startup_timeout` is in seconds.
+        `model` is a folder or hub id, and the model's name unless others are given; timeouts are in
+        seconds.
         Raises StartupError, and CheckpointError where the tokenizer cannot be loaded.
         """
         connecting = asyncio.create_task(SchedulerClient.connect(scheduler, startup_timeout, max_concurrent_requests))
@@ -90,7 +96,7 @@ class Engine:
             max_logprobs=max_logprobs,
             hidden_size=description.executors[0].hidden_size,
         )
-        return cls(tokenizer, client, limits, pooling, ChatFormat(tokenizer, chat_options))
+        return cls(tokenizer, client, limits, pooling, ChatFormat(tokenizer, chat_options), watchdog_timeout)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -98,10 +104,9 @@ class Engine:
         executors = (executor.fingerprint for executor in self._client.description.executors)
         return "fp_" + hashlib.sha256(b"\0".join((__version__.encode(), *executors))).hexdigest()[:12]
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether the scheduler is connected."""
-        return self._client.is_connected
+    def check_load(self, tenant: Tenant) -> None:
+        """Raises OverloadedError if `submit` would, most likely: before a request costs anything."""
+        self._client.check_load(tenant.name)
 
     async def submit(self, request: ValidRequest) -> Generation:
         """Queues a request at the scheduler; the caller must exhaust or close what it gets.
@@ -120,6 +125,7 @@ class Engine:
             constraints=request.constraints,
             priority=request.context.priority,
             tenant=request.context.tenant.message,
+            prompt_index=request.context.prompt_index,
             cache_salt=request.context.cache_salt.encode(),
         )
         stream = await self._client.submit(message)
@@ -128,7 +134,7 @@ class Engine:
     async def generate(self, request: ValidRequest) -> AsyncGenerator[GenerationDelta, None]:
         """Submits a request and yields its deltas; closing the iterator early aborts it.
 
-        Raises what `submit` raises, and ServiceUnavailableError when the scheduler is lost meanwhile.
+        Raises what `submit` raises, and ServiceUnavailableError when the scheduler is lost and does not come back.
         """
         async with await self.submit(request) as generation:
             async for delta in generation:
@@ -146,8 +152,12 @@ class Engine:
         return await self._embedder.embed(inputs, params, context, fields or field_names("input", inputs))
 
     async def wait_lost(self) -> QuireError:
-        """Waits until the scheduler is lost; returns why. The engine takes no requests after that."""
+        """Waits until the scheduler is lost for good; returns why. The engine takes no requests after that."""
         return await self._client.wait_lost()
+
+    def fail(self, error: QuireError) -> None:
+        """Ends all requests, and takes no more: there will be no scheduler again."""
+        self._client.lose(error)
 
     async def drain(self, answered: Awaitable[None], timeout: float) -> None:
         """Waits until all calls are answered, at most `timeout` seconds, then fails what still runs."""

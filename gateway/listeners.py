@@ -20,6 +20,7 @@ from quire.gateway.engine import Engine
 from quire.gateway.generate_service import GenerateService
 from quire.gateway.grpc_api.requests import TolerateMalformed
 from quire.gateway.http_protocol import LimitedConfig, end_overdue
+from quire.gateway.readiness import Readiness
 from quire.gateway.rest import create_app
 from quire.gateway.tls import server_certificates
 from quire.ports import take_port
@@ -115,6 +116,7 @@ class Listeners:
         self._rest_task: asyncio.Task[None] | None = None
         self._grpc_stop: asyncio.Task[None] | None = None
         self._drain_s = 0.0
+        self._following: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Starts gRPC, so that health checks have an answer while the engine starts."""
@@ -153,12 +155,14 @@ class Listeners:
             raise StartupError("the REST server ended while it started", field="port")
         self._service.attach(engine)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self._following = asyncio.create_task(self._follow(engine.readiness), name="health")
         if self._reuse_port:
             self._bind_grpc()
             await self._grpc.start()
 
     async def refuse(self) -> None:
         """Takes no more calls nor connections; calls that run go on."""
+        await self._stop_following()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._service.detach()
         if self._rest is not None:
@@ -176,6 +180,7 @@ class Listeners:
         """Ends what still runs after a second, and frees the ports."""
         if self._watching is not None:
             self._watching.cancel()
+        await self._stop_following()
         if self._rest is not None and self._rest_task is not None:
             self._rest.stop()
             await asyncio.gather(self._rest_task, self._grpc.stop(_CLOSE_S), return_exceptions=True)
@@ -185,10 +190,21 @@ class Listeners:
             await self._grpc_stop
         self._socket.close()
 
+    async def _follow(self, readiness: Readiness) -> None:
+        """Says on gRPC what `/health` says on REST."""
+        async for is_ready in readiness.changes():
+            response = health_pb2.HealthCheckResponse
+            await self._set_health(response.SERVING if is_ready else response.NOT_SERVING)
+
+    async def _stop_following(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+
     def _bind_grpc(self) -> None:
         credentials = None if self._certificates is None else self._certificates.grpc_credentials()
         try:
-            self.grpc_port = rpc.bind(self._grpc, self._grpc_address, credentials)
+            self.grpc_port = rpc.bind_public(self._grpc, self._grpc_address, credentials)
         except StartupError as error:
             raise StartupError(f"--grpc-port: {error.message}", field="grpc_port") from error
 

@@ -18,6 +18,7 @@ import grpc
 from quire.errors import OverloadedError, QuireError, ServiceUnavailableError
 from quire.gateway.connection import CALL_TIMEOUT_S, RETRY_S, UNREACHED, SchedulerConnection
 from quire.gateway.flow_control import FlowControl, FlowLimits
+from quire.gateway.overload import Refusals
 from quire.gateway.request_stream import RequestStream
 from quire.gateway.running_requests import RunningRequests
 from quire.internal.v1 import scheduler_pb2
@@ -36,6 +37,7 @@ class SchedulerClient:
     def __init__(self, address: str, max_requests: int | None = None, flow_limits: FlowLimits | None = None) -> None:
         """Use `connect`."""
         self._max_requests = max_requests
+        self._refusals = Refusals()
         self._keys = itertools.count(1)
         self._background: set[asyncio.Task[Any]] = set()
         self._running = RunningRequests(self._give_up)
@@ -89,17 +91,25 @@ class SchedulerClient:
         """Waits until there will never be a scheduler again for this client; returns why."""
         return await self._connection.wait_fatal()
 
+    def lose(self, error: QuireError) -> None:
+        """Ends all requests, those to come as well: there will be no scheduler again."""
+        self._connection.end(error)
+
     async def wait_idle(self) -> None:
         """Waits until no request runs."""
         await self._running.wait_idle()
+
+    def check_load(self, tenant: str) -> None:
+        """Raises OverloadedError if `submit` would, as far as is known without asking the scheduler."""
+        self._check_number()
+        self._refusals.check(tenant)
 
     async def submit(self, request: scheduler_pb2.SubmitRequest) -> RequestStream:
         """Queues a request, after filling in who sends it; waits for a scheduler that is away.
 
         Raises OverloadedError, what the scheduler says of it, and ServiceUnavailableError if none comes in time.
         """
-        if self._max_requests is not None and len(self._running) >= self._max_requests:
-            raise OverloadedError(f"the server has {self._max_requests} requests already; try again later")
+        self._check_number()
         request.gateway_id = self._connection.gateway_id
         request.request_key = next(self._keys)
         request.arrival_time_ns = time.time_ns()
@@ -107,13 +117,11 @@ class SchedulerClient:
         # Before the call: the first tokens may arrive before its answer.
         self._running.add(stream)
         try:
-            async with asyncio.timeout(_SUBMIT_TIMEOUT_S):
-                await self._submit_new(stream)
-        except TimeoutError as error:
-            self.abort(stream, scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
-            raise ServiceUnavailableError("the scheduler does not answer") from error
-        except QuireError:
+            await self._submit_new(stream)
+        except QuireError as error:
             self.release(stream)
+            if isinstance(error, OverloadedError):
+                self._refusals.note(request.tenant.name, error)
             raise
         except BaseException:
             # Cancelled while waiting: the scheduler may have it or not.
@@ -156,16 +164,21 @@ class SchedulerClient:
     # Submitting
 
     async def _submit_new(self, stream: RequestStream) -> None:
-        """Submits until a scheduler has answered. Raises what it says."""
-        while True:
-            await self._connection.wait_open()
-            try:
-                await self._submit(stream)
-            except UNREACHED as error:
-                logger.debug("request %d could not be submitted: %s", stream.key, error.message)
-                await asyncio.sleep(RETRY_S)
-            else:
-                return
+        """Submits until a scheduler has answered. Raises what it says, and ServiceUnavailableError if none does."""
+        reason = "it is not there"
+        try:
+            async with asyncio.timeout(_SUBMIT_TIMEOUT_S):
+                while not stream.is_accepted and stream in self._running:
+                    await self._connection.wait_open()
+                    try:
+                        await self._submit(stream)
+                    except UNREACHED as error:
+                        reason = error.message
+                        await asyncio.sleep(RETRY_S)
+        except TimeoutError as error:
+            self._send_abort(stream, (), scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
+            message = f"the scheduler has not taken the request in {_SUBMIT_TIMEOUT_S:g} s: {reason}"
+            raise ServiceUnavailableError(message) from error
 
     async def _submit(self, stream: RequestStream) -> None:
         """One attempt."""
@@ -179,7 +192,10 @@ class SchedulerClient:
             self._send_abort(stream, (), scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
 
     async def _restore(self) -> None:
-        """Submits again, in the order of their arrival, what an older scheduler had. Raises one of UNREACHED."""
+        """Submits again, in the order of their arrival, what an older scheduler had.
+
+        Raises ServiceUnavailableError, or one of UNREACHED, if this one cannot take it now.
+        """
         for stream in self._running.all():
             stream.end_complete(self.description.max_model_len)
             # What is not accepted yet is still being submitted, by `submit`.
@@ -187,7 +203,7 @@ class SchedulerClient:
                 continue
             try:
                 await self._submit(stream)
-            except UNREACHED:
+            except (ServiceUnavailableError, *UNREACHED):
                 raise
             except QuireError as error:
                 stream.fail(error)
@@ -213,6 +229,11 @@ class SchedulerClient:
         if not self._connection.has_stream:
             self.num_live_executors = None
         self.changed.set()
+
+    def _check_number(self) -> None:
+        if self._max_requests is not None and len(self._running) >= self._max_requests:
+            message = f"the server has {self._max_requests} requests already; try again later"
+            raise OverloadedError(message, field="max_concurrent_requests")
 
     def _give_up(self, stream: RequestStream, error: QuireError) -> None:
         """Ends a request whose outputs make no sense."""

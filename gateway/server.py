@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 
 from quire.config import GatewaySettings
 from quire.gateway.engine import Engine
@@ -13,11 +14,12 @@ logger = logging.getLogger(__name__)
 
 
 async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSignal) -> None:
-    """Serves until `stop` is set or the scheduler is lost; then ends what runs, within a time, and closes everything.
+    """Serves until `stop` is set; then ends what runs, within a time, and closes everything.
 
-    Raises StartupError for a port that is taken, a tokenizer that cannot be loaded or a scheduler that does not
-    become ready; ServiceUnavailableError when the scheduler is lost.
+    A scheduler that is lost is waited for. Raises StartupError for a port that is taken, a tokenizer that cannot be
+    loaded, a scheduler that does not become ready, and one that comes back with another model.
     """
+    _allow_descriptors()
     listeners = Listeners(
         settings.host,
         settings.port,
@@ -48,6 +50,12 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
         await listeners.close()
 
 
+def _allow_descriptors() -> None:
+    """Raises the limit on open descriptors, of which each connection is one, as far as the process may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def _start_engine(settings: GatewaySettings) -> Engine:
     return await Engine.start(
         scheduler=settings.scheduler,
@@ -57,5 +65,6 @@ async def _start_engine(settings: GatewaySettings) -> Engine:
         max_logprobs=settings.max_logprobs,
         max_concurrent_requests=settings.max_concurrent_requests,
         startup_timeout=settings.startup_timeout,
+        watchdog_timeout=settings.watchdog_timeout,
         chat_options=settings,
     )

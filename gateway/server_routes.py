@@ -13,11 +13,11 @@ def server_routes(engine: Engine) -> APIRouter:
     """Health and version."""
     router = APIRouter(tags=["server"])
 
-    @router.get("/health", responses={"503": {"description": "The scheduler is not connected."}})
+    @router.get("/health", responses={"503": {"description": "Requests would not get ahead."}})
     async def health() -> dict[str, str]:
-        """200 while the scheduler is connected, else 503."""
-        if not engine.is_ready:
-            raise ServiceUnavailableError("the scheduler is not connected")
+        """200 while requests get ahead: the scheduler is connected, an executor lives, outputs come. Else 503."""
+        if (reason := engine.readiness.reason) is not None:
+            raise ServiceUnavailableError(reason)
         return {"status": "ok"}
 
     # SageMaker asks this way.

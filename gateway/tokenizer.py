@@ -9,6 +9,7 @@ that nobody changes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,10 @@ T = TypeVar("T")
 _THREADS = 4
 # Texts up to this length (in characters; encoding takes about a third of a microsecond each) are short.
 _SHORT_TEXT = 2048
+# What rendering a short chat may take on the event loop, in seconds; it takes a tenth of a millisecond.
+_SHORT_RENDER_S = 0.02
+# Characters of a request's own template; the largest of models have 20,000.
+_MAX_OWN_TEMPLATE = 1 << 16
 # What a template writes around a message.
 _MESSAGE_MARKS = 16
 
@@ -137,12 +142,15 @@ class ModelTokenizer:
         kwargs = {name: value for name, value in prompt.template_kwargs.items() if name != "chat_template"}
         shown = replace(prompt, template_kwargs=kwargs)
 
-        def render() -> str:
-            return self._compiled(template).render(shown)
-
+        is_own = "chat_template" in prompt.template_kwargs
+        is_short = not is_own and not prompt.tools and sum(map(_length, prompt.messages)) <= _SHORT_TEXT
         try:
-            is_short = not prompt.tools and sum(map(_length, prompt.messages)) <= _SHORT_TEXT
-            return render() if is_short else await self._in_thread(render)
+            if is_short:
+                from quire.gateway.template_limits import TemplateTimeoutError
+
+                with contextlib.suppress(TemplateTimeoutError):
+                    return self._compiled(template).render(shown, _SHORT_RENDER_S)
+            return await self._in_thread(lambda: self._compiled(template).render(shown))
         except Exception as error:  # a template is a program of the model's owner, run on the client's data
             logger.info("the chat template refused a request", exc_info=True)
             message = f"the model's chat template refuses these messages: {error}"
@@ -156,6 +164,9 @@ class ModelTokenizer:
                 raise InvalidRequestError(message, field="chat_template")
             if not isinstance(own, str):
                 raise InvalidRequestError("chat_template must be a string", field="chat_template")
+            if len(own) > _MAX_OWN_TEMPLATE:
+                message = f"chat_template has {len(own)} characters; at most {_MAX_OWN_TEMPLATE} are taken"
+                raise InvalidRequestError(message, field="chat_template")
             return own
         template = self._chat_templates.for_tools if callable_tools(prompt) else self._chat_templates.default
         if template is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from quire.columns import pack_u32
 from quire.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
+from quire.gateway.answer_size import check_answer_size
 from quire.gateway.bad_words import bad_word_sequences
 from quire.gateway.beam_params import check_beam_search, without_sampling
 from quire.gateway.chat.prompt import ChatPrompt
@@ -60,6 +61,8 @@ class RequestContext:
     cache_salt: str = ""
     # Whether the tokenizer adds its own to the prompt; None: to a text, and not to a chat, whose template does it.
     add_special_tokens: bool | None = None
+    # Which of the prompts of the client's request.
+    prompt_index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +196,9 @@ class Validator:
             rules.check_combination(params)
             constraints.grammar = await self.compile_grammar(params.structured_outputs)
             resolved = rules.adapt(resolved)
-        return ValidRequest(context, text, token_ids, resolved, self._tokenizer.eos_token_ids, constraints)
+        valid = ValidRequest(context, text, token_ids, resolved, self._tokenizer.eos_token_ids, constraints)
+        check_answer_size([valid])
+        return valid
 
     def truncate(self, token_ids: list[int], keep: int | None, max_tokens: int | None) -> list[int]:
         """The last `keep` tokens of a prompt. -1 keeps as many as leave room for max_tokens (or one); None keeps all.

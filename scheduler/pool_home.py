@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from quire import pool_file
 from quire.config import SchedulerSettings
@@ -26,6 +27,9 @@ from quire.scheduler.kv_budget import check_reusable, plan_pool
 from quire.scheduler.pool_growth import num_first_blocks
 
 logger = logging.getLogger(__name__)
+
+# Processes of a server that was killed finish the step that they have begun, and end.
+_LOCK_TIMEOUT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +106,11 @@ def _adopt(settings: SchedulerSettings, executors: list[executor_pb2.ExecutorDes
             check_reusable(pool.layout, settings, executors)
             on_refusal.pop_all()
     except KvPoolError as error:
-        logger.warning("the KV pool that was there is replaced by a new one: %s", error)
+        logger.warning("the KV pool that was there is replaced by a new one: %s", error.message)
         if settings.pool_store is not None:
             deposit_pool(settings.pool_store, None)
         return None
     pool.mark(PoolState.OPEN)
-    if path is not None:
-        pool_file.share(pool)
     logger.info("took over a KV pool of %d blocks", pool.layout.num_blocks)
     return pool
 
@@ -120,7 +122,7 @@ def _find(settings: SchedulerSettings) -> int | None:
         if path is None or pool_file.is_at(descriptor, path):
             return descriptor
         os.close(descriptor)
-    return None if path is None else pool_file.open_unused(path)
+    return None if path is None else pool_file.open_unused(path, _LOCK_TIMEOUT_S)
 
 
 def _make(settings: SchedulerSettings, executors: list[executor_pb2.ExecutorDescription]) -> KvPool:
@@ -128,7 +130,6 @@ def _make(settings: SchedulerSettings, executors: list[executor_pb2.ExecutorDesc
     layout = plan_pool(settings, executors, _new_epoch())
     if settings.kv_pool is not None:
         pool = pool_file.create(settings.kv_pool, layout)
-        pool_file.share(pool)
     else:
         pool = KvPool.create_memfd(layout, num_first_blocks(layout, executors[0].max_model_len))
     if settings.pool_store is not None:

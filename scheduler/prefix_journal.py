@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from quire.kv_journal import JournalRecord, KvJournal
+from quire.kv_journal import KvJournal
 from quire.scheduler.block_pool import Block, CachedPrefix
 
 
@@ -93,9 +93,7 @@ class PrefixJournal:
 
     def _write(self, block: Block, prefix: CachedPrefix) -> None:
         parent = prefix.parent.number if prefix.parent else 0
-        number = prefix.number
-        record = JournalRecord(number, parent, prefix.hash, prefix.extra_key, prefix.tokens, number)
-        self._journal.write(block.id, record)
+        self._journal.write(block.id, prefix.number, parent, prefix.hash, prefix.extra_key, prefix.tokens)
 
 
 def _last_uses(contents: list[tuple[CachedPrefix, int]]) -> dict[int, int]:

@@ -1,4 +1,4 @@
-"""What a step's result, which fits its plan, holds besides sampled tokens: logprobs and embeddings."""
+"""What a step's result, which fits its plan, says besides sampled tokens: who started, logprobs and embeddings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,17 @@ from quire.internal.v1 import executor_pb2
 from quire.scheduler.sequence import Request, Sequence
 from quire.scheduler.step_plan import StepPlan
 from quire.v1 import generate_pb2
+
+
+def first_run(plan: StepPlan) -> list[Request]:
+    """Requests that get their first token in this step; each is named once."""
+    started = []
+    for chunk in plan.chunks:
+        sequence = plan.sequences[chunk.row]
+        if chunk.samples and not sequence.request.start_reported and not sequence.is_finished:
+            sequence.request.start_reported = True
+            started.append(sequence.request)
+    return started
 
 
 def new_prompt_logprobs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from quire.config import SchedulingPolicy
 from quire.errors import ContextLengthError, InvalidRequestError
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.sequence import Request
@@ -17,8 +18,7 @@ class SchedulerLimits:
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
-    # Whether requests may have a priority; if not, all have the same.
-    with_priorities: bool = False
+    policy: SchedulingPolicy = "fcfs"
 
 
 def check_request(
@@ -33,7 +33,7 @@ def check_request(
         raise InvalidRequestError("the prompt is empty", field="prompt_token_ids")
     if not outputs:
         raise InvalidRequestError("the request has no sequences", field="sequences")
-    if request.priority and not limits.with_priorities:
+    if request.priority and limits.policy != "priority":
         message = "priority is not 0, and the server does not schedule by priority (--scheduling-policy priority)"
         raise InvalidRequestError(message, field="priority")
     longest = min(limits.max_model_len, kv_cache.max_num_tokens)

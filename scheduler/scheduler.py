@@ -10,7 +10,6 @@ Pure logic: no input, no output, no clock. `step_loop.py` drives it.
 from __future__ import annotations
 
 import bisect
-import heapq
 import itertools
 from array import array
 from collections.abc import Iterable, Iterator
@@ -19,15 +18,17 @@ from quire.columns import unpack_u32
 from quire.errors import DuplicateRequestError
 from quire.internal.v1 import executor_pb2
 from quire.scheduler.beam_group import BeamGroup, members, next_chunks, record_candidates
+from quire.scheduler.fair_queue import FairQueue
 from quire.scheduler.kv_cache import KvCache
-from quire.scheduler.lost_steps import BLAME, requests_to_blame
+from quire.scheduler.lost_steps import BLAME, may_run_beside, requests_to_blame
 from quire.scheduler.outputs import StepEvents
-from quire.scheduler.readouts import embeddings, logprobs_of_live, new_prompt_logprobs
+from quire.scheduler.readouts import embeddings, first_run, logprobs_of_live, new_prompt_logprobs
 from quire.scheduler.request_checks import SchedulerLimits, check_request
-from quire.scheduler.request_queue import RequestQueue
+from quire.scheduler.request_queue import ArrivalQueue, RequestQueue
 from quire.scheduler.sequence import Request, RequestKey, Sequence, SequenceStatus, arrival_order
 from quire.scheduler.step_plan import SlotChanges, StepPlan
 from quire.scheduler.step_result import check_result
+from quire.scheduler.tenants import TenantAccounts, meter_outputs, meter_prompt
 
 
 class Scheduler:
@@ -36,7 +37,8 @@ class Scheduler:
     def __init__(self, kv_cache: KvCache, limits: SchedulerLimits) -> None:
         self.kv_cache = kv_cache
         self.limits = limits
-        self.waiting = RequestQueue()
+        self.tenants = TenantAccounts()
+        self.waiting: RequestQueue = FairQueue(self.tenants) if limits.policy == "fair" else ArrivalQueue()
         self.num_running = 0
         self.requests: dict[RequestKey, Request] = {}
         self.num_preemptions = 0
@@ -45,7 +47,9 @@ class Scheduler:
         self.live_lanes = set(range(len(kv_cache.lanes)))
         # Lanes with a running sequence that waits for blocks: whoever is admitted now would take them away.
         self._starved_lanes: set[int] = set()
-        # By priority and arrival; the last is the least favoured.
+        # Whether the pool had no room for the head of the queue.
+        self._lacks_blocks = False
+        # By the queue's rank; the last is the least favoured.
         self._running: list[list[Sequence]] = [[] for _ in kv_cache.lanes]
         self._free_slots = [list(range(limits.max_num_seqs))[::-1] for _ in kv_cache.lanes]
         self._changes = [SlotChanges() for _ in kv_cache.lanes]
@@ -63,7 +67,12 @@ class Scheduler:
         preempted = self.num_preemptions
 
         # Running ones first. Most only need the next token in a block they have; these others may need blocks.
+        held_back: list[Sequence] = []
+        head_could_run = self.waiting.reorders and self._head_could_run(plan)
         for sequence in self._after_plain_decodes(plan):
+            if head_could_run and self.waiting.goes_before(sequence):
+                held_back.append(sequence)
+                continue
             chunks = next_chunks(sequence, plan.budget)
             if chunks and self._make_room(sequence, chunks):
                 for member, num_new in chunks:
@@ -77,10 +86,13 @@ class Scheduler:
             if not self._fits(sequence, num_new):
                 self.kv_cache.abandon(sequence)
                 self.waiting.push(sequence)
+                self._lacks_blocks = True
                 break
             self._admit(sequence, lane, num_cached)
             self._add_chunk(plan, sequence, num_new)
 
+        for sequence in held_back:
+            self._add_what_is_left(plan, sequence)
         return self._end_step(plan)
 
     def update_from_output(self, plan: StepPlan, result: executor_pb2.StepResult) -> StepEvents:
@@ -92,7 +104,7 @@ class Scheduler:
         check_result(plan, sampled, result)
         token_ids = unpack_u32(result.token_ids)
         failed = self._end_failed(plan, result) if result.failures else []
-        events = StepEvents(plan.step, _first_run(plan), logprobs_of_live(sampled, result), failed=failed)
+        events = StepEvents(plan.step, first_run(plan), logprobs_of_live(sampled, result), failed=failed)
         if result.prompt_logprobs:
             events.prompt_logprobs = new_prompt_logprobs(plan, result)
         for sequence, embedding in embeddings(plan, result):
@@ -176,6 +188,7 @@ class Scheduler:
             self._num_arrivals += 1
             request.sequences.append(sequence)
         self.requests[request.key] = request
+        self.tenants.begin(request.tenant)
         if request.params.use_beam_search:
             self.waiting.push(BeamGroup.of(request.sequences).leader)
             return
@@ -236,7 +249,7 @@ class Scheduler:
     @property
     def running(self) -> list[Sequence]:
         """All lanes' running sequences in order of arrival."""
-        return list(heapq.merge(*self._running, key=_arrival))
+        return sorted(itertools.chain.from_iterable(self._running), key=_arrival)
 
     def check_integrity(self, *, deep: bool = False) -> None:
         """Compares block counts, slots and queues with the sequences. Raises AssertionError."""
@@ -257,6 +270,9 @@ class Scheduler:
 
     def _begin_step(self, lane: int) -> StepPlan:
         self._starved_lanes.discard(lane)
+        if self.waiting.reorders:
+            self._make_way()
+            self._running[lane].sort(key=self.waiting.rank)
         progress = self.kv_cache.lanes[lane]
         progress.planned_step += 1
         budget = self.limits.max_num_batched_tokens
@@ -269,6 +285,8 @@ class Scheduler:
             return None
         self._changes[plan.lane] = SlotChanges()
         plan.seal()
+        if self.tenants.are_metered:
+            meter_outputs(plan.sampled)
         for chunk in plan.chunks:
             if (sequence := plan.sequences[chunk.row]).request.unforked:
                 self._fork_siblings(sequence)
@@ -298,8 +316,30 @@ class Scheduler:
         plan.budget = budget
 
     def _fits(self, sequence: Sequence, num_new_tokens: int) -> bool:
+        """Whether there are blocks for the next tokens, or for all of a sequence that lost its blocks.
+
+        With fewer it would only lose them again.
+        """
+        if sequence.status is SequenceStatus.PREEMPTED:
+            num_new_tokens = sequence.num_uncomputed_tokens
         num_needed = self.kv_cache.num_blocks_needed([(sequence, num_new_tokens)])
         return num_needed <= self.kv_cache.pool.num_available
+
+    def _head_could_run(self, plan: StepPlan) -> bool:
+        """Whether this step may admit the head of the queue, if running sequences leave it the tokens."""
+        head = self.waiting.head()
+        return (
+            head is not None
+            and self._may_admit(plan.lane)
+            and self._fits(head, min(head.num_uncomputed_tokens, plan.budget))
+        )
+
+    def _add_what_is_left(self, plan: StepPlan, sequence: Sequence) -> None:
+        """Plans a chunk of a prompt that others went before, with the tokens and blocks that these left."""
+        num_new = min(sequence.num_uncomputed_tokens, plan.budget)
+        may_run = sequence.status is SequenceStatus.RUNNING and not self._starved_lanes
+        if num_new and may_run and self._fits(sequence, num_new):
+            self._add_chunk(plan, sequence, num_new)
 
     def _make_room(self, sequence: Sequence, chunks: list[tuple[Sequence, int]]) -> bool:
         """Preempts later arrivals until a running sequence (or all its beams) fits; False if it sits this step out.
@@ -322,6 +362,8 @@ class Scheduler:
 
     def _add_chunk(self, plan: StepPlan, sequence: Sequence, num_new_tokens: int) -> None:
         """Plans the next tokens of a sequence, whatever that takes."""
+        if self.tenants.are_metered:
+            meter_prompt(sequence, num_new_tokens)
         is_new = sequence.num_sent_blocks == 0
         allocation = self.kv_cache.allocate(sequence, num_new_tokens)
         chunk = plan.add_chunk(sequence, num_new_tokens, allocation, is_new=is_new)
@@ -353,9 +395,11 @@ class Scheduler:
         head = self.waiting.head()
         if head is None or self._starved_lanes:
             return False
-        if self.num_running + len(members(head)) > self.limits.max_num_seqs:
+        if self.num_running + head.width > self.limits.max_num_seqs:
             return False
         if head.last_step > self.kv_cache.lanes[head.lane].acknowledged_step:
+            return False
+        if not may_run_beside(head.request, self._running[lane]):
             return False
         share = -(-(self.num_running + len(self.waiting)) // len(self.live_lanes))
         return len(self._running[lane]) < share
@@ -391,15 +435,25 @@ class Scheduler:
         sequence.lane = lane
         sequence.slot = self._free_slots[lane].pop()
         self.num_running += 1
-        bisect.insort(self._running[lane], sequence, key=_arrival)
+        sequence.request.tenant.num_running += 1
+        bisect.insort(self._running[lane], sequence, key=self.waiting.rank)
+
+    def _make_way(self) -> None:
+        """Preempts those that the queue wants to make way for waiting ones."""
+        num_slots = self.limits.max_num_seqs
+        # Blocks that are about to come back may be enough.
+        lacks_blocks = self._lacks_blocks and not self.kv_cache.num_retiring
+        self._lacks_blocks = False
+        for victim in self.waiting.displaced(self._running, num_slots, lacks_blocks=lacks_blocks):
+            self._preempt(victim)
+            self.num_preemptions += 1
 
     def _preempt_least_favoured(self) -> None:
-        """Takes the blocks of the latest arrival; it is recomputed later and its output is unchanged."""
-        self._preempt(max((running[-1] for running in self._running if running), key=_arrival))
+        self._preempt(max((running[-1] for running in self._running if running), key=self.waiting.rank))
         self.num_preemptions += 1
 
     def _preempt(self, victim: Sequence) -> None:
-        """Queues a running sequence, or all beams of a search, to be computed anew."""
+        """Queues a running sequence, or all beams of a search, to be computed anew; its output is unchanged."""
         for member in members(victim):
             self._leave(member)
             member.move_to(SequenceStatus.PREEMPTED)
@@ -425,6 +479,7 @@ class Scheduler:
                 self.waiting.push(heir)
         if request.is_finished:
             del self.requests[request.key]
+            self.tenants.end(request.tenant)
 
     def _advance(self, beams: BeamGroup, events: StepEvents) -> None:
         """Goes on with the beams that the search chooses, or ends it."""
@@ -452,6 +507,7 @@ class Scheduler:
         assert sequence.slot is not None
         self._running[sequence.lane].remove(sequence)
         self.num_running -= 1
+        sequence.request.tenant.num_running -= 1
         self._free_slots[sequence.lane].append(sequence.slot)
         self._changes[sequence.lane].finished.append(sequence.slot)
         self._changes[sequence.lane].chosen.pop(sequence.slot, None)
@@ -462,14 +518,3 @@ class Scheduler:
 
 def _arrival(sequence: Sequence) -> int:
     return sequence.order
-
-
-def _first_run(plan: StepPlan) -> list[Request]:
-    """Requests that get their first token in this step; each is named once."""
-    started = []
-    for chunk in plan.chunks:
-        sequence = plan.sequences[chunk.row]
-        if chunk.samples and not sequence.request.start_reported and not sequence.is_finished:
-            sequence.request.start_reported = True
-            started.append(sequence.request)
-    return started

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from quire.internal.v1 import executor_pb2
 from quire.kv_journal import HASH_BYTES
 from quire.scheduler.block_pool import Block, CachedPrefix
+from quire.scheduler.tenants import TenantAccount
 from quire.v1 import generate_pb2
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Request:
     eos_token_ids: frozenset[int]
     # Enters every prefix hash: a digest (`extra_key_digest`), or empty.
     extra_key: bytes = b""
+    tenant: TenantAccount = field(default_factory=TenantAccount)
     constraints: executor_pb2.Constraints = field(default_factory=executor_pb2.Constraints)
     # Lower is scheduled first.
     priority: int = 0
@@ -79,9 +81,10 @@ class Request:
     num_scored_tokens: int = 1
     # Its reader lags: none of its sequences runs or queues.
     is_paused: bool = False
-    # Steps of it that were lost one after the other, and how much of it was known when the latest was.
+    # Steps of it that were lost while it got nowhere (`lost_steps.py`), and how far it was.
     num_lost_steps: int = 0
-    _known_at_loss: int = -1
+    progress_at_loss: int = -1
+    num_tokens_at_loss: int = -1
     # Tokens that end a sequence. The sampler cannot choose one before min_tokens, so only the token itself counts.
     ending_token_ids: frozenset[int] = field(init=False)
 
@@ -100,11 +103,9 @@ class Request:
     def is_finished(self) -> bool:
         return all(sequence.is_finished for sequence in self.sequences)
 
-    def count_lost_step(self) -> None:
-        """A step of it was lost with its executor. Counts again from 1 where it has got ahead since the last time."""
-        known = self.num_scored_tokens + sum(len(sequence.token_ids) for sequence in self.sequences)
-        self.num_lost_steps = self.num_lost_steps + 1 if known == self._known_at_loss else 1
-        self._known_at_loss = known
+    @property
+    def num_known_tokens(self) -> int:
+        return sum(len(sequence.token_ids) for sequence in self.sequences)
 
 
 def arrival_order(priority: int, arrival: int) -> int:
@@ -134,6 +135,7 @@ class Sequence:
         "max_num_tokens",
         "num_computed_tokens",
         "num_hashed_blocks",
+        "num_paid_tokens",
         "num_prompt_tokens",
         "num_sent_blocks",
         "num_tokens",
@@ -172,6 +174,8 @@ class Sequence:
         self.ending_token_ids = request.ending_token_ids
         self.num_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
+        # Leading tokens of the prompt that its tenant was charged for; of a resubmission all.
+        self.num_paid_tokens = self.num_prompt_tokens if request.attempt else 0
         # While `num_computed_tokens` is below this, the next step is a plain decode: one token, which is sampled
         # from, written into a block that the sequence has and that nobody else uses.
         self.decode_end = 0
@@ -192,6 +196,11 @@ class Sequence:
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def width(self) -> int:
+        """Slots it takes: a beam starts and is preempted with all others."""
+        return 1 if self.beams is None else len(self.beams.sequences)
 
     @property
     def wants_prompt_logprobs(self) -> bool:

@@ -14,6 +14,7 @@ from quire.internal.v1 import executor_pb2, scheduler_pb2, scheduler_pb2_grpc
 from quire.kv_layout import KvPoolLayout
 from quire.process import StatusReporter, StopSignal, settle_garbage_collection, unless_stopped
 from quire.rpc import bind, new_server
+from quire.scheduler.admission import Admission
 from quire.scheduler.executor_client import ExecutorClient
 from quire.scheduler.executor_link import ExecutorConnector, ExecutorLink
 from quire.scheduler.kv_cache import KvCache
@@ -28,6 +29,9 @@ from quire.scheduler.step_loop import StepLoop, Work
 from quire.scheduler.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
+
+# The default of --max-queued-requests, for each of --max-num-seqs.
+_QUEUED_PER_SLOT = 4
 
 
 async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSignal) -> None:
@@ -47,7 +51,8 @@ async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSig
             cleanup.push_async_callback(lane.close)
 
         server = new_server()
-        service = SchedulerService(met.description, scheduler, router, work, lanes)
+        admission = _make_admission(settings, scheduler)
+        service = SchedulerService(met.description, scheduler, admission, router, work, lanes)
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(service, server)
         bind(server, settings.listen)
         await server.start()
@@ -109,9 +114,14 @@ def _make_scheduler(settings: SchedulerSettings, met: _Meeting) -> Scheduler:
         met.description.max_model_len,
         settings.max_num_seqs,
         settings.max_num_batched_tokens,
-        with_priorities=settings.scheduling_policy == "priority",
+        policy=settings.scheduling_policy,
     )
     return Scheduler(kv_cache, limits)
+
+
+def _make_admission(settings: SchedulerSettings, scheduler: Scheduler) -> Admission:
+    max_requests = settings.max_queued_requests or _QUEUED_PER_SLOT * settings.max_num_seqs
+    return Admission(scheduler, max_requests, settings.max_queued_tokens)
 
 
 def _describe(

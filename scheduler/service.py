@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 import grpc
 
 from quire.columns import pack_u32, unpack_u32
-from quire.errors import InvalidRequestError, ServiceUnavailableError
+from quire.errors import InvalidRequestError, UnreachedError
 from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
 from quire.rpc import errors_to_status
+from quire.scheduler.admission import Admission
 from quire.scheduler.lane import Lane
 from quire.scheduler.outputs import OutputRouter
 from quire.scheduler.prefix_cache import extra_key_digest
@@ -31,12 +32,14 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         self,
         description: scheduler_pb2.DescribeResponse,
         scheduler: Scheduler,
+        admission: Admission,
         router: OutputRouter,
         work: Work,
         lanes: list[Lane],
     ) -> None:
         self._description = description
         self._scheduler = scheduler
+        self._admission = admission
         self._router = router
         self._work = work
         self._lanes = lanes
@@ -55,10 +58,12 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
     ) -> scheduler_pb2.SubmitResponse:
         async with errors_to_status(context):
             if not self._router.is_open(request.gateway_id):
-                raise ServiceUnavailableError(f"gateway {request.gateway_id} has no output stream")
+                raise UnreachedError(f"gateway {request.gateway_id} has no output stream")
             self._end_older_attempt(request)
             prompt = _token_ids(request.prompt_token_ids, "prompt_token_ids")
             outputs = {state.index: _token_ids(state.output_token_ids, "sequences") for state in request.sequences}
+            if not request.attempt:
+                self._admission.admit(request.tenant, len(prompt), is_first=not request.prompt_index)
             self._scheduler.add_request(self._to_request(request, len(prompt)), prompt, outputs)
             self._work.notify()
         return scheduler_pb2.SubmitResponse()
@@ -183,15 +188,21 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             priority=message.priority,
             pooling=message.pooling,
             extra_key=self._extra_key(message, num_prompt_tokens),
+            tenant=self._scheduler.tenants.of(message.tenant),
         )
 
     def _extra_key(self, message: scheduler_pb2.SubmitRequest, num_prompt_tokens: int) -> bytes:
-        """What separates requests whose equal tokens do not mean equal KV."""
-        key = message.cache_salt
+        """What separates requests that may not share blocks: their tenants, their salts, and what their KV depends on.
+
+        Two keys are equal only if all of these are, since each part but the last says how long it is.
+        """
         model = self._description.executors[0]
-        if model.HasField("length_independent_tokens") and num_prompt_tokens > model.length_independent_tokens:
-            key += b"\0prompt length" + pack_u32([num_prompt_tokens])
-        return extra_key_digest(key)
+        varies = model.HasField("length_independent_tokens") and num_prompt_tokens > model.length_independent_tokens
+        if not (message.tenant.name or message.cache_salt or varies):
+            return extra_key_digest(b"")
+        name = message.tenant.name.encode()
+        lengths = pack_u32([num_prompt_tokens if varies else 0, len(name)])
+        return extra_key_digest(lengths + name + message.cache_salt)
 
 
 def _token_ids(column: bytes, field: str) -> list[int]:

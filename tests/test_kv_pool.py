@@ -1,18 +1,21 @@
-"""The pool's format, its two homes and the handover of its descriptor."""
+"""The pool's format, anonymous memory and the handover of its descriptor, and what a pool's content is worth."""
 
 from __future__ import annotations
 
 import mmap
 import os
 import threading
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from quire import kv_pool
 from quire.errors import KvPoolError
 from quire.handover import Handover
-from quire.kv_layout import HEADER_BYTES, CacheGroupLayout, KvPoolLayout
+from quire.kv_journal import record_bytes
+from quire.kv_layout import HEADER_BYTES, CacheGroupLayout, KvPoolHeader, KvPoolLayout, PoolState
 from quire.kv_pool import KvPool
 
 LAYOUT = KvPoolLayout(
@@ -24,13 +27,18 @@ LAYOUT = KvPoolLayout(
     groups=(CacheGroupLayout(num_layers=3, num_kv_heads=2, head_dim=8, element_bytes=2),),
 )
 
+HEADER = KvPoolHeader(LAYOUT, PoolState.OPEN, bytes(16))
+
 
 def test_sizes():
     assert LAYOUT.groups[0].bytes_per_token == 2 * 3 * 2 * 8 * 2
     assert LAYOUT.block_bytes == 16 * 192
     assert LAYOUT.segment_bytes % mmap.PAGESIZE == 0
     assert LAYOUT.segment_bytes >= 10 * LAYOUT.block_bytes
-    assert LAYOUT.total_bytes == HEADER_BYTES + 2 * LAYOUT.segment_bytes
+    assert LAYOUT.journal_bytes == 10 * record_bytes(16)
+    assert LAYOUT.data_offset % mmap.PAGESIZE == 0
+    assert LAYOUT.data_offset >= HEADER_BYTES + LAYOUT.journal_bytes
+    assert LAYOUT.total_bytes == LAYOUT.data_offset + 2 * LAYOUT.segment_bytes
 
 
 def test_scales_count():
@@ -41,9 +49,13 @@ def test_scales_count():
 
 
 def test_the_header_says_everything():
-    assert KvPoolLayout.unpack(LAYOUT.pack()) == LAYOUT
     int8 = replace(LAYOUT, groups=(CacheGroupLayout(3, 2, 8, 1, 4), CacheGroupLayout(3, 2, 8, 2)))
-    assert KvPoolLayout.unpack(int8.pack()) == int8
+    for header in (
+        KvPoolHeader(LAYOUT, PoolState.OPEN, bytes(range(16))),
+        KvPoolHeader(int8, PoolState.CLEAN, bytes(16)),
+        KvPoolHeader(LAYOUT, PoolState.DISCARDED, bytes(16)),
+    ):
+        assert KvPoolHeader.unpack(header.pack()) == header
 
 
 @pytest.mark.parametrize(
@@ -58,7 +70,14 @@ def test_the_header_says_everything():
 )
 def test_a_damaged_header_is_refused(change, message):
     with pytest.raises(KvPoolError, match=message):
-        KvPoolLayout.unpack(change(LAYOUT.pack()))
+        KvPoolHeader.unpack(change(HEADER.pack()))
+
+
+def test_a_state_of_a_later_program_is_refused():
+    fields = HEADER.pack()[:80] + (9).to_bytes(4, "little") + HEADER.pack()[84:108]
+    header = (fields + zlib.crc32(fields).to_bytes(4, "little")).ljust(HEADER_BYTES, b"\0")
+    with pytest.raises(KvPoolError, match="state 9"):
+        KvPoolHeader.unpack(header)
 
 
 @pytest.mark.parametrize("changes", [{"num_blocks": 0}, {"block_size": 0}, {"groups": ()}, {"fingerprint": b"x"}])
@@ -67,9 +86,8 @@ def test_an_impossible_layout_is_refused(changes):
         replace(LAYOUT, **changes)
 
 
-def test_two_mappings_are_one_memory(tmp_path: Path):
-    path = tmp_path / "pool"
-    with KvPool.create_file(path, LAYOUT) as made, KvPool.attach_path(path) as attached:
+def test_two_mappings_are_one_memory():
+    with KvPool.create_memfd(LAYOUT) as made, KvPool(os.dup(made.fd)) as attached:
         assert attached.layout == LAYOUT
         made.segment(1)[5] = 200
         assert attached.segment(1)[5] == 200
@@ -77,6 +95,16 @@ def test_two_mappings_are_one_memory(tmp_path: Path):
         assert len(made.segment(0)) == 10 * LAYOUT.block_bytes
         with pytest.raises(KvPoolError, match="no rank 2"):
             made.segment(2)
+
+
+def test_journal_and_segments_do_not_overlap():
+    with KvPool.create_memfd(LAYOUT) as made:
+        for rank in (0, 1):
+            made.segment(rank)[:] = bytes([255]) * len(made.segment(rank))
+        assert made.header == KvPoolHeader.unpack(os.pread(made.fd, HEADER_BYTES, 0))
+        assert not any(block in made.journal() for block in range(10))
+        made.journal().write(9, 1, 0, bytes(32), b"", bytes(64))
+        assert set(made.segment(0)) == {255}
 
 
 def test_a_memfd_is_handed_over_and_cannot_shrink(tmp_path: Path):
@@ -101,56 +129,30 @@ def test_a_memfd_is_handed_over_and_cannot_shrink(tmp_path: Path):
 
 
 def test_what_is_not_there_is_named(tmp_path: Path):
-    with pytest.raises(KvPoolError, match="pool"):
-        KvPool.attach_path(tmp_path / "pool")
     with pytest.raises(KvPoolError, match=r"kv\.sock"):
         KvPool.attach_handover(tmp_path / "kv.sock", timeout_s=1)
-    with pytest.raises(KvPoolError, match="cannot create"):
-        KvPool.create_file(tmp_path / "no" / "folder", LAYOUT)
 
 
-def test_a_file_that_is_no_pool_is_not_overwritten(tmp_path: Path):
-    notes = tmp_path / "notes.txt"
-    notes.write_text("mine")
-    for path in (notes, tmp_path):
-        with pytest.raises(KvPoolError) as caught:
-            KvPool.create_file(path, LAYOUT)
-        assert caught.value.field == "kv_pool"
-    assert notes.read_text() == "mine"
+def test_content_is_good_for_one_boot_unless_it_is_clean(monkeypatch):
+    with KvPool.create_memfd(LAYOUT) as made:
+        made.check_content()
+        with monkeypatch.context() as later:
+            later.setattr(kv_pool, "boot_id", lambda: bytes(16))
+            with pytest.raises(KvPoolError, match="in use when the machine went down"):
+                made.check_content()
+        made.mark(PoolState.CLEAN)
+        monkeypatch.setattr(kv_pool, "boot_id", lambda: bytes(16))
+        made.check_content()
+        # Opened in another boot, it belongs to that.
+        made.mark(PoolState.OPEN)
+        assert made.header.boot_id == bytes(16)
+        made.check_content()
 
 
-def test_a_pool_in_use_is_not_replaced(tmp_path: Path):
-    path = tmp_path / "pool"
-    with KvPool.create_file(path, LAYOUT) as first:
-        with pytest.raises(KvPoolError, match="used by another server"):
-            KvPool.create_file(path, LAYOUT)
-        first.segment(0)[0] = 1
-    with KvPool.create_file(path, LAYOUT) as second:
-        assert second.segment(0)[0] == 0
-
-
-def test_only_its_own_file_is_removed(tmp_path: Path):
-    path = tmp_path / "pool"
-    with KvPool.create_file(path, LAYOUT) as first:
-        path.rename(tmp_path / "moved")
-        path.write_text("another's")
-        first.remove(path)
-        assert path.exists()
-        first.remove(tmp_path / "moved")
-        assert not (tmp_path / "moved").exists()
-        first.remove(tmp_path / "moved")
-
-
-def test_a_file_of_another_size_is_refused(tmp_path: Path):
-    path = tmp_path / "pool"
-    KvPool.create_file(path, LAYOUT).close()
-    with path.open("ab") as file:
-        file.write(b"more")
-    with pytest.raises(KvPoolError, match="its header says"):
-        KvPool.attach_path(path)
-
-
-def test_a_file_that_does_not_fit_leaves_nothing(tmp_path: Path):
-    with pytest.raises(KvPoolError, match="does not fit"):
-        KvPool.create_file(tmp_path / "pool", replace(LAYOUT, num_blocks=2**31))
-    assert not (tmp_path / "pool").exists()
+def test_a_discarded_pool_stays_discarded():
+    with KvPool.create_memfd(LAYOUT) as made, KvPool(os.dup(made.fd)) as other:
+        made.discard()
+        made.mark(PoolState.CLEAN)
+        with KvPool(os.dup(made.fd)) as found, pytest.raises(KvPoolError, match="discarded"):
+            found.check_content()
+        assert other.layout == LAYOUT

@@ -10,11 +10,13 @@ import contextlib
 import functools
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from quire.errors import QuireError
+from quire.gateway.answer_size import check_answer_size
 from quire.gateway.chat.run import ChatRun
 from quire.gateway.engine import Engine
 from quire.gateway.generation_group import GenerationGroup
@@ -67,12 +69,17 @@ async def _complete(engine: Engine, request: CompletionRequest, request_id: str,
     engine.validator.check_model(request.model)
     params = request.sampling_params()
     validate = functools.partial(engine.validator.validate, params=params, default_max_tokens=COMPLETION_MAX_TOKENS)
+    context = request.context(request_id, tenant)
     valid = await _gather(
         [
-            functools.partial(validate, prompt, context=request.context(f"cmpl-{request_id}-{index}", tenant))
+            functools.partial(
+                validate, prompt, context=replace(context, request_id=f"cmpl-{request_id}-{index}", prompt_index=index)
+            )
             for index, prompt in enumerate(request.prompt)
         ]
     )
+    if len(valid) > 1:
+        check_answer_size(valid)
     echoes = [await _text_of(engine, entry) for entry in valid] if request.echo else None
     group = await GenerationGroup.submit(engine, valid, prompts_only=request.prompts_only)
     tokens = _token_view(engine, request)

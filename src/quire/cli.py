@@ -23,6 +23,7 @@ from quire.errors import QuireError
 from quire.grpc_cli import Address, CaCerts, CertFile, KeyFile
 from quire.grpc_cli import app as grpc_app
 from quire.process import run_process
+from quire.supervision.commands import status, upgrade
 
 if TYPE_CHECKING:
     from quire.client.tls import TlsArguments
@@ -33,6 +34,8 @@ app = typer.Typer(
 bench = typer.Typer(help="Measure a running server, or this machine without one.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 app.add_typer(grpc_app, name="grpc")
+app.command()(status)
+app.command()(upgrade)
 
 
 def main() -> int:
@@ -89,7 +92,7 @@ def _executor(settings: ExecutorSettings) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from quire.executor.server import run
 
-    raise typer.Exit(run_process(f"executor {settings.index}", settings, run))
+    raise typer.Exit(run_process(f"executor {settings.index}", settings, run, use_uvloop=False))
 
 
 def _bench_serve(settings: ServeBenchSettings) -> None:
@@ -244,6 +247,19 @@ def chat(
 
     tls: TlsArguments = {"ssl_ca_certs": ssl_ca_certs, "ssl_certfile": ssl_certfile, "ssl_keyfile": ssl_keyfile}
     run(Client(address, api_key=api_key, **tls), system, max_tokens, temperature)
+
+
+@app.command("hash-key")
+def hash_key(
+    key: Annotated[
+        str | None, typer.Argument(help="- reads the key from standard input; default: a new one is made.")
+    ] = None,
+    tenant: Annotated[str, typer.Option(help="Whose key it is.")] = "TENANT",
+) -> None:
+    """Make an entry for the file of --api-keys."""
+    from quire.key_entries import print_entry
+
+    print_entry(key, tenant)
 
 
 @app.command()

@@ -152,6 +152,7 @@ class CacheOptions(_Settings):
     enable_prefix_caching: bool = Field(True, description="Reuse KV blocks of equal prefixes.")
 
 
+SchedulingPolicy: TypeAlias = Literal["fcfs", "priority", "fair"]
 StepTransport: TypeAlias = Literal["auto", "ring", "grpc"]
 
 
@@ -162,7 +163,7 @@ class SchedulingOptions(_Settings):
     max_num_batched_tokens: int = Field(
         512, ge=1, description="Token budget of a step; longer prompts are computed in chunks."
     )
-    scheduling_policy: Literal["fcfs", "priority", "fair"] = Field(
+    scheduling_policy: SchedulingPolicy = Field(
         "fcfs",
         description="Order of requests: by arrival, by their priority (lowest first) and then arrival, or so that "
         "tenants get tokens by their weights.",
@@ -288,7 +289,18 @@ class OperationOptions(_Settings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
 
 
-class ProcessOptions(OperationOptions):
+class InternalTlsOptions(_Settings):
+    """TLS between processes on several hosts."""
+
+    internal_tls_cert: Path | None = Field(None, description="Certificate that this process shows to others (PEM).")
+    internal_tls_key: Path | None = Field(None, description="Its private key (PEM).")
+    internal_tls_ca: Path | None = Field(None, description="Certificates that theirs must be signed by (PEM).")
+    allow_insecure_internal: bool = Field(
+        False, description="Talk to processes on other hosts without TLS; whoever reaches them can do everything."
+    )
+
+
+class ProcessOptions(OperationOptions, InternalTlsOptions):
     """How a single process is watched."""
 
     parent_pid: int | None = Field(None, description="Process whose death ends this one.")

@@ -12,6 +12,7 @@
     ├── DeadlineError                 DEADLINE_EXCEEDED    504  code deadline_exceeded
     ├── OverloadedError               RESOURCE_EXHAUSTED   429  code rate_limit_exceeded
     ├── ServiceUnavailableError       UNAVAILABLE          503  code service_unavailable
+    │   └── UnreachedError            UNAVAILABLE          503  code unreached
     ├── RingError                     INTERNAL             never served: between scheduler and executor
     └── StartupError                  FAILED_PRECONDITION  never served: the process refuses to start
         ├── CheckpointError                                the model's files
@@ -133,6 +134,12 @@ class ServiceUnavailableError(QuireError):
     http_status = 503
     code = "service_unavailable"
     retry_after = 1
+
+
+class UnreachedError(ServiceUnavailableError):
+    """A process of ours is not there, or does not know the caller: it may have been started anew meanwhile."""
+
+    code = "unreached"
 
 
 class RingError(QuireError):

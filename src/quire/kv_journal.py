@@ -30,19 +30,21 @@ from quire.errors import KvPoolError
 
 HASH_BYTES: Final = 32
 
-_CONTENT: Final = struct.Struct("<QQ32s32s")
 _NUMBER: Final = struct.Struct("<Q")
 _LAST_USE: Final = struct.Struct("<Q")
-_TAIL: Final = struct.Struct("<IQ")
 _NO_KEY: Final = bytes(HASH_BYTES)
-_TOKEN_BYTES: Final = 4
 # Nobody counts so far.
 _MAX_LAST_USE: Final = 2**63
 
 
 def record_bytes(block_size: int) -> int:
     """Size of a record, a multiple of 8."""
-    return -(-(_CONTENT.size + block_size * _TOKEN_BYTES + _TAIL.size) // 8) * 8
+    return -(-(_content(block_size).size + struct.calcsize("<IQ")) // 8) * 8
+
+
+def _content(block_size: int) -> struct.Struct:
+    """What the checksum covers: number, parent, hash, extra key, tokens."""
+    return struct.Struct(f"<QQ{HASH_BYTES}s{HASH_BYTES}s{4 * block_size}s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +66,24 @@ class KvJournal:
         """`memory` is the pool's: num_blocks × `record_bytes(block_size)`, writable."""
         self._memory = memory
         self._stride = record_bytes(block_size)
-        self._num_content_bytes = _CONTENT.size + block_size * _TOKEN_BYTES
+        self._content = _content(block_size)
+        # All but the number, and with checksum and last use.
+        self._rest = struct.Struct(f"<Q{HASH_BYTES}s{HASH_BYTES}s{4 * block_size}sIQ")
         if len(memory) % self._stride:
             raise KvPoolError(f"a journal of {len(memory)} bytes is not made of records of {self._stride}")
         self.num_blocks = len(memory) // self._stride
 
-    def write(self, block_id: int, record: JournalRecord) -> None:
-        """Says what a block holds. Whoever dies in it leaves a free block."""
-        content = _CONTENT.pack(record.number, record.parent, record.hash, record.extra_key) + record.tokens
-        whole = content + _TAIL.pack(zlib.crc32(content), record.last_use)
+    def write(self, block_id: int, number: int, parent: int, hash_: bytes, extra_key: bytes, tokens: bytes) -> None:
+        """Says what a block holds, and that it was used just now. Whoever dies in it leaves a free block."""
+        checksum = zlib.crc32(self._content.pack(number, parent, hash_, extra_key, tokens))
         start = block_id * self._stride
         # The number last: until then the block is free, whatever an older record has left there.
-        self._memory[start + _NUMBER.size : start + len(whole)] = whole[_NUMBER.size :]
-        _NUMBER.pack_into(self._memory, start, record.number)
+        self._rest.pack_into(self._memory, start + _NUMBER.size, parent, hash_, extra_key, tokens, checksum, number)
+        _NUMBER.pack_into(self._memory, start, number)
 
     def set_last_use(self, block_id: int, last_use: int) -> None:
         """Of a block that has a record."""
-        place = block_id * self._stride + self._num_content_bytes + _TAIL.size - _LAST_USE.size
+        place = block_id * self._stride + _NUMBER.size + self._rest.size - _LAST_USE.size
         _LAST_USE.pack_into(self._memory, place, last_use)
 
     def clear(self, block_id: int) -> None:
@@ -92,26 +95,29 @@ class KvJournal:
         for block_id in range(self.num_blocks):
             self.clear(block_id)
 
-    def __contains__(self, block_id: int) -> bool:
-        """Whether a block has a record, be it intact or not."""
+    def number(self, block_id: int) -> int:
+        """The number in a block's record, be that intact or not; 0 if it has none."""
         number: int
         (number,) = _NUMBER.unpack_from(self._memory, block_id * self._stride)
-        return number != 0
+        return number
+
+    def __contains__(self, block_id: int) -> bool:
+        return self.number(block_id) != 0
 
     def read(self, block_id: int) -> JournalRecord | None:
         """What a block holds; None if it is free or its record is damaged."""
-        if block_id not in self:
+        if not (number := self.number(block_id)):
             return None
         start = block_id * self._stride
-        content = bytes(self._memory[start : start + self._num_content_bytes])
-        checksum, last_use = _TAIL.unpack_from(self._memory, start + self._num_content_bytes)
-        if checksum != zlib.crc32(content):
+        parent, hash_, extra_key, tokens, checksum, last_use = self._rest.unpack_from(
+            self._memory, start + _NUMBER.size
+        )
+        if checksum != zlib.crc32(self._memory[start : start + self._content.size]):
             return None
-        number, parent, hash_, extra_key = _CONTENT.unpack_from(content)
         key = b"" if extra_key == _NO_KEY else extra_key
         if last_use > _MAX_LAST_USE:  # damaged
             last_use = number
-        return JournalRecord(number, parent, hash_, key, content[_CONTENT.size :], last_use)
+        return JournalRecord(number, parent, hash_, key, tokens, last_use)
 
     def records(self) -> Iterator[tuple[int, JournalRecord]]:
         """Block ids and intact records."""

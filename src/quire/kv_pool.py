@@ -65,20 +65,6 @@ class KvPool:
         return cls(fd)
 
     @classmethod
-    def attach_path(cls, path: Path) -> KvPool:
-        """Maps a pool that is a file, and shares its lock. Raises KvPoolError if it is missing, damaged or locked."""
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            raise KvPoolError(f"cannot open the KV pool {path}: {error.strerror}", field="kv_pool") from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(fd)
-            raise KvPoolError(f"the KV pool {path} is used by another server", field="kv_pool") from error
-        return cls(fd)
-
-    @classmethod
     def attach_handover(cls, address: Path, timeout_s: float = 10.0) -> KvPool:
         """Maps the pool whose descriptor is offered at a socket. Raises KvPoolError if there is none."""
         try:

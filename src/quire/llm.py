@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import weakref
 from collections.abc import Coroutine, Iterable, Sequence
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from quire.client.requests import ChatOptions
 from quire.config import LocalSettings
-from quire.errors import InvalidRequestError, QuireError
+from quire.errors import InvalidRequestError, QuireError, StartupError
 from quire.gateway.engine import Engine
 from quire.gateway.pooling import field_names
 from quire.gateway.tenants import ANONYMOUS
@@ -31,6 +32,7 @@ T = TypeVar("T")
 
 # vLLM's default for offline generation.
 _DEFAULT_MAX_TOKENS: Final = 16
+_ANY_NUMBER: Final = 2**31 - 1
 _CLOSE_TIMEOUT_S: Final = 30.0
 
 
@@ -55,6 +57,7 @@ class _Background:
         except BaseException:
             self._end()
             raise
+        self.supervisor.on_failure(self._fail)
 
     def run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Runs a coroutine on the engine's loop; an interrupt cancels it."""
@@ -74,6 +77,11 @@ class _Background:
                 self.run(self.engine.close(), timeout=_CLOSE_TIMEOUT_S)
         finally:
             self._end(join=elsewhere)
+
+    def _fail(self, error: StartupError) -> None:
+        """Ends what waits for a process that cannot be had any more."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self.engine.fail, error)
 
     def _end(self, *, join: bool = True) -> None:
         self.supervisor.stop()
@@ -96,7 +104,9 @@ class LLM:
     def __init__(self, model: str | None = None, **settings: Any) -> None:
         own = without_neutral(model, settings)
         given = own if model is None else {"model": str(model), **own}
-        self.settings = LocalSettings.load({"log_level": "warning", **given})
+        # There is nobody to turn away: all prompts of a call may wait.
+        own_defaults = {"log_level": "warning", "max_queued_requests": _ANY_NUMBER}
+        self.settings = LocalSettings.load({**own_defaults, **given})
         self._background = _Background(self.settings)
         # Ends the processes even if nobody calls close().
         self._finalizer = weakref.finalize(self, self._background.close)

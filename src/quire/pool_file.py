@@ -1,9 +1,9 @@
 """The KV pool's second home: a file, which outlives all processes, and on a disk the machine's boot.
 
-Locks (flock(2)) say who uses it. Whoever opens or makes it has it alone at first (LOCK_EX); the scheduler and the
-executors then share it (LOCK_SH), each for as long as it has it mapped. So a file is opened only when every process of
-its last server is gone: a stopped one, which might wake up and write, keeps it locked. A file is never truncated or
-overwritten, as somebody may still map it, but replaced by another one of the same name.
+A lock (flock(2)) says that it is used. It belongs to the open file, which the executors and the supervisor get from the
+scheduler (SCM_RIGHTS), and lasts until the last of them has closed and unmapped it. So a file is opened anew only when
+every process of its last server is gone: a stopped one, which might wake up and write, keeps it locked. A file is never
+truncated or overwritten, as somebody may still map it, but replaced by another one of the same name.
 """
 
 from __future__ import annotations
@@ -21,13 +21,11 @@ from quire.kv_pool import KvPool, allocate_pages, write_header
 
 logger = logging.getLogger(__name__)
 
-# Processes of a server that was killed finish the step that they have begun, and end.
-_LOCK_TIMEOUT_S: Final = 10.0
 _LOCK_INTERVAL_S: Final = 0.05
 
 
-def open_unused(path: Path, timeout_s: float = _LOCK_TIMEOUT_S) -> int | None:
-    """A descriptor of the pool at `path`, for the caller alone; None where there is none, or none that is any good.
+def open_unused(path: Path, timeout_s: float) -> int | None:
+    """A descriptor of the pool at `path`, for the caller's server alone; None where there is none of any use.
 
     Raises KvPoolError for a file that is no pool, that processes use for longer than `timeout_s`, or that cannot be
     opened.
@@ -43,7 +41,7 @@ def open_unused(path: Path, timeout_s: float = _LOCK_TIMEOUT_S) -> int | None:
             path.unlink(missing_ok=True)
             os.close(descriptor)
             return None
-        _lock_alone(descriptor, path, timeout_s)
+        _lock(descriptor, path, timeout_s)
         return descriptor
     except BaseException:
         os.close(descriptor)
@@ -51,7 +49,7 @@ def open_unused(path: Path, timeout_s: float = _LOCK_TIMEOUT_S) -> int | None:
 
 
 def create(path: Path, layout: KvPoolLayout) -> KvPool:
-    """A new pool in a file of mode 0600, with all pages allocated; share it (`share`) once it is known.
+    """A new pool in a file of mode 0600, with all pages allocated, for the caller's server alone.
 
     Raises KvPoolError where there is a file already, or where none can be made.
     """
@@ -60,7 +58,7 @@ def create(path: Path, layout: KvPoolLayout) -> KvPool:
     except OSError as error:
         raise KvPoolError(f"cannot create the KV pool {path}: {error.strerror}", field="kv_pool") from error
     try:
-        _lock_alone(descriptor, path, 0)
+        _lock(descriptor, path, 0)
         # First, so that what is left if we die now is known for a pool.
         write_header(descriptor, layout)
         allocate_pages(descriptor, 0, layout.total_bytes, f"at {path}")
@@ -69,11 +67,6 @@ def create(path: Path, layout: KvPoolLayout) -> KvPool:
         path.unlink()
         raise
     return KvPool(descriptor)
-
-
-def share(pool: KvPool) -> None:
-    """Lets executors attach a pool that `open_unused` or `create` gave."""
-    fcntl.flock(pool.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def is_at(descriptor: int, path: Path) -> bool:
@@ -100,7 +93,7 @@ def _is_worthless(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _lock_alone(descriptor: int, path: Path, timeout_s: float) -> None:
+def _lock(descriptor: int, path: Path, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
         try:

@@ -88,8 +88,17 @@ async def unless_stopped(work: Coroutine[Any, Any, T], stop: StopSignal) -> T | 
         task.cancel()
 
 
-def run_process(title: str, settings: S, main: Callable[[S, StatusReporter, StopSignal], Awaitable[None]]) -> int:
-    """Runs a process's `main` on uvloop until it returns; returns the exit status.
+def run_process(
+    title: str,
+    settings: S,
+    main: Callable[[S, StatusReporter, StopSignal], Awaitable[None]],
+    *,
+    use_uvloop: bool = True,
+) -> int:
+    """Runs a process's `main` until it returns; returns the exit status.
+
+    uvloop is the faster event loop, but it needs io_uring, which an executor's sandbox takes away; the steps of an
+    executor do not pass through its loop.
 
     `main` serves until its StopSignal is set and then cleans up. A QuireError that escapes it is reported to the
     parent and printed as one line; anything else is a defect and is printed with its traceback.
@@ -103,7 +112,13 @@ def run_process(title: str, settings: S, main: Callable[[S, StatusReporter, Stop
     if settings.status_fd is not None:
         os.set_inheritable(settings.status_fd, False)
     try:
-        uvloop.run(_supervised(settings, status, main))
+        run = uvloop.run if use_uvloop else asyncio.run
+        # Not imported by the supervisor, which would start its children later.
+        from quire.process_links import ProcessLinks
+        from quire.rpc import use_links
+
+        use_links(ProcessLinks.of(settings))
+        run(_supervised(settings, status, main))
     except QuireError as error:
         status.failed(error)
         if settings.status_fd is None:  # a parent says it itself

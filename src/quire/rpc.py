@@ -28,33 +28,41 @@ from quire.errors import (
     RequestAbortedError,
     ServiceUnavailableError,
     StartupError,
+    UnreachedError,
     all_errors,
 )
+from quire.process_links import ProcessLinks
 
 ERROR_DOMAIN = "quire.dev"
 
 # Plans and prompts of long contexts pass grpc's default of 4 MiB; this bounds what a peer can make us hold.
 MAX_MESSAGE_BYTES = 64 << 20
 
-# A peer that is silent for so long while a call runs is gone: its host has vanished, or it is stopped.
-_KEEPALIVE_MS = 10_000
+# A peer is gone that is silent for so long while a call runs, and then leaves a ping unanswered for as long again: its
+# host has vanished, or it is stopped. Our own are near; a client's network may pause.
+_KEEPALIVE_MS = 5_000
+_CLIENT_KEEPALIVE_MS = 10_000
 
-_OPTIONS: list[tuple[str, Any]] = [
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-    ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
-    # Without these a ping is given a minute, and a call that carries nothing gets one ping a minute.
-    ("grpc.http2.ping_timeout_ms", _KEEPALIVE_MS),
-    ("grpc.http2.max_pings_without_data", 0),
-    # What a server takes from its peers without calling it abuse.
-    ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
-    ("grpc.enable_http_proxy", 0),
-    # A process that was restarted is found again soon (milliseconds; the defaults are 1 s and 120 s).
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 200),
-]
 
+def _options(keepalive_ms: int) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.keepalive_time_ms", keepalive_ms),
+        ("grpc.keepalive_timeout_ms", keepalive_ms),
+        # Without these a ping is given a minute, and a call that carries nothing gets one ping a minute.
+        ("grpc.http2.ping_timeout_ms", keepalive_ms),
+        ("grpc.http2.max_pings_without_data", 0),
+        # What a server takes from its peers without calling it abuse.
+        ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
+        ("grpc.enable_http_proxy", 0),
+        # A process that was restarted is found again soon (milliseconds; the defaults are 1 s and 120 s).
+        ("grpc.initial_reconnect_backoff_ms", 50),
+        ("grpc.max_reconnect_backoff_ms", 200),
+    ]
+
+
+_OPTIONS = _options(_KEEPALIVE_MS)
 # What clients are allowed, beyond the sizes above.
 _PUBLIC_OPTIONS: list[tuple[str, Any]] = [
     # On one connection. HTTP/2 lets a client wait for its turn.
@@ -62,7 +70,7 @@ _PUBLIC_OPTIONS: list[tuple[str, Any]] = [
     # Of a call's metadata (bytes): from the first on some are refused, from the second on all.
     ("grpc.max_metadata_size", 16 << 10),
     ("grpc.absolute_max_metadata_size", 32 << 10),
-    # A client that pings more often than every 5 s (see above) three times over is told to go away.
+    # A client that pings more often than every 2.5 s (see above) three times over is told to go away.
     ("grpc.http2.max_ping_strikes", 2),
     # Of a connection: until its handshake is done, and without any call (clients connect again by themselves).
     ("grpc.server_handshake_timeout_ms", 20_000),
@@ -85,8 +93,22 @@ _BARE_STATUS: dict[str, type[QuireError]] = {
 }
 
 
+# Of this process, which has one identity; a program that is none of our processes reaches servers as they are.
+_links = ProcessLinks()
+
+
+def use_links(links: ProcessLinks) -> None:
+    """Decides how channels and servers of this process speak with our other processes."""
+    global _links
+    _links = links
+
+
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.aio.Channel:
-    """A channel to a process of ours; `address` is host:port or unix:/path."""
+    """A channel to a process of ours, or with `credentials` to any; `address` is host:port or unix:/path.
+
+    Raises StartupError for an address that must not be reached without TLS.
+    """
+    credentials = credentials or _links.channel_credentials(address)
     if credentials is None:
         return grpc.aio.insecure_channel(address, options=_OPTIONS)
     return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
@@ -94,6 +116,7 @@ def open_channel(address: str, credentials: grpc.ChannelCredentials | None = Non
 
 def open_sync_channel(address: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
     """The same for callers without an event loop."""
+    credentials = credentials or _links.channel_credentials(address)
     if credentials is None:
         return grpc.insecure_channel(address, options=_OPTIONS)
     return grpc.secure_channel(address, credentials, options=_OPTIONS)
@@ -109,14 +132,19 @@ def new_public_server(
 ) -> grpc.aio.Server:
     """A server for clients, who are not trusted; with `reuse_port` other processes may have the same port."""
     own = [("grpc.max_allowed_incoming_connections", max_connections), ("grpc.so_reuseport", int(reuse_port))]
-    return grpc.aio.server(interceptors=interceptors, options=[*_OPTIONS, *_PUBLIC_OPTIONS, *own])
+    return grpc.aio.server(interceptors=interceptors, options=[*_options(_CLIENT_KEEPALIVE_MS), *_PUBLIC_OPTIONS, *own])
 
 
-def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
-    """Binds a server and returns its port (1 for a Unix socket, which is ours alone).
+def bind(server: grpc.aio.Server, address: str) -> int:
+    """Binds a server for our own processes, and returns its port (1 for a Unix socket, which is ours alone).
 
-    Raises StartupError if it is taken.
+    Raises StartupError if it is taken, or must not be served without TLS.
     """
+    return bind_public(server, address, _links.server_credentials(address))
+
+
+def bind_public(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
+    """The same for everybody who is let in by what serves there."""
     # A socket is never open to others, not even between its creation and a chmod.
     old_mask = os.umask(0o177)
     try:
@@ -181,7 +209,7 @@ def errors_from_status(what: str | None = None) -> Iterator[None]:
         # With details it is the callee's own answer: it was reached.
         unreached = isinstance(translated, ServiceUnavailableError) and _error_info(error) is None
         if what is not None and unreached:
-            translated = ServiceUnavailableError(f"{what} cannot be reached: {translated.message}")
+            translated = UnreachedError(f"{what} cannot be reached: {translated.message}")
         raise translated from error
 
 

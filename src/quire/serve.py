@@ -35,7 +35,7 @@ def serve(settings: ServeSettings) -> int:
                 console.print(f"Starting [bold]{name}[/bold] …")
                 ready = supervisor.start(gateway=settings)
                 console.print(budget_table(supervisor.describe()))
-                console.print(how_to_call(name, settings.host, ready["port"], ready["grpc_port"]), soft_wrap=True)
+                console.print(how_to_call(settings, ready["port"], ready["grpc_port"]), soft_wrap=True)
                 failure = supervisor.wait()
         except _Stopped:
             console.print("Stopping …")
@@ -60,16 +60,21 @@ def budget_table(model: scheduler_pb2.DescribeResponse) -> Table:
     return table
 
 
-def how_to_call(name: str, host: str, port: int, grpc_port: int) -> str:
+def how_to_call(settings: ServeSettings, port: int, grpc_port: int) -> str:
     """The first things to try."""
+    name, host = settings.model_name, settings.host
     address = f"[{host}]" if ":" in host else host
+    is_secure = settings.ssl_certfile is not None
+    url = f"{'https' if is_secure else 'http'}://{address}:{port}"
+    # Without a certificate authority of its own, a client trusts those of its system.
+    grpc_address = f"{'https://' if is_secure else ''}{address}:{grpc_port}"
     return f"""
-[bold]Ready.[/bold] REST on http://{address}:{port} (docs at /docs), gRPC on {address}:{grpc_port}. For example:
+[bold]Ready.[/bold] REST on {url} (docs at /docs), gRPC on {address}:{grpc_port}. For example:
 
-  curl -N http://{address}:{port}/v1/completions -H 'Content-Type: application/json' \\
+  curl -N {url}/v1/completions -H 'Content-Type: application/json' \\
     -d '{{"model": "{name}", "prompt": "The capital of France is", "max_tokens": 32, "stream": true}}'
-  {sys.argv[0]} complete --address {address}:{grpc_port} 'The capital of France is'
-  {sys.argv[0]} chat --address {address}:{grpc_port}
+  {sys.argv[0]} complete --address {grpc_address} 'The capital of France is'
+  {sys.argv[0]} chat --address {grpc_address}
 
 Ctrl-C stops it.
 """

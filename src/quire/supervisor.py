@@ -4,7 +4,7 @@ Executors and the scheduler talk over Unix sockets in a folder of mode 0700 that
 child is spawned (never forked after threads), reports over a pipe, counts in a page of shared memory, and follows its
 parent into death. What must outlive a child is held here: packed weights, the KV pool, the ports.
 
-One thread with an event loop does all of it (a task per process, see `supervision/keeper.py`); others call in.
+One thread with an event loop does all of it (`supervision/`); others call in.
 """
 
 from __future__ import annotations
@@ -12,28 +12,27 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import logging
+import os
 import shutil
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from quire.config import ExecutorSettings, GatewaySettings, LocalSettings, SchedulerSettings, ServeSettings
-from quire.errors import StartupError
+from quire.errors import QuireError, StartupError
 from quire.model_path import local_folder
+from quire.pool_store import PoolStore
 from quire.ports import PortReservation
 from quire.runtime_dir import make_runtime_dir
 from quire.supervision.child import Child, ChildSpec, end_at_once
-from quire.supervision.keeper import END_TIMEOUT_S, Keeper
-from quire.supervision.watchdog import INTERVAL_S, Watchdog
+from quire.supervision.control import ControlServer, Message
+from quire.supervision.fleet import Fleet
 from quire.weight_store import WeightStore
 
 if TYPE_CHECKING:
     from quire.internal.v1 import scheduler_pb2
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -45,17 +44,15 @@ class Supervisor:
 
     def __init__(self, settings: LocalSettings) -> None:
         self._settings = settings
-        self._executors: list[Keeper] = []
-        self._schedulers: list[Keeper] = []  # one, once started
-        self._gateways: list[Keeper] = []
         self._failure: concurrent.futures.Future[StartupError] = concurrent.futures.Future()
+        # Whatever must be let go of at the end.
+        self._held = contextlib.ExitStack()
         self._runtime_dir: Path | None = None
-        self._weight_store: WeightStore | None = None
-        self._ports: dict[str, PortReservation] = {}
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="supervisor", daemon=True)
-        self._starts: list[asyncio.Task[None]] = []
-        self._watchdog: asyncio.Task[None] | None = None
+        self._ports: dict[str, int] = {}
+        self._fleet: Fleet | None = None
+        self._control: ControlServer | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
 
     @property
     def scheduler_address(self) -> str:
@@ -65,7 +62,8 @@ class Supervisor:
     @property
     def children(self) -> list[Child]:
         """The processes that serve, or are about to: executors, the scheduler, gateways."""
-        return [keeper.child for keeper in self._keepers if keeper.child is not None]
+        keepers = [] if self._fleet is None else self._fleet.keepers
+        return [keeper.child for keeper in keepers if keeper.child is not None]
 
     def start(self, gateway: ServeSettings | None = None) -> dict[str, Any]:
         """Starts everything and returns when all of it serves, with what the last process said when it was ready.
@@ -74,14 +72,27 @@ class Supervisor:
         process that fails; the caller stops the others. CheckpointError if there is no such folder, before any start.
         """
         local_folder(self._settings.model)
-        self._runtime_dir = make_runtime_dir()
-        self._weight_store = WeightStore(self._runtime_dir / "weights.sock")
+        self._runtime_dir = runtime_dir = make_runtime_dir()
+        self._held.callback(shutil.rmtree, runtime_dir, ignore_errors=True)
+        weights = self._held.enter_context(contextlib.closing(WeightStore(runtime_dir / "weights.sock")))
+        pool = self._held.enter_context(contextlib.closing(PoolStore(runtime_dir / "pool.sock")))
         if gateway is not None:
             for setting in ("port", "grpc_port"):
-                self._ports[setting] = PortReservation(gateway.host, getattr(gateway, setting), setting)
-        self._plan(self._runtime_dir, self._weight_store, gateway)
+                reservation = PortReservation(gateway.host, getattr(gateway, setting), setting)
+                self._ports[setting] = self._held.enter_context(contextlib.closing(reservation)).port
+        self._fleet = Fleet(
+            self._settings,
+            runtime_dir,
+            self._executors(weights),
+            self._scheduler(pool),
+            [] if gateway is None else self._gateways(gateway),
+            self._fail,
+        )
+        self._control = ControlServer(runtime_dir, self._obey)
+        self._loop = self._held.enter_context(contextlib.closing(asyncio.new_event_loop()))
+        self._thread = threading.Thread(target=self._loop.run_forever, name="supervisor", daemon=True)
         self._thread.start()
-        self._call(self._start_all())
+        self._call(self._start(self._fleet, self._control))
         return self.children[-1].ready or {}
 
     def describe(self) -> scheduler_pb2.DescribeResponse:
@@ -98,22 +109,29 @@ class Supervisor:
         """Blocks for as long as all processes can be had, and returns why one cannot."""
         return self._failure.result()
 
+    def on_failure(self, call: Callable[[StartupError], None]) -> None:
+        """Calls, from some thread, when a process cannot be had any more."""
+        self._failure.add_done_callback(lambda failure: call(failure.result()))
+
     def stop(self) -> None:
         """Ends all children: gateways when their requests have ended, then the others. Nothing the second time."""
         if threading.current_thread() is self._thread:
             # A garbage collection, which may close a forgotten LLM, may happen on this very thread.
             threading.Thread(target=self.stop, name="supervisor-stop").start()
             return
-        try:
-            if self._thread.is_alive():
-                self._call(self._stop_all())
-        finally:
-            self._let_go()
+        with self._held:
+            fleet, control, thread = self._fleet, self._control, self._thread
+            if fleet is not None and control is not None and thread is not None and thread.is_alive():
+                try:
+                    self._call(self._stop(fleet, control))
+                finally:
+                    self._end_thread(fleet, thread)
 
     def hurry(self) -> None:
-        """Cuts a `stop` short: what has been asked to end is killed. Safe in a signal handler."""
-        with contextlib.suppress(RuntimeError):  # it has ended already
-            self._loop.call_soon_threadsafe(self._kill_leaving)
+        """Cuts a `stop` short: requests are not waited for. Safe in a signal handler."""
+        if self._loop is not None and self._fleet is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended already
+                self._loop.call_soon_threadsafe(self._fleet.hurry)
 
     def __enter__(self) -> Self:
         return self
@@ -123,89 +141,61 @@ class Supervisor:
     ) -> None:
         self.stop()
 
-    @property
-    def _keepers(self) -> list[Keeper]:
-        return [*self._executors, *self._schedulers, *self._gateways]
-
     def _address(self, name: str) -> str:
         return f"unix:{self._runtime_dir}/{name}.sock"
 
-    def _plan(self, runtime_dir: Path, weight_store: WeightStore, gateway: ServeSettings | None) -> None:
-        """A keeper for each process."""
+    def _executors(self, weights: WeightStore) -> list[ChildSpec]:
+        specs = []
+        for index in range(self._settings.num_executors):
+            own = {"listen": self._address(f"executor-{index}"), "index": index, "weight_store": weights.address}
+            specs.append(ChildSpec(f"executor {index}", "executor", ExecutorSettings, self._settings, own))
+        return specs
 
-        def keeper(spec: ChildSpec, drain_s: float = 0.0) -> Keeper:
-            return Keeper(spec, runtime_dir, drain_s + END_TIMEOUT_S, self._fail)
+    def _scheduler(self, pool: PoolStore) -> ChildSpec:
+        addresses = [self._address(f"executor-{index}") for index in range(self._settings.num_executors)]
+        own = {"listen": self.scheduler_address, "executors": addresses, "pool_store": pool.address}
+        return ChildSpec("scheduler", "scheduler", SchedulerSettings, self._settings, own)
 
-        settings = self._settings
-        addresses = [self._address(f"executor-{i}") for i in range(settings.num_executors)]
-        for i, address in enumerate(addresses):
-            own: dict[str, object] = {"listen": address, "index": i, "weight_store": weight_store.address}
-            self._executors.append(keeper(ChildSpec(f"executor {i}", "executor", ExecutorSettings, settings, own)))
-        own = {"listen": self.scheduler_address, "executors": addresses}
-        self._schedulers.append(keeper(ChildSpec("scheduler", "scheduler", SchedulerSettings, settings, own)))
-        for i in range(gateway.gateways if gateway is not None else 0):
-            ports = {setting: reservation.port for setting, reservation in self._ports.items()}
-            own = {"scheduler": self.scheduler_address, "index": i, "reuse_port": True, **ports}
-            spec = ChildSpec(f"gateway {i}", "gateway", GatewaySettings, gateway or settings, own)
-            self._gateways.append(keeper(spec, settings.shutdown_timeout))
+    def _gateways(self, settings: ServeSettings) -> list[ChildSpec]:
+        own = {"scheduler": self.scheduler_address, "reuse_port": True, **self._ports}
+        return [
+            ChildSpec(f"gateway {index}", "gateway", GatewaySettings, settings, {**own, "index": index})
+            for index in range(settings.gateways)
+        ]
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the supervisor's thread."""
+        assert self._loop is not None
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _fail(self, error: StartupError) -> None:
         if not self._failure.done():
             self._failure.set_result(error)
 
-    async def _start_all(self) -> None:
-        self._starts = [asyncio.create_task(keeper.start()) for keeper in self._keepers]
-        await asyncio.gather(*self._starts)
-        self._watchdog = asyncio.create_task(self._watch_progress(), name="watchdog")
+    async def _start(self, fleet: Fleet, control: ControlServer) -> None:
+        await control.start()
+        await fleet.start()
 
-    async def _watch_progress(self) -> None:
-        """Kills processes that stand still; their keepers start others."""
-        timeout_s = self._settings.watchdog_timeout
-        watchdog: Watchdog[Child] = Watchdog(timeout_s)
-        while True:
-            children = [child for keeper in self._keepers for child in keeper.children]
-            for child in watchdog.look({child: child.beats for child in children if child.is_watched}):
-                child.kill_hung(timeout_s)
-            await asyncio.sleep(INTERVAL_S)
+    async def _stop(self, fleet: Fleet, control: ControlServer) -> None:
+        await control.close()
+        await fleet.stop()
 
-    async def _stop_all(self) -> None:
-        await _cancel(self._starts)
-        # While gateways drain, whatever else dies is started again: no stream is cut off.
-        for kind in (self._gateways, self._schedulers, self._executors):
-            await asyncio.gather(*(keeper.stop() for keeper in kind))
-        await _cancel([self._watchdog] if self._watchdog is not None else [])
+    def _end_thread(self, fleet: Fleet, thread: threading.Thread) -> None:
+        """Ends the thread; what it should have ended is killed."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        thread.join()
+        end_at_once(fleet.all_children)
+        self._fleet = None
 
-    def _kill_leaving(self) -> None:
-        for keeper in self._keepers:
-            for child in keeper.children:
-                if child.is_leaving:
-                    child.process.kill()
-
-    def _let_go(self) -> None:
-        """Ends the thread and frees everything held; what it should have ended is killed."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-        if not self._loop.is_closed():
-            self._loop.close()
-        end_at_once([child for keeper in self._keepers for child in keeper.children])
-        self._executors, self._schedulers, self._gateways = [], [], []
-        for reservation in self._ports.values():
-            reservation.close()
-        self._ports = {}
-        if self._weight_store is not None:
-            self._weight_store.close()
-            self._weight_store = None
-        if self._runtime_dir is not None:
-            shutil.rmtree(self._runtime_dir, ignore_errors=True)
-            self._runtime_dir = None
-
-
-async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    async def _obey(self, message: Message) -> Message:
+        """Answers a command of the control socket."""
+        assert self._fleet is not None
+        match message.get("command"):
+            case "status":
+                model = self._settings.model_name if isinstance(self._settings, ServeSettings) else self._settings.model
+                return {"pid": os.getpid(), "model": model, "ports": self._ports, "processes": self._fleet.status()}
+            case "upgrade":
+                return {"upgraded": await self._fleet.upgrade(str(message.get("process")))}
+            case other:
+                raise QuireError(f"there is no command {other!r}", field="command")

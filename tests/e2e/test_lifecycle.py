@@ -111,7 +111,7 @@ def test_kv_pool_in_a_file(nothing_left, tmp_path):
         assert path.stat().st_size > 60 << 20
         assert path.stat().st_mode & 0o777 == 0o600
         assert llm.generate("The capital of France is", SamplingParams(max_tokens=2))[0].finished
-    assert not path.exists()
+    assert path.exists(), "the next server finds it warm"
 
 
 @pytest.mark.parametrize("stream", [True, False])

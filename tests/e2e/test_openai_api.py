@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import stat
+from pathlib import Path
 
 import httpx
 import openai
+import psutil
 import pytest
 
 MODEL = "quire-tiny"
@@ -213,3 +216,16 @@ def test_frames_on_the_wire(server):
         frames = [line for line in answer.iter_lines() if line]
     assert frames[-1] == "data: [DONE]"
     assert all(json.loads(frame.removeprefix("data: "))["object"] == "text_completion" for frame in frames[:-1])
+
+
+def test_executors_are_sandboxed_and_sockets_are_ours_alone(server):
+    children = psutil.Process().children(recursive=True)
+    (executor,) = [child for child in children if "quire: executor" in " ".join(child.cmdline())]
+    for thread in Path(f"/proc/{executor.pid}/task").iterdir():
+        status = dict(line.split(":\t", 1) for line in (thread / "status").read_text().splitlines())
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    folder = Path(server.supervisor.scheduler_address.removeprefix("unix:")).parent
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    sockets = [path for path in folder.rglob("*") if path.is_socket()]
+    assert {"executor-0.sock", "scheduler.sock"} <= {path.name for path in sockets}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in sockets} == {0o600}

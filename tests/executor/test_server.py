@@ -27,7 +27,14 @@ from quire.scheduler.executor_client import ExecutorClient
 
 
 def settings(checkpoint: Path, **values: object) -> ExecutorSettings:
-    given = {"model": str(checkpoint), "device": "cpu", "threads": 1, "listen": "127.0.0.1:0", "sandbox": "off", **values}
+    given = {
+        "model": str(checkpoint),
+        "device": "cpu",
+        "threads": 1,
+        "listen": "127.0.0.1:0",
+        "sandbox": "off",
+        **values,
+    }
     return ExecutorSettings.load(given)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -110,6 +111,7 @@ async def test_describe(served: Served) -> None:
     assert description.fingerprint == served.model.fingerprint
     assert description.weight_bytes > 100_000 and description.available_bytes > 1 << 20
     assert not description.HasField("length_independent_tokens")
+    assert description.pid == os.getpid()
 
 
 async def test_steps_over_a_pool_handed_over_by_descriptor(served: Served) -> None:
@@ -340,3 +342,47 @@ async def test_a_malformed_column_does_not_crash_the_process(served: Served) -> 
         with raises(QuireError, "step 1 failed: ValueError"):
             await read(channel)
     assert (await served.stub.Describe(executor_pb2.DescribeExecutorRequest())).vocab_size == 320
+
+
+async def test_progress_counts_plans_layers_and_results(served: Served) -> None:
+    await served.attach()
+    planner = StepPlanner()
+    planner.add(prompt_of(5))
+    async with served.steps() as channel:
+        assert await channel.progress() == 0
+        for num_steps in (1, 2):
+            await channel.send(planner.plan({0: 5 if num_steps == 1 else 1}))
+            await read(channel)
+            async with asyncio.timeout(20):  # a result is counted once it is on its way
+                while await channel.progress() != num_steps * (1 + 3 + 1):
+                    await asyncio.sleep(0.01)
+
+
+async def test_the_next_scheduler_is_served_once_the_step_in_flight_has_ended(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same pool again, after its scheduler died: when the call returns, nobody writes blocks for the old one."""
+    computing, go_on, execute = threading.Event(), threading.Event(), served.runner.execute
+
+    def slow(plan: executor_pb2.StepPlan, *args: Any) -> executor_pb2.StepResult:
+        computing.set()
+        assert go_on.wait(60)
+        return execute(plan, *args)
+
+    monkeypatch.setattr(served.runner, "execute", slow)
+    request = served.create_pool()
+    await served.stub.AttachKvPool(request)
+    old_planner, planner = StepPlanner(), StepPlanner()
+    old_planner.add(prompt_of(5))
+    planner.add(prompt_of(9))
+    async with served.steps() as old:
+        await old.send(old_planner.plan({0: 5}))
+        assert await asyncio.to_thread(computing.wait, 60)
+        attaching = asyncio.ensure_future(served.stub.AttachKvPool(request))
+        await asyncio.sleep(0.1)
+        assert not attaching.done()
+        go_on.set()
+        await asyncio.wait_for(attaching, 60)
+        async with served.steps() as channel:
+            await channel.send(planner.plan({0: 9}))
+            assert len(unpack_u32((await read(channel)).token_ids)) == 1

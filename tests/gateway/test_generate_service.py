@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -233,7 +232,8 @@ async def test_health_follows_the_scheduler(model_folder: Path, tmp_path: Path) 
                 assert answer.status == health_pb2.HealthCheckResponse.SERVING
             watch = stub.Watch(health_pb2.HealthCheckRequest())
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
-            scheduler.drop_streams()
+            await scheduler.crash()
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-            with contextlib.suppress(ServiceUnavailableError):
-                await gateway.task
+            await scheduler.start()
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        await gateway.close()

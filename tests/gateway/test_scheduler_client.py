@@ -9,7 +9,7 @@ import pytest_asyncio
 from support.fake_scheduler import FakeScheduler, Pause, running
 
 from quire.columns import pack_u32
-from quire.errors import OverloadedError, QuireError, ServiceUnavailableError, StartupError
+from quire.errors import QuireError, ServiceUnavailableError, StartupError
 from quire.gateway.request_stream import RequestStream
 from quire.gateway.scheduler_client import SchedulerClient
 from quire.internal.v1 import scheduler_pb2
@@ -113,8 +113,8 @@ async def test_a_malformed_message_is_a_lost_connection(client: SchedulerClient,
 
 
 async def test_a_refused_request_leaves_nothing_behind(client: SchedulerClient, scheduler: FakeScheduler) -> None:
-    scheduler.submit_error = OverloadedError("full")
-    with pytest.raises(OverloadedError, match=r"^full$"):
+    scheduler.submit_error = ServiceUnavailableError("full")
+    with pytest.raises(ServiceUnavailableError, match=r"^full$"):
         await client.submit(submit_request())
     async with asyncio.timeout(1):
         await client.wait_idle()

@@ -128,6 +128,41 @@ def test_a_request_that_kills_executors_ends_with_a_reason():
     bench.check_idle()
 
 
+def test_requests_that_share_its_steps_survive():
+    bench = Bench(max_num_seqs=8)
+    innocent = [bench.submit([i, *PROMPT], max_tokens=30) for i in range(3)]
+    for _ in range(4):
+        bench.step()
+    poison = bench.submit([9, 9, 9], max_tokens=30)
+    innocent.append(bench.submit([7, *PROMPT], max_tokens=30))
+    for _ in range(200):
+        plan = bench.plan()
+        if plan is None:
+            break
+        if poison.sequences[0] in plan.sequences:
+            bench.lose()
+            bench.scheduler.regain_lane(0)
+        else:
+            bench.compute()
+            bench.deliver()
+    assert poison.failure == BLAME
+    assert [entry.outputs[0] for entry in innocent] == [entry.truth(0) for entry in innocent]
+    bench.check_idle()
+
+
+def test_a_long_prompt_gets_ahead_without_a_token():
+    """Every step of it costs an executor once, and then is computed."""
+    bench = Bench(num_blocks=64, block_size=4, max_num_batched_tokens=8, max_model_len=128)
+    entry = bench.submit(list(range(100)), max_tokens=3)
+    for _ in range(12):
+        bench.plan()
+        _lose_and_go_on(bench)
+        bench.step()
+    bench.drain()
+    assert entry.outputs[0] == entry.truth(0)
+    assert bench.scheduler.num_lost_lanes == 12 > MAX_LOST_STEPS
+
+
 def test_a_request_that_gets_ahead_between_losses_goes_on():
     bench = Bench()
     entry = bench.submit(PROMPT, max_tokens=20)

@@ -110,3 +110,16 @@ async def test_a_closed_stream_ends_after_what_is_pending():
     assert not router.close("a", outputs)
     assert (await outputs.next_message()).step == 1
     assert await outputs.next_message() is None
+
+
+async def test_gateways_hear_of_the_executors_when_they_come_and_when_it_changes():
+    router = OutputRouter()
+    router.announce(scheduler_pb2.SchedulerState(num_executors=2, num_live_executors=2))
+    outputs = router.open("a")
+    assert (await outputs.next_message()).state.num_live_executors == 2
+    router.announce(scheduler_pb2.SchedulerState(num_executors=2, num_live_executors=1))
+    router.announce(scheduler_pb2.SchedulerState(num_executors=2, num_live_executors=0))
+    router.publish(_events(9, (_sequence(1), 0, 5)))
+    message = await outputs.next_message()
+    assert message.state.num_live_executors == 0, "of several that wait the latest counts"
+    assert _rows(message) == [(1, 0, 0, 0, 5)]

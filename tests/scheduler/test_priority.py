@@ -17,7 +17,7 @@ def test_order_is_by_priority_and_then_by_arrival():
 
 
 def test_the_lowest_number_runs_first():
-    bench = Bench(max_num_seqs=1, with_priorities=True)
+    bench = Bench(max_num_seqs=1, policy="priority")
     for priority in (0, 5, -1, 5, -1):
         bench.submit(PROMPT, max_tokens=1, priority=priority)
     order = []
@@ -29,7 +29,7 @@ def test_the_lowest_number_runs_first():
 
 def test_the_highest_number_is_preempted_first_and_then_the_latest():
     """Two blocks each, and a pool that is full once they need the third."""
-    bench = Bench(num_blocks=8, block_size=4, with_priorities=True, prefix_caching=False, max_model_len=32)
+    bench = Bench(num_blocks=8, block_size=4, policy="priority", prefix_caching=False, max_model_len=32)
     entries = [bench.submit([priority + 9, *PROMPT[:6]], max_tokens=9, priority=priority) for priority in (2, 0, 2, 1)]
     for _ in range(200):
         before = bench.scheduler.num_preemptions

@@ -12,6 +12,8 @@ from support.scheduling import Bench
 from quire.errors import InvalidRequestError
 from quire.v1 import generate_pb2
 
+WEIGHTS = {"": 1.0, "heavy": 3.0, "light": 0.5}
+TENANTS = list(WEIGHTS)
 NONE = generate_pb2.POOLING_TYPE_UNSPECIFIED
 LAST, MEAN = generate_pb2.POOLING_TYPE_LAST, generate_pb2.POOLING_TYPE_MEAN
 # Many histories, on machines that are busy with others.
@@ -30,8 +32,9 @@ class RandomHistories(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 6),
         num_lanes=st.integers(1, 2),
         prefix_caching=st.booleans(),
+        policy=st.sampled_from(["priority", "fair"]),
     )
-    def start(self, num_blocks, block_size, budget, max_num_seqs, num_lanes, prefix_caching):
+    def start(self, num_blocks, block_size, budget, max_num_seqs, num_lanes, prefix_caching, policy):
         self.bench = Bench(
             num_blocks=num_blocks,
             block_size=block_size,
@@ -40,9 +43,10 @@ class RandomHistories(RuleBasedStateMachine):
             max_model_len=num_blocks * block_size,
             num_lanes=num_lanes,
             prefix_caching=prefix_caching,
-            with_priorities=True,
+            policy=policy,
         )
         self.aborted = set()
+        self.policy = policy
         self.num_losses = 0
         self.capacity = num_blocks * block_size
 
@@ -56,8 +60,9 @@ class RandomHistories(RuleBasedStateMachine):
         priority=st.sampled_from([0, 0, 1, -1]),
         prompt_logprobs=st.sampled_from([None, None, 3]),
         pooling=st.sampled_from([NONE, NONE, NONE, LAST, MEAN]),
+        tenant=st.sampled_from(TENANTS),
     )
-    def submit(self, shared, own, n, max_tokens, stop, extra_key, priority, prompt_logprobs, pooling):
+    def submit(self, shared, own, n, max_tokens, stop, extra_key, priority, prompt_logprobs, pooling, tenant):
         prompt = ([9, 8, 7] * shared)[:shared] + own
         if len(prompt) < self.capacity:
             max_tokens = min(max_tokens, self.capacity - len(prompt))
@@ -67,9 +72,11 @@ class RandomHistories(RuleBasedStateMachine):
                 max_tokens=max_tokens,
                 stop=stop,
                 extra_key=extra_key,
-                priority=priority,
+                priority=priority if self.policy == "priority" else 0,
                 prompt_logprobs=None if pooling else prompt_logprobs,
                 pooling=pooling,
+                tenant=tenant,
+                weight=WEIGHTS[tenant],
             )
 
     @rule(
@@ -81,8 +88,9 @@ class RandomHistories(RuleBasedStateMachine):
         stop=st.sampled_from([(), (7,), (1, 2, 3, 4, 5)]),
         length_penalty=st.sampled_from([0.0, 1.0, -0.5]),
         early_stopping=st.integers(0, 2),
+        tenant=st.sampled_from(TENANTS),
     )
-    def submit_beams(self, shared, own, width, n, max_tokens, stop, length_penalty, early_stopping):
+    def submit_beams(self, shared, own, width, n, max_tokens, stop, length_penalty, early_stopping, tenant):
         prompt = ([9, 8, 7] * shared)[:shared] + own
         if len(prompt) >= self.capacity:
             return
@@ -96,6 +104,8 @@ class RandomHistories(RuleBasedStateMachine):
                 stop=stop,
                 length_penalty=length_penalty,
                 early_stopping=early_stopping,
+                tenant=tenant,
+                weight=WEIGHTS[tenant],
             )
         except InvalidRequestError as error:  # might not fit
             assert error.field in ("best_of", "max_tokens")
@@ -145,6 +155,16 @@ class RandomHistories(RuleBasedStateMachine):
         if lane in self.bench.scheduler.live_lanes:
             self.num_losses += 1
             assert not self.bench.lose(lane).failed
+
+    @rule(lane=st.integers(0, 1))
+    def replace(self, lane):
+        """By an executor that knows nothing, once the steps in flight have ended."""
+        lane %= len(self.bench.lanes)
+        while self.bench.in_flight(lane):
+            if self.bench.lanes[lane].sent:
+                self.bench.compute(lane)
+            self.bench.deliver(lane)
+        self.bench.replace(lane)
 
     @rule(lane=st.integers(0, 1))
     def regain(self, lane):

@@ -19,7 +19,7 @@ import grpc
 
 from quire import rpc
 from quire.columns import pack_u32, pack_u64, unpack_u32
-from quire.errors import QuireError, ServiceUnavailableError
+from quire.errors import QuireError, UnreachedError
 from quire.internal.v1 import executor_pb2, scheduler_pb2, scheduler_pb2_grpc
 from quire.v1 import generate_pb2
 
@@ -128,9 +128,11 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
                 task.cancel()
         self.requests = []
         self.aborts: list[scheduler_pb2.AbortRequest] = []
-        self.script: Script = pseudo_random
+        self.reset_script()
         self.describe_error: QuireError | None = None
         self.submit_error: QuireError | None = None
+        # What a request is refused with, if anything.
+        self.refuse: Callable[[scheduler_pb2.SubmitRequest], QuireError | None] = lambda message: None
         self.submit_delay = 0.0
         # Of each message of a sequence, in seconds.
         self.step_delay = 0.0
@@ -139,6 +141,10 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         self.sends_ends = True
         # It crashes once it has sent so many messages more.
         self.crash_after: int | None = None
+
+    def reset_script(self) -> None:
+        """Sequences get what they get of a new scheduler."""
+        self.script: Script = pseudo_random
 
     async def start(self) -> None:
         self._server = rpc.new_server()
@@ -155,6 +161,11 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
                 task.cancel()
         self._streams.clear()
         await server.stop(None)
+
+    async def settle(self) -> None:
+        """Waits until a restart that it began by itself is done."""
+        if self._crashing is not None:
+            await self._crashing
 
     async def restart(self) -> None:
         """Crashes and is there again at once."""
@@ -221,6 +232,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
                     if self.crash_after <= 0:
                         self.crash_after = None
                         self._crashing = asyncio.create_task(self.restart())
+                        return
         finally:
             if self._streams.get(request.gateway_id) is queue:
                 self._end_stream(request.gateway_id)
@@ -238,9 +250,11 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     ) -> scheduler_pb2.SubmitResponse:
         async with rpc.errors_to_status(context):
             if request.gateway_id not in self._streams:
-                raise ServiceUnavailableError("no output stream")
+                raise UnreachedError("no output stream")
             if self.submit_error is not None:
                 raise self.submit_error
+            if (refusal := self.refuse(request)) is not None:
+                raise refusal
             submitted = Submitted(request)
             async with self._arrived:
                 self.requests.append(submitted)

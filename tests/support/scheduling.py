@@ -8,7 +8,9 @@ from typing import Any
 
 from support.fake_executor import FakeExecutor, FakeKvMemory, true_hypotheses, true_output, true_prompt_logprobs
 
-from quire.internal.v1 import executor_pb2
+from quire.config import SchedulingPolicy
+from quire.internal.v1 import executor_pb2, scheduler_pb2
+from quire.kv_journal import KvJournal
 from quire.scheduler.beam_search import BeamSearch
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.outputs import StepEvents
@@ -76,12 +78,16 @@ class Bench:
         max_model_len: int = 64,
         num_lanes: int = 1,
         prefix_caching: bool = True,
-        with_priorities: bool = False,
+        policy: SchedulingPolicy = "fcfs",
+        memory: FakeKvMemory | None = None,
+        journal: KvJournal | None = None,
     ) -> None:
-        cache = KvCache(num_blocks, block_size, num_lanes=num_lanes, prefix_caching=prefix_caching)
-        limits = SchedulerLimits(max_model_len, max_num_seqs, max_num_batched_tokens, with_priorities)
+        """With a `memory` and its `journal`: of a scheduler that comes after another one."""
+        cache = KvCache(num_blocks, block_size, num_lanes=num_lanes, prefix_caching=prefix_caching, journal=journal)
+        cache.restore()
+        limits = SchedulerLimits(max_model_len, max_num_seqs, max_num_batched_tokens, policy)
         self.scheduler = Scheduler(cache, limits)
-        self.memory = FakeKvMemory(block_size)
+        self.memory = memory or FakeKvMemory(block_size)
         self.lanes = [_Lane(FakeExecutor(self.memory)) for _ in range(num_lanes)]
         self.submitted: dict[RequestKey, Submitted] = {}
         self.plans: list[StepPlan] = []
@@ -98,6 +104,9 @@ class Bench:
         extra_key: bytes = b"",
         priority: int = 0,
         pooling: generate_pb2.PoolingType.ValueType = generate_pb2.POOLING_TYPE_UNSPECIFIED,
+        tenant: str = "",
+        weight: float = 1.0,
+        attempt: int = 0,
         **params: Any,
     ) -> Submitted:
         message = generate_pb2.SamplingParams(n=n, max_tokens=max_tokens, stop_token_ids=stop, **params)
@@ -105,10 +114,11 @@ class Bench:
         request = Request(
             key,
             f"request-{key.number}",
-            0,
+            attempt,
             message,
             frozenset(),
             extra_key_digest(extra_key),
+            self.scheduler.tenants.of(scheduler_pb2.Tenant(name=tenant, weight=weight)),
             priority=priority,
             pooling=pooling,
         )
@@ -179,6 +189,12 @@ class Bench:
         for request, reason in events.failed:
             self.submitted[request.key].failure = reason
         return events
+
+    def replace(self, lane: int = 0) -> None:
+        """Another executor takes over a lane that has nothing in flight."""
+        assert not self.in_flight(lane)
+        self.lanes[lane] = _Lane(FakeExecutor(self.memory))
+        self.scheduler.vacate_lane(lane)
 
     def in_flight(self, lane: int) -> int:
         return len(self.lanes[lane].sent) + len(self.lanes[lane].computed)

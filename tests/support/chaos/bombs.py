@@ -39,11 +39,15 @@ ALL: Final[list[dict[str, Any]]] = [
     {"structured_outputs": {"regex": "(" * 20_000 + "a" + ")" * 20_000}},
     {"structured_outputs": {"regex": "(?=a)b"}},
     {"structured_outputs": {"regex": "a{4294967295}"}},
-    {"structured_outputs": {"grammar": "start: start start | start start start | \"a\""}},
+    {"structured_outputs": {"grammar": 'start: start start | start start start | "a"'}},
     {"structured_outputs": {"grammar": "start: start"}},
-    {"structured_outputs": {"grammar": "start: " + "(" * 10_000 + "\"a\"" + ")" * 10_000}},
+    {"structured_outputs": {"grammar": "start: " + "(" * 10_000 + '"a"' + ")" * 10_000}},
     {"structured_outputs": {"grammar": "start: no_such_rule"}},
-    {"structured_outputs": {"grammar": "\n".join(f"r{i}: r{i + 1} r{i + 1}" for i in range(2000)) + "\nstart: r0\nr2000: \"a\""}},
+    {
+        "structured_outputs": {
+            "grammar": "\n".join(f"r{i}: r{i + 1} r{i + 1}" for i in range(2000)) + '\nstart: r0\nr2000: "a"'
+        }
+    },
     {"structured_outputs": {"choice": ["a" * 60_000, "a" * 59_999 + "b"]}},
     {"structured_outputs": {"choice": [f"choice {i}" for i in range(5000)]}},
     {"structured_outputs": {"json": json.dumps(_nested(400))}},

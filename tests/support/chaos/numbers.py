@@ -12,7 +12,20 @@ from google.protobuf.descriptor import FieldDescriptor
 from quire.v1 import generate_pb2
 
 # Written as JSON or as what many JSON writers write.
-VALUES: Final = ["0", "-1", "-2", "2147483648", "9223372036854775808", "1e400", "0.5", "NaN", "Infinity", "true", "[]", '"1"']
+VALUES: Final = [
+    "0",
+    "-1",
+    "-2",
+    "2147483648",
+    "9223372036854775808",
+    "1e400",
+    "0.5",
+    "NaN",
+    "Infinity",
+    "true",
+    "[]",
+    '"1"',
+]
 _BODIES: Final[dict[str, dict[str, Any]]] = {
     "/v1/completions": {"prompt": "x", "max_tokens": 4, "stream": True},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 4, "stream": True},
@@ -30,7 +43,9 @@ def rest_bodies(description: dict[str, Any]) -> Iterator[tuple[str, str, bytes]]
             if not _is_numeric(kind, description):
                 continue
             for value in VALUES:
-                rest = json.dumps({"model": "quire-tiny", **{key: entry for key, entry in body.items() if key != field}})
+                rest = json.dumps(
+                    {"model": "quire-tiny", **{key: entry for key, entry in body.items() if key != field}}
+                )
                 yield path, field, f'{rest[:-1]}, "{field}": {value}}}'.encode()
 
 
@@ -68,4 +83,6 @@ def grpc_requests() -> Iterator[generate_pb2.GenerateRequest]:
         params = generate_pb2.SamplingParams(max_tokens=4, logit_bias={2**32 - 1: 1.0, 5: bias})
         yield generate_pb2.GenerateRequest(text="x", sampling_params=params)
     for priority in [-(2**31), 2**31 - 1]:
-        yield generate_pb2.GenerateRequest(text="x", priority=priority, sampling_params=generate_pb2.SamplingParams(max_tokens=4))
+        yield generate_pb2.GenerateRequest(
+            text="x", priority=priority, sampling_params=generate_pb2.SamplingParams(max_tokens=4)
+        )

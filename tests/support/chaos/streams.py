@@ -24,8 +24,10 @@ from quire.v1 import generate_pb2, generate_pb2_grpc
 
 Answer = Any
 # Far beyond every pause: a stream that stands still fails instead of hanging.
-CLIENT_TIMEOUT_S = 240.0
-_OWN = frozenset({"id", "created", "created_at", "request_id", "requestId", "system_fingerprint", "cached_tokens", "cachedTokens"})
+CLIENT_TIMEOUT_S = 400.0
+_OWN = frozenset(
+    {"id", "created", "created_at", "request_id", "requestId", "system_fingerprint", "cached_tokens", "cachedTokens"}
+)
 
 
 @dataclass
