@@ -53,8 +53,7 @@ class Rig:
                     await asyncio.sleep(0.001)
                 scheduler.crash_after = None
                 await scheduler.settle()
-            collected = await running
-        return collected
+            return await running
 
 
 def _copy(name: str) -> scheduler_pb2.SubmitRequest:

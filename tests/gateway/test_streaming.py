@@ -15,7 +15,6 @@ import pytest_asyncio
 from support.fake_scheduler import FakeScheduler, Pause, running
 from support.gateway_fixtures import MODEL, Gateway, sse_events, start_gateway
 
-from quire.errors import ServiceUnavailableError
 from quire.internal.v1 import scheduler_pb2
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -109,40 +108,64 @@ async def breakable(tmp_path: Path, model_folder: Path) -> AsyncIterator[tuple[G
     """A gateway whose scheduler the test may break; requests stall."""
     async with running(FakeScheduler(tmp_path / "s.sock")) as scheduler:
         stall(scheduler)
-        yield await start_gateway(scheduler, model_folder), scheduler
+        gateway = await start_gateway(scheduler, model_folder)
+        yield gateway, scheduler
+        await gateway.close()
 
 
-async def test_a_lost_scheduler_ends_streams_with_an_error_event(
-    breakable: tuple[Gateway, FakeScheduler],
+async def test_a_lost_scheduler_interrupts_streams(breakable: tuple[Gateway, FakeScheduler]) -> None:
+    gateway, scheduler = breakable
+    scheduler.reset_script()
+    body = {**COMPLETION, "max_tokens": 20, "seed": 1}
+    async with httpx.AsyncClient(base_url=gateway.url) as http:
+
+        async def answers() -> tuple[str, list[Any]]:
+            """A stream's text and a whole answer's choices."""
+            streamed = asyncio.create_task(http.post("/v1/completions", json={**body, "stream": True}))
+            whole = await http.post("/v1/completions", json=body)
+            *chunks, done = sse_events((await streamed).text)
+            assert done == "[DONE]"
+            return "".join(chunk["choices"][0]["text"] for chunk in chunks), whole.json()["choices"]
+
+        undisturbed = await answers()
+        scheduler.crash_after = 12
+        assert await answers() == undisturbed
+        assert scheduler.crash_after is None
+
+
+async def test_a_scheduler_that_stays_away_ends_streams_with_an_error_event(
+    breakable: tuple[Gateway, FakeScheduler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("quire.gateway.connection.OUTAGE_LIMIT_S", 0.1)
     gateway, scheduler = breakable
     async with httpx.AsyncClient(base_url=gateway.url) as http:
         streamed = asyncio.create_task(http.post("/v1/completions", json={**COMPLETION, "stream": True}))
         whole = asyncio.create_task(http.post("/v1/completions", json=COMPLETION))
         await scheduler.wait_requests(2)
         await asyncio.sleep(0.1)
-        scheduler.drop_streams()
+        await scheduler.crash()
         answer = await streamed
         assert answer.status_code == 200
         *chunks, error = sse_events(answer.text)
         assert all(chunk["choices"][0]["finish_reason"] is None for chunk in chunks)
         assert error["error"]["code"] == "service_unavailable"
-        assert "scheduler is lost" in error["error"]["message"]
+        assert "has not come back" in error["error"]["message"]
         assert (await whole).status_code == 503
-    with pytest.raises(ServiceUnavailableError, match="scheduler is lost"):
-        await gateway.task
 
 
-async def test_the_official_client_raises_an_error_event(breakable: tuple[Gateway, FakeScheduler]) -> None:
+async def test_the_official_client_raises_an_error_event(
+    breakable: tuple[Gateway, FakeScheduler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quire.gateway.connection.OUTAGE_LIMIT_S", 0.1)
     gateway, scheduler = breakable
     async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="-", max_retries=0) as client:
         stream = await client.completions.create(model=MODEL, prompt="x", stream=True, max_tokens=50)
+        await anext(aiter(stream))
+        await scheduler.crash()
         with pytest.raises(openai.APIError) as caught:
             async for _ in stream:
-                scheduler.drop_streams()
+                pass
         assert caught.value.code == "service_unavailable"
-    with pytest.raises(ServiceUnavailableError):
-        await gateway.task
 
 
 @pytest.mark.usefixtures("stalled")

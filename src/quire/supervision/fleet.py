@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from quire.config import LocalSettings
 from quire.errors import QuireError, StartupError
@@ -13,6 +14,9 @@ from quire.supervision.child import Child, ChildSpec
 from quire.supervision.keeper import END_TIMEOUT_S, Keeper
 from quire.supervision.upgrade import replace_executor
 from quire.supervision.watchdog import INTERVAL_S, Watchdog
+
+# To end in order, for a process that has nothing to wait for.
+_HURRIED_END_S: Final = 2.0
 
 
 class Fleet:
@@ -36,6 +40,7 @@ class Fleet:
         self._starts: list[asyncio.Task[None]] = []
         self._watching: asyncio.Task[None] | None = None
         self._upgrading = asyncio.Lock()
+        self._hurried = False
 
     @property
     def keepers(self) -> list[Keeper]:
@@ -58,11 +63,13 @@ class Fleet:
         await _cancel(self._starts)
         # While gateways drain, whatever else dies is started again: no stream is cut off.
         for keepers in (self._gateways, [self._scheduler], self._executors):
-            await asyncio.gather(*(keeper.stop() for keeper in keepers))
+            longest_s = _HURRIED_END_S if self._hurried else math.inf
+            await asyncio.gather(*(keeper.stop(longest_s) for keeper in keepers))
         await _cancel([self._watching] if self._watching is not None else [])
 
-    def kill_leaving(self) -> None:
-        """Kills the processes that have been asked to end."""
+    def hurry(self) -> None:
+        """Cuts `stop` short: kills the processes that have been asked to end, and gives the others little time."""
+        self._hurried = True
         for child in self.all_children:
             if child.is_leaving:
                 child.process.kill()
