@@ -98,6 +98,7 @@ class Rig:
     def __post_init__(self) -> None:
         journal = KvJournal(memoryview(mmap.mmap(-1, self.num_blocks * record_bytes(BLOCK_SIZE))), BLOCK_SIZE)
         cache = KvCache(self.num_blocks, BLOCK_SIZE, journal=journal)
+        cache.restore()
         shuffle_free_list(cache.pool, self.draw)
         longest = min(4096, cache.max_num_tokens)
         self.scheduler = Scheduler(cache, SchedulerLimits(longest, max(RUNNING), 1 << 20))

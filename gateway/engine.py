@@ -18,6 +18,7 @@ from quire.gateway.generation import Generation
 from quire.gateway.pooling import Embedder, Embedding, field_names, own_pooling
 from quire.gateway.readiness import Readiness
 from quire.gateway.scheduler_client import SchedulerClient
+from quire.gateway.tenants import Tenant
 from quire.gateway.tokenizer import ModelTokenizer
 from quire.gateway.validation import ModelLimits, RequestContext, Validator, ValidRequest
 from quire.internal.v1 import scheduler_pb2
@@ -103,6 +104,10 @@ class Engine:
         executors = (executor.fingerprint for executor in self._client.description.executors)
         return "fp_" + hashlib.sha256(b"\0".join((__version__.encode(), *executors))).hexdigest()[:12]
 
+    def check_load(self, tenant: Tenant) -> None:
+        """Raises OverloadedError if `submit` would, most likely: before a request costs anything."""
+        self._client.check_load(tenant.name)
+
     async def submit(self, request: ValidRequest) -> Generation:
         """Queues a request at the scheduler; the caller must exhaust or close what it gets.
 
@@ -120,6 +125,7 @@ class Engine:
             constraints=request.constraints,
             priority=request.context.priority,
             tenant=request.context.tenant.message,
+            prompt_index=request.context.prompt_index,
             cache_salt=request.context.cache_salt.encode(),
         )
         stream = await self._client.submit(message)

@@ -6,6 +6,7 @@
 | time for them, from the connection's or the request's beginning | `--header-timeout` | 408 |
 | time for a body | `--body-timeout`, and a second for each 16 KiB that came | 408 |
 | body (`streaming.read_body`, and what follows an early answer) | 64 MiB | 413 |
+| bodies that are being received, of all connections | 1 GiB | 503, for those of 1 MiB or more |
 | requests that wait on one connection (pipelining) | 16 | closed |
 | connections of a gateway | `--max-connections` | 503 |
 
@@ -31,6 +32,9 @@ from quire.rpc import MAX_MESSAGE_BYTES
 
 _MAX_HEAD_BYTES = 64 << 10
 _MAX_PIPELINED = 16
+_MAX_BODIES_BYTES = 1 << 30
+# Bodies that are always received.
+_SMALL_BODY_BYTES = 1 << 20
 # So many bytes give a body one more second.
 _BODY_BYTES_PER_S = 16 << 10
 # What is parsed between two looks at the limits.
@@ -44,6 +48,8 @@ class LimitedConfig(uvicorn.Config):
     def __init__(self, app: Any, limits: EdgeOptions, certificates: ServerCertificates | None, **settings: Any) -> None:
         super().__init__(app, http=LimitedProtocol, ws="none", **settings)
         self.limits = limits
+        # Of all bodies that are not complete.
+        self.bodies_bytes = 0
         self._certificates = certificates
 
     def load(self) -> None:
@@ -65,6 +71,7 @@ class LimitedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._limits = config.limits
+        self._all_bodies = config
         # When what is being received must be complete; None between requests, which uvicorn's keep-alive bounds.
         self._overdue_at: float | None = None
         # Bytes since the last that was part of a body or ended something: of a head, trailers, a chunk's extension.
@@ -78,6 +85,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self._overdue_at = self.loop.time() + self._limits.header_timeout
         if len(self.connections) > self._limits.max_connections:
             self._refuse(503, "the server has as many connections as it takes")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has left, or was left."""
+        super().connection_lost(exc)
+        self._forget_body()
 
     def data_received(self, data: bytes) -> None:
         """Parses, in pieces."""
@@ -99,7 +111,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        self._body_bytes = 0
+        self._forget_body()
         name_peer(self.scope, self.transport)  # type: ignore[arg-type] # a scope may have more than its type says
 
     def on_headers_complete(self) -> None:
@@ -113,6 +125,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_body(body)
         self._undelivered = 0
         self._body_bytes += len(body)
+        self._all_bodies.bodies_bytes += len(body)
         if self._overdue_at is not None:
             self._overdue_at += len(body) / _BODY_BYTES_PER_S
 
@@ -121,6 +134,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_complete()
         self._undelivered = 0
         self._overdue_at = None
+        self._forget_body()
 
     def on_response_complete(self) -> None:
         """What came of the next request meanwhile was left unread: its time begins."""
@@ -149,8 +163,14 @@ class LimitedProtocol(HttpToolsProtocol):
         elif self._body_bytes > MAX_MESSAGE_BYTES and self._is_idle():
             # The application has refused it before; nobody reads the rest.
             self.transport.close()
+        elif self._body_bytes >= _SMALL_BODY_BYTES and self._all_bodies.bodies_bytes > _MAX_BODIES_BYTES:
+            self._refuse(503, "the server receives as much as it can hold; try again later")
         elif len(self.pipeline) > _MAX_PIPELINED:
             self.transport.close()
+
+    def _forget_body(self) -> None:
+        self._all_bodies.bodies_bytes -= self._body_bytes
+        self._body_bytes = 0
 
     def _is_idle(self) -> bool:
         """Whether no answer is owed."""
@@ -160,6 +180,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Answers, and closes when the client has read it or after a moment."""
         self._is_refused = True
         self._overdue_at = None
+        self._forget_body()
         self._unset_keepalive_if_required()
         if self.transport.is_closing():
             return
@@ -173,6 +194,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
             return
         self.transport.write(_answer(status, message))
+        # What the client still sends is dropped, so that it comes to reading.
+        self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(_LINGER_S, self.transport.abort)

@@ -74,7 +74,10 @@ class Embedder:
                 tasks = [
                     group.create_task(
                         self._embed(
-                            token_ids, pooling, params, replace(context, request_id=f"{context.request_id}-{index}")
+                            token_ids,
+                            pooling,
+                            params,
+                            replace(context, request_id=f"{context.request_id}-{index}", prompt_index=index),
                         )
                     )
                     for index, token_ids in enumerate(valid)
@@ -128,6 +131,7 @@ class Embedder:
             pooling=pooling_to_proto(pooling),
             priority=context.priority,
             tenant=context.tenant.message,
+            prompt_index=context.prompt_index,
             cache_salt=context.cache_salt.encode(),
         )
         async with self._submitting:

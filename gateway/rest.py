@@ -25,7 +25,7 @@ from quire.gateway.openai.responses import routes as responses_routes
 from quire.gateway.openai.schemas import add_components
 from quire.gateway.request_ids import begin_request_id, request_id_of
 from quire.gateway.server_routes import server_routes
-from quire.gateway.tenants import set_tenant
+from quire.gateway.tenants import set_tenant, tenant_of
 from quire.gateway.tls import peer_name
 
 logger = logging.getLogger(__name__)
@@ -36,13 +36,15 @@ ErrorWriter = Callable[[Exception, Scope], Response]
 
 # What needs no API key: it says nothing of models or users. Below /docs lie that page's files.
 _OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/docs", "/openapi.json"})
+# Routes that take a body and need no executor: an overload is nothing to them.
+_GATEWAY_ONLY = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens"})
 # Modules with routes that take a body.
 _PARTS = (routes, responses_routes, embeddings, similarity, tokenization, anthropic_routes)
 
 
 def create_app(engine: Engine, options: AccessOptions, access: Access) -> FastAPI:
     """The application for one served model."""
-    app = _Application(options, access)
+    app = _Application(engine, options, access)
     install_error_handlers(app)
     for router in (
         routes.generation_routes(engine),
@@ -71,9 +73,10 @@ class _Application(FastAPI):
     applications leave to middleware is done here: request ids, API keys, CORS, the root path.
     """
 
-    def __init__(self, options: AccessOptions, access: Access) -> None:
+    def __init__(self, engine: Engine, options: AccessOptions, access: Access) -> None:
         description = "OpenAI-compatible REST API of Quire."
         super().__init__(title="Quire", version=__version__, description=description, docs_url=None, redoc_url=None)
+        self._engine = engine
         self._access = access
         self._cors = CorsPolicy(options)
         self._root_path = options.root_path
@@ -127,11 +130,13 @@ class _Application(FastAPI):
         return self.openapi_schema
 
     def _refusal(self, scope: Scope, path: str, headers: Mapping[bytes, bytes]) -> Response | None:
-        """The answer to whoever has no key; notes the tenant of others."""
+        """The answer to whoever has no key, or comes in an overload, before the body is read; notes others' tenant."""
         if path in _OPEN_PATHS or path.startswith("/docs/"):
             return None
         try:
             set_tenant(scope, self._access.tenant(headers, peer_name(scope)))
+            if path in self._short_ways and path not in _GATEWAY_ONLY and scope["method"] == "POST":
+                self._engine.check_load(tenant_of(scope))
         except QuireError as error:
             return self._error_writers.get(path, _answer_error)(error, scope)
         return None

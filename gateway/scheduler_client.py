@@ -15,6 +15,7 @@ from quire.errors import OverloadedError, QuireError, ServiceUnavailableError, U
 from quire.gateway.connection import CALL_TIMEOUT_S, RETRY_S, UNREACHED, SchedulerConnection
 from quire.gateway.flow_control import FlowControl, FlowLimits
 from quire.gateway.instructions import Instructions
+from quire.gateway.overload import Refusals
 from quire.gateway.request_stream import RequestStream
 from quire.gateway.running_requests import RunningRequests
 from quire.internal.v1 import scheduler_pb2
@@ -30,6 +31,7 @@ class SchedulerClient:
     def __init__(self, address: str, max_requests: int | None = None, flow_limits: FlowLimits | None = None) -> None:
         """Use `connect`."""
         self._max_requests = max_requests
+        self._refusals = Refusals()
         self._keys = itertools.count(1)
         self._running = RunningRequests(self._give_up)
         self._connection = SchedulerConnection(
@@ -91,13 +93,17 @@ class SchedulerClient:
         """Waits until no request runs."""
         await self._running.wait_idle()
 
+    def check_load(self, tenant: str) -> None:
+        """Raises OverloadedError if `submit` would, as far as is known without asking the scheduler."""
+        self._check_number()
+        self._refusals.check(tenant)
+
     async def submit(self, request: scheduler_pb2.SubmitRequest) -> RequestStream:
         """Queues a request, after filling in who sends it; waits for a scheduler that is away.
 
         Raises OverloadedError, what the scheduler says of it, and ServiceUnavailableError if none comes in time.
         """
-        if self._max_requests is not None and len(self._running) >= self._max_requests:
-            raise OverloadedError(f"the server has {self._max_requests} requests already; try again later")
+        self._check_number()
         request.gateway_id = self._connection.gateway_id
         request.request_key = next(self._keys)
         request.arrival_time_ns = time.time_ns()
@@ -106,8 +112,10 @@ class SchedulerClient:
         self._running.add(stream)
         try:
             await self._submit_new(stream)
-        except QuireError:
+        except QuireError as error:
             self.release(stream)
+            if isinstance(error, OverloadedError):
+                self._refusals.note(request.tenant.name, error)
             raise
         except BaseException:
             # Cancelled while waiting: the scheduler may have it or not.
@@ -213,6 +221,11 @@ class SchedulerClient:
         if not self._connection.has_stream:
             self.num_live_executors = None
         self.changed.set()
+
+    def _check_number(self) -> None:
+        if self._max_requests is not None and len(self._running) >= self._max_requests:
+            message = f"the server has {self._max_requests} requests already; try again later"
+            raise OverloadedError(message, field="max_concurrent_requests")
 
     def _give_up(self, stream: RequestStream, error: QuireError) -> None:
         """Ends a request whose outputs make no sense."""

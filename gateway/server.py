@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 
 from quire.config import GatewaySettings
 from quire.gateway.engine import Engine
@@ -18,6 +19,7 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
     A scheduler that is lost is waited for. Raises StartupError for a port that is taken, a tokenizer that cannot be
     loaded, a scheduler that does not become ready, and one that comes back with another model.
     """
+    _allow_descriptors()
     listeners = Listeners(
         settings.host,
         settings.port,
@@ -46,6 +48,12 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
             await engine.close()
     finally:
         await listeners.close()
+
+
+def _allow_descriptors() -> None:
+    """Raises the limit on open descriptors, of which each connection is one, as far as the process may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _start_engine(settings: GatewaySettings) -> Engine:

@@ -61,6 +61,8 @@ class RequestContext:
     cache_salt: str = ""
     # Whether the tokenizer adds its own to the prompt; None: to a text, and not to a chat, whose template does it.
     add_special_tokens: bool | None = None
+    # Which of the prompts of the client's request.
+    prompt_index: int = 0
 
 
 @dataclass(frozen=True, slots=True)

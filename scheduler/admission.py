@@ -56,12 +56,16 @@ class Admission:
         # (time, requests that had ended)
         self._ends: deque[tuple[float, int]] = deque([(clock(), 0)])
 
-    def admit(self, tenant: scheduler_pb2.Tenant, num_prompt_tokens: int) -> None:
-        """Takes a new request into account. Raises OverloadedError, whose field is the limit that was reached."""
+    def admit(self, tenant: scheduler_pb2.Tenant, num_prompt_tokens: int, *, is_first: bool = True) -> None:
+        """Takes a new prompt into account. Raises OverloadedError, whose field is the limit that was reached.
+
+        `is_first`: it is the first prompt of a client's request, or the only one.
+        """
         account = self._scheduler.tenants.of(tenant)
         now = self._clock()
         self._note_ends(now)
-        self._check_queue(account, num_prompt_tokens)
+        if is_first:
+            self._check_queue(account, num_prompt_tokens)
         if tenant.HasField("max_concurrent_requests") and account.num_requests >= tenant.max_concurrent_requests:
             raise self._tenant_error(tenant, "max_concurrent_requests", self._retry_after(1))
         self._charge(tenant, account, num_prompt_tokens, now)
@@ -121,9 +125,9 @@ class Admission:
         return OverloadedError(message, field=name, retry_after=retry_after)
 
     def _note_ends(self, now: float) -> None:
-        if now - self._ends[-1][0] >= _SAMPLE_S:
+        if now - self._ends[-1][0] >= _SAMPLE_S:  # one of them is older than the window, or the only one
             self._ends.append((now, self._scheduler.tenants.num_ended))
-            while now - self._ends[0][0] > _WINDOW_S:
+            while now - self._ends[1][0] > _WINDOW_S:
                 self._ends.popleft()
 
     def _retry_after(self, num_requests: int) -> int:

@@ -11,7 +11,7 @@ from quire.errors import QuireError, StartupError
 from quire.internal.v1 import executor_pb2
 from quire.peers import Peers
 from quire.scheduler.executor_client import ExecutorClient, StepChannel
-from quire.scheduler.kv_budget import agreed_description
+from quire.scheduler.kv_budget import check_same_model
 from quire.scheduler.pool_home import PoolHome
 
 # From SIGKILL to the end of a process: the kernel gives back its memory in this time.
@@ -59,9 +59,9 @@ class ExecutorConnector:
         timeout = self._settings.startup_timeout
         description = await client.describe(timeout)
         try:
-            agreed_description([self._model, description])
+            check_same_model(self._model, description)
         except StartupError as error:
-            raise ForeignExecutorError(f"{client.name} serves another model: {error.message}") from error
+            raise ForeignExecutorError(f"{client.name} cannot succeed the one before it: {error.message}") from error
         with contextlib.ExitStack() as on_failure:
             peers = Peers()
             on_failure.callback(peers.close)

@@ -13,13 +13,18 @@ from quire.kv_layout import CacheGroupLayout, KvPoolLayout
 _DEFAULT_SHARE: Final = {executor_pb2.DEVICE_CPU: 0.4, executor_pb2.DEVICE_CUDA: 0.9}
 
 
+def check_same_model(first: executor_pb2.ExecutorDescription, other: executor_pb2.ExecutorDescription) -> None:
+    """Raises StartupError where the KV of one means nothing to the other."""
+    agreed = ("fingerprint", "max_model_len", "hidden_size")
+    if any(getattr(other, name) != getattr(first, name) for name in agreed):
+        raise StartupError("the executors serve different models or settings and cannot share a KV pool")
+
+
 def agreed_description(executors: list[executor_pb2.ExecutorDescription]) -> executor_pb2.ExecutorDescription:
     """What executors on one pool have in common. Raises StartupError if they serve different things."""
     first = executors[0]
     for other in executors[1:]:
-        agreed = ("fingerprint", "max_model_len", "hidden_size")
-        if any(getattr(other, name) != getattr(first, name) for name in agreed):
-            raise StartupError("the executors serve different models or settings and cannot share a KV pool")
+        check_same_model(first, other)
     if len(first.cache_groups) != 1 or first.num_ranks != 1:
         raise StartupError(f"{first.architecture}: more than one cache group or rank is not supported")
     if first.device == executor_pb2.DEVICE_CUDA and len(executors) > 1:

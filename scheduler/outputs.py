@@ -77,15 +77,21 @@ class GatewayOutputs:
         self._closed = True
         self._changed.set()
 
+    def take(self) -> scheduler_pb2.StepOutputs | None:
+        """What is pending, if anything."""
+        if self._pending is None:
+            return None
+        columns, self._pending = self._pending, None
+        return columns.to_proto()
+
     async def next_message(self) -> scheduler_pb2.StepOutputs | None:
         """Waits for a step; None when the stream is closed."""
-        while self._pending is None:
+        while (message := self.take()) is None:
             if self._closed:
                 return None
             self._changed.clear()
             await self._changed.wait()
-        columns, self._pending = self._pending, None
-        return columns.to_proto()
+        return message
 
 
 class OutputRouter:

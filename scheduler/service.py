@@ -63,7 +63,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             prompt = _token_ids(request.prompt_token_ids, "prompt_token_ids")
             outputs = {state.index: _token_ids(state.output_token_ids, "sequences") for state in request.sequences}
             if not request.attempt:
-                self._admission.admit(request.tenant, len(prompt))
+                self._admission.admit(request.tenant, len(prompt), is_first=not request.prompt_index)
             self._scheduler.add_request(self._to_request(request, len(prompt)), prompt, outputs)
             self._work.notify()
         return scheduler_pb2.SubmitResponse()

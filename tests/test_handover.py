@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import subprocess
+import sys
+import tempfile
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -69,4 +72,35 @@ async def test_an_offer_leaves_nothing_behind():
     assert os.eventfd_read(theirs) == 5
     assert not address.parent.exists()
     os.close(theirs)
+    os.close(descriptor)
+
+
+def _is_open(path: Path) -> bool:
+    """Whether other users may enter all folders above it."""
+    return path.exists() and all(parent.stat().st_mode & 0o001 for parent in path.resolve().parents)
+
+
+OPEN_PYTHON = next(filter(lambda path: _is_open(Path(path)), (sys.executable, "/usr/bin/python3")), "")
+STRANGER = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as connection:
+    connection.connect(sys.argv[1])
+    message, descriptors, _, _ = socket.recv_fds(connection, 1, 4)
+    print(message, descriptors)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not OPEN_PYTHON, reason="needs a second user who can run Python")
+def test_another_user_gets_nothing_even_where_the_modes_let_it_in():
+    descriptor = os.eventfd(0)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        with closing(Handover(Path(folder) / "open.sock", [descriptor])) as handover:
+            handover.address.chmod(0o666)
+            thread = _answer_one(handover)
+            command = [OPEN_PYTHON, "-I", "-S", "-c", STRANGER, str(handover.address)]
+            nobody = {"user": 65534, "group": 65534, "extra_groups": []}
+            stranger = subprocess.run(command, **nobody, capture_output=True, timeout=60)
+            thread.join()
+    assert stranger.stdout.decode() == "b'' []\n", stranger.stderr.decode()
     os.close(descriptor)

@@ -51,6 +51,8 @@ async def test_nothing_listens_off_the_host_unless_told_to() -> None:
                 rpc.open_channel(address)
         for address in ("127.0.0.1:0", "localhost:0", "127.8.8.8:0"):
             assert rpc.bind(rpc.new_server(), address)
+    with pytest.raises(StartupError, match="--allow-insecure-internal"):
+        ProcessLinks.of(_options(listen="0.0.0.0:7000"))
     with _links(_options(allow_insecure_internal=True)):
         assert rpc.bind(rpc.new_server(), "0.0.0.0:0")
 

@@ -21,8 +21,9 @@ from support.processes import open_descriptors
 
 from quire.errors import RingError
 from quire.handover import Handover
-from quire.ring import RingReader, RingWriter, StepRings
+from quire.ring import COUNTERS_OFFSET, RingReader, RingWriter, StepRings
 from quire.rpc import MAX_MESSAGE_BYTES
+from quire.step_counters import COUNTERS_BYTES, LAYERS_COMPUTED, PLANS_TAKEN, RESULTS_WRITTEN
 
 
 @pytest.fixture
@@ -73,6 +74,25 @@ def test_the_reader_is_woken_by_a_message_and_sleeps_after_it(rings):
     assert _is_readable(reader.written_fd)
     reader.receive()
     assert not _is_readable(reader.written_fd)
+
+
+def test_counters_can_be_read_from_outside(rings):
+    """As whoever watches a server does: through /proc/PID/fd, at the documented places."""
+    for count, times in (
+        (rings.counters.count_plan, 3),
+        (rings.counters.count_layer, 2),
+        (rings.counters.count_result, 1),
+    ):
+        for _ in range(times):
+            count()
+    words = os.pread(rings.descriptors[0], COUNTERS_BYTES, COUNTERS_OFFSET)
+    assert [struct.unpack_from("<Q", words, at)[0] for at in (PLANS_TAKEN, LAYERS_COMPUTED, RESULTS_WRITTEN)] == [
+        3,
+        2,
+        1,
+    ]
+    assert rings.counters.progress == 6
+    assert rings.counters.layers_address % 8 == 0
 
 
 def test_a_full_ring_holds_the_writer_back_until_the_reader_has_taken_a_quarter(rings):
@@ -196,7 +216,7 @@ def test_what_is_offered_elsewhere_is_not_taken_for_rings(tmp_path: Path):
 ECHO = """
 import select, sys
 from pathlib import Path
-from quire.ring import RingReader, RingWriter, StepRings
+from quire.ring import COUNTERS_OFFSET, RingReader, RingWriter, StepRings
 
 def wait(descriptor):
     assert select.select([descriptor], [], [], 30)[0]

@@ -15,6 +15,7 @@ from quire.v1 import generate_pb2
 
 async def embed(engine: Engine, request: generate_pb2.EmbedRequest, tenant: Tenant) -> generate_pb2.EmbedResponse:
     """Raises QuireError; whoever cancels it aborts what runs."""
+    engine.check_load(tenant)
     params = PoolingParams(
         pooling=pooling_from_proto(request.pooling),
         dimensions=request.dimensions if request.HasField("dimensions") else None,

@@ -35,6 +35,7 @@ async def start_run(
     engine: Engine, request: generate_pb2.GenerateRequest, request_id: str, tenant: Tenant
 ) -> ResponseRun:
     """Validates a request and queues it. Raises QuireError."""
+    engine.check_load(tenant)
     params = SamplingParams.from_proto(request.sampling_params)
     prompt, field = prompt_of(request)
     about = RequestContext(request_id, tenant, request.priority, request.cache_salt)

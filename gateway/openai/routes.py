@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -68,9 +69,12 @@ async def _complete(engine: Engine, request: CompletionRequest, request_id: str,
     engine.validator.check_model(request.model)
     params = request.sampling_params()
     validate = functools.partial(engine.validator.validate, params=params, default_max_tokens=COMPLETION_MAX_TOKENS)
+    context = request.context(request_id, tenant)
     valid = await _gather(
         [
-            functools.partial(validate, prompt, context=request.context(f"cmpl-{request_id}-{index}", tenant))
+            functools.partial(
+                validate, prompt, context=replace(context, request_id=f"cmpl-{request_id}-{index}", prompt_index=index)
+            )
             for index, prompt in enumerate(request.prompt)
         ]
     )

@@ -249,6 +249,19 @@ def chat(
     run(Client(address, api_key=api_key, **tls), system, max_tokens, temperature)
 
 
+@app.command("hash-key")
+def hash_key(
+    key: Annotated[
+        str | None, typer.Argument(help="- reads the key from standard input; default: a new one is made.")
+    ] = None,
+    tenant: Annotated[str, typer.Option(help="Whose key it is.")] = "TENANT",
+) -> None:
+    """Make an entry for the file of --api-keys."""
+    from quire.key_entries import print_entry
+
+    print_entry(key, tenant)
+
+
 @app.command()
 def version() -> None:
     """Print the version."""

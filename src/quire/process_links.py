@@ -31,6 +31,13 @@ class ProcessLinks:
     @classmethod
     def of(cls, options: InternalTlsOptions) -> ProcessLinks:
         """Raises StartupError naming the flag that is missing or wrong."""
+        links = cls._read(options)
+        if (address := getattr(options, "listen", None)) is not None:
+            links._check(address, "listen")  # now, not when the model is loaded
+        return links
+
+    @classmethod
+    def _read(cls, options: InternalTlsOptions) -> ProcessLinks:
         given = {name: path for name in _FLAGS if (path := getattr(options, name)) is not None}
         if not given:
             return cls(None, options.allow_insecure_internal)

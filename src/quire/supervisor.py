@@ -120,17 +120,18 @@ class Supervisor:
             threading.Thread(target=self.stop, name="supervisor-stop").start()
             return
         with self._held:
-            if self._fleet is not None and self._control is not None and self._thread is not None:
+            fleet, control, thread = self._fleet, self._control, self._thread
+            if fleet is not None and control is not None and thread is not None and thread.is_alive():
                 try:
-                    self._call(self._stop(self._fleet, self._control))
+                    self._call(self._stop(fleet, control))
                 finally:
-                    self._end_thread(self._fleet)
+                    self._end_thread(fleet, thread)
 
     def hurry(self) -> None:
-        """Cuts a `stop` short: what has been asked to end is killed. Safe in a signal handler."""
+        """Cuts a `stop` short: requests are not waited for. Safe in a signal handler."""
         if self._loop is not None and self._fleet is not None:
             with contextlib.suppress(RuntimeError):  # it has ended already
-                self._loop.call_soon_threadsafe(self._fleet.kill_leaving)
+                self._loop.call_soon_threadsafe(self._fleet.hurry)
 
     def __enter__(self) -> Self:
         return self
@@ -176,17 +177,16 @@ class Supervisor:
         await fleet.start()
 
     async def _stop(self, fleet: Fleet, control: ControlServer) -> None:
-        await control.close()
         await fleet.stop()
+        await control.close()
 
-    def _end_thread(self, fleet: Fleet) -> None:
+    def _end_thread(self, fleet: Fleet, thread: threading.Thread) -> None:
         """Ends the thread; what it should have ended is killed."""
         assert self._loop is not None
-        assert self._thread is not None
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        thread.join()
         end_at_once(fleet.all_children)
-        self._fleet = self._thread = None
+        self._fleet = None
 
     async def _obey(self, message: Message) -> Message:
         """Answers a command of the control socket."""

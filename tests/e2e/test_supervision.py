@@ -31,7 +31,7 @@ RESTART_S = 100.0
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """Two gateways and a short watchdog; tests leave it well."""
-    with running_server(gateways=2, num_executors=1, watchdog_timeout=4) as server:
+    with running_server(gateways=2, watchdog_timeout=8) as server:
         yield server
 
 
@@ -88,6 +88,7 @@ def test_a_process_that_dies_is_started_again(server: Server, name: str, caplog:
     assert _complete(server, retry_s=RESTART_S) == expected
 
 
+@pytest.mark.slow
 def test_a_process_that_is_stopped_is_killed_and_started_again(server: Server):
     """SIGSTOP of a gateway: nobody but the supervisor's watchdog notices."""
     before = _child(server, "gateway 0")
@@ -98,6 +99,7 @@ def test_a_process_that_is_stopped_is_killed_and_started_again(server: Server):
     _complete(server, retry_s=RESTART_S)
 
 
+@pytest.mark.slow
 def test_the_death_of_a_gateway_leaves_the_streams_of_others(server: Server):
     """Of many streams over two gateways those end whose gateway was killed, and the others are complete."""
     begun = threading.Barrier(9)
@@ -128,9 +130,9 @@ def test_the_death_of_a_gateway_leaves_the_streams_of_others(server: Server):
 def test_another_server_cannot_have_the_ports(server: Server):
     for setting in ("port", "grpc_port"):
         taken = getattr(server, setting)
-        with pytest.raises(StartupError, match=f"--{setting.replace('_', '-')}: cannot listen on .*{taken}"):
-            with running_server(**{setting: taken}):
-                pass
+        refused = pytest.raises(StartupError, match=f"--{setting.replace('_', '-')}: cannot listen on .*{taken}")
+        with refused, running_server(**{setting: taken}):
+            pass
 
 
 def test_status_names_all_processes(server: Server):
@@ -141,6 +143,7 @@ def test_status_names_all_processes(server: Server):
     assert status["ports"] == {"port": server.port, "grpc_port": server.grpc_port}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", ["gateway", "scheduler", "executor"])
 def test_an_upgrade_under_load_fails_no_request(server: Server, process: str):
     """A stream in flight goes on to its end, and requests that follow one another never fail."""
@@ -176,6 +179,7 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         tempfile.tempdir = None
 
 
+@pytest.mark.slow
 def test_a_new_executor_that_does_not_start_leaves_the_old_one(home: Path):
     """And once the old one has died too, the server ends with the reason."""
     model = home.parent / f"{home.name}-model"
@@ -216,6 +220,7 @@ def _serve(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
             serve.kill()
 
 
+@pytest.mark.slow
 def test_sigterm_drains_even_when_the_executor_dies_meanwhile(home: Path):
     with _serve("--gateways", "2") as (serve, url):
         lines = _open_stream(url, 1200)
@@ -239,6 +244,7 @@ def test_sigterm_drains_even_when_the_executor_dies_meanwhile(home: Path):
         assert serve.wait(RESTART_S) == 0
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(home: Path):
     with _serve("--shutdown-timeout", "600") as (serve, url):
         lines = _open_stream(url, 2000)
@@ -254,6 +260,7 @@ def test_a_second_signal_ends_at_once(home: Path):
             list(lines)
 
 
+@pytest.mark.slow
 def test_death_of_the_supervisor_while_a_process_is_restarted_ends_everything(home: Path):
     with _serve() as (serve, _):
         (found,) = (found for _, found in find_servers() if found["pid"] == serve.pid)
@@ -263,6 +270,7 @@ def test_death_of_the_supervisor_while_a_process_is_restarted_ends_everything(ho
     # `home` says that nothing is left.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["executor 0", "scheduler"])
 def test_offline_generation_survives_a_death(home: Path, name: str):
     params = SamplingParams(max_tokens=900, temperature=0, ignore_eos=True)

@@ -14,6 +14,7 @@ from support.checkpoints import load_reference, make_checkpoint
 from support.step_driver import StepDriver, greedy, load, log_distribution, prompt_of
 
 from quire import kernels
+from quire.step_counters import StepCounters
 
 VOCAB = 320
 ORIGINAL = 32
@@ -142,6 +143,14 @@ def test_the_torch_kernels_give_the_same(tmp_path: Path) -> None:
     output, logprobs = our_logprobs(driver, prompt, 5, chunk=25)
     expected = reference_logprobs(load_reference(folder), prompt, output)
     np.testing.assert_allclose(logprobs, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.usefixtures("torch_kernels")
+def test_layers_in_torch_are_counted_as_those_of_the_native_step(tmp_path: Path) -> None:
+    driver = StepDriver(load(make_checkpoint(tmp_path / "model", "llama")), tmp_path)
+    counters = StepCounters.private()
+    driver.runner.execute(driver.plan({driver.add(prompt_of(9)): 9}), counters)
+    assert counters.layers_computed == driver.runner.model.config.num_layers == 3
 
 
 def test_a_mixed_step_gives_each_sequence_its_own_result(tmp_path: Path) -> None:

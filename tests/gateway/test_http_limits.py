@@ -15,6 +15,8 @@ from support.bystander import streaming
 from support.fake_scheduler import FakeScheduler
 from support.gateway_fixtures import MODEL, Gateway, start_gateway
 
+from quire.gateway import http_protocol
+
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 _WAIT_S = 60
@@ -120,6 +122,27 @@ async def test_a_large_body_is_refused(gateway: Gateway, scheduler: FakeSchedule
             assert (await raw.answer())[0] == 413
             await raw.is_closed()
             await sending
+
+
+async def test_bodies_of_all_connections_are_bounded_and_small_ones_pass(
+    gateway: Gateway, scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "_MAX_BODIES_BYTES", 5 << 20)
+    half = _POST + b"content-length: %d\r\n\r\n" % (8 << 20) + b" " * (4 << 20)
+    async with streaming(gateway, scheduler), httpx.AsyncClient(base_url=gateway.url, timeout=_WAIT_S) as http:
+        async with Raw.to(gateway) as one, Raw.to(gateway) as other:
+            await asyncio.gather(one.send(half), other.send(half))
+            answers = [asyncio.create_task(raw.answer()) for raw in (one, other)]
+            (refused,), (waiting,) = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
+            status, body = await refused
+            assert status == 503
+            assert body["error"]["code"] == "service_unavailable"  # type: ignore[index]
+            # The other one holds 4 MiB now, which does not hinder small ones.
+            assert (await http.post("/v1/completions", json={"model": "other"})).status_code == 400
+            waiting.cancel()
+        async with asyncio.timeout(_WAIT_S):
+            while (await http.post("/tokenize", content=b'{"prompt": "%b"}' % (b"x" * (4 << 20)))).status_code == 503:
+                await asyncio.sleep(0.05)
 
 
 async def test_a_million_chunks(gateway: Gateway, scheduler: FakeScheduler) -> None:

@@ -157,6 +157,16 @@ class RandomHistories(RuleBasedStateMachine):
             assert not self.bench.lose(lane).failed
 
     @rule(lane=st.integers(0, 1))
+    def replace(self, lane):
+        """By an executor that knows nothing, once the steps in flight have ended."""
+        lane %= len(self.bench.lanes)
+        while self.bench.in_flight(lane):
+            if self.bench.lanes[lane].sent:
+                self.bench.compute(lane)
+            self.bench.deliver(lane)
+        self.bench.replace(lane)
+
+    @rule(lane=st.integers(0, 1))
     def regain(self, lane):
         self.bench.scheduler.regain_lane(lane % len(self.bench.lanes))
 

@@ -63,11 +63,17 @@ class FakeChannel:
 class FakeConnector:
     """Gives the lane one executor after the other; those that are not described live on."""
 
-    is_pool_shared = True
-
-    def __init__(self, memory: FakeKvMemory, ends: Iterable[tuple[str, int]] = (), refusals: int = 0) -> None:
-        """`refusals` come before each executor."""
+    def __init__(
+        self,
+        memory: FakeKvMemory,
+        ends: Iterable[tuple[str, int]] = (),
+        refusals: int = 0,
+        *,
+        is_pool_shared: bool = True,
+    ) -> None:
+        """`refusals` come before each executor. Without a shared pool each has memory of its own, like a GPU's."""
         self._memory = memory
+        self.is_pool_shared = is_pool_shared
         self._ends = deque(ends)
         self._refusals = self._refusals_left = refusals
         self.links: list[ExecutorLink] = []
@@ -85,7 +91,8 @@ class FakeConnector:
         self._refusals_left = self._refusals
         end, last_step = self._ends.popleft() if self._ends else (LIVES, 0)
         description = executor_pb2.ExecutorDescription(pid=1000 + len(self.links))
-        self.links.append(ExecutorLink(client, description, FakeChannel(self._memory, end, last_step), Peers()))
+        memory = self._memory if self.is_pool_shared else FakeKvMemory(self._memory.block_size)
+        self.links.append(ExecutorLink(client, description, FakeChannel(memory, end, last_step), Peers()))
         return self.links[-1]
 
     async def fence(self, link: ExecutorLink) -> None:

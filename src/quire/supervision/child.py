@@ -48,16 +48,45 @@ class ChildSpec:
         if listen.startswith("unix:"):
             # A process that died has left its socket.
             Path(listen.removeprefix("unix:")).unlink(missing_ok=True)
+        try:
+            with contextlib.ExitStack() as on_failure:
+                child = self._spawn(runtime_dir, on_failure)
+                on_failure.pop_all()
+                return child
+        except OSError as error:
+            raise StartupError(f"{self.name} cannot be started: {error}") from error
+
+    def _spawn(self, runtime_dir: Path, on_failure: contextlib.ExitStack) -> Child:
         status, child_status = os.pipe()
-        progress = ProgressPage.create()
+        on_failure.callback(os.close, status)
+        try:
+            progress = on_failure.enter_context(contextlib.closing(ProgressPage.create()))
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "quire", self.command, *self._flags(runtime_dir, child_status, progress)],
+                stdin=subprocess.DEVNULL,
+                env=self._environment(runtime_dir),
+                pass_fds=[child_status, progress.fd],
+                # Ctrl-C is for the supervisor, which ends its children in order.
+                process_group=0,
+            )
+        finally:
+            os.close(child_status)
+        on_failure.callback(process.wait)
+        on_failure.callback(process.kill)
+        return Child(self.name, process, os.pidfd_open(process.pid), status, progress)
+
+    def _flags(self, runtime_dir: Path, status: int, progress: ProgressPage) -> list[str]:
         own = {
             **self.own,
             "parent_pid": os.getpid(),
             "runtime_dir": runtime_dir,
-            "status_fd": child_status,
+            "status_fd": status,
             "progress_fd": progress.fd,
         }
-        environment = {
+        return flags(self.settings, self.options, **own)
+
+    def _environment(self, runtime_dir: Path) -> dict[str, str]:
+        return {
             # grpc's core reports every peer that goes away, which is no news here.
             "GRPC_VERBOSITY": "ERROR",
             **os.environ,
@@ -65,22 +94,6 @@ class ChildSpec:
             "TMPDIR": str(runtime_dir),
             **secret_variables(self.settings, self.options),
         }
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "quire", self.command, *flags(self.settings, self.options, **own)],
-                stdin=subprocess.DEVNULL,
-                env=environment,
-                pass_fds=[child_status, progress.fd],
-                # Ctrl-C is for the supervisor, which ends its children in order.
-                process_group=0,
-            )
-        except OSError as error:
-            os.close(status)
-            progress.close()
-            raise StartupError(f"{self.name} cannot be started: {error}") from error
-        finally:
-            os.close(child_status)
-        return Child(self.name, process, status, progress)
 
 
 class State(StrEnum):
@@ -95,7 +108,10 @@ class State(StrEnum):
 class Child:
     """A process that was started; belongs to the event loop that it was made on."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], status: int, progress: ProgressPage) -> None:
+    def __init__(
+        self, name: str, process: subprocess.Popen[bytes], pidfd: int, status: int, progress: ProgressPage
+    ) -> None:
+        """Takes over the descriptors."""
         self.name = name
         self.process = process
         # What it said when it was ready.
@@ -109,7 +125,7 @@ class Child:
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
         self._settled = loop.create_future()  # ready, or never
-        self._pidfd = os.pidfd_open(process.pid)
+        self._pidfd = pidfd
         os.set_blocking(status, False)
         loop.add_reader(status, self._read_status)
         loop.add_reader(self._pidfd, self._reap)

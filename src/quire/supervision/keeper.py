@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
@@ -84,10 +85,11 @@ class Keeper:
             self._beside.add(old)
             await self._end_beside(old)
 
-    async def stop(self) -> None:
-        """Ends whatever runs here, for good."""
+    async def stop(self, longest_s: float = math.inf) -> None:
+        """Ends whatever runs here, for good; kills what takes longer than usual, or than `longest_s`."""
         await self._stop_watch()
-        await asyncio.gather(*(child.end(self._end_timeout_s) for child in self.children))
+        timeout_s = min(self._end_timeout_s, longest_s)
+        await asyncio.gather(*(child.end(timeout_s) for child in self.children))
 
     def _keep_watch(self) -> None:
         self._watch = asyncio.create_task(self._keep_filled(), name=f"keeper of {self.spec.name}")
@@ -106,6 +108,9 @@ class Keeper:
                 await self._restart()
         except StartupError as error:
             self._on_failure(error)
+        except Exception as error:  # a defect of ours: nobody may wait for the process for ever
+            logger.exception("%s is not kept alive any more", self.spec.name)
+            self._on_failure(StartupError(f"{self.spec.name} is not kept alive any more: {error}"))
 
     async def _restart(self) -> None:
         """Starts the process until it serves. Raises StartupError when that has failed too often."""
@@ -129,6 +134,9 @@ class Keeper:
                 return
 
     async def _start(self) -> None:
+        if self.child is not None:
+            # Fencing, even where a process cannot be killed for a while.
+            await self.child.until_ended()
         try:
             self.child = self.spec.spawn(self._runtime_dir)
             await self.child.until_ready(self.spec.settings.startup_timeout)

@@ -27,6 +27,9 @@ from quire.ring import COUNTERS_OFFSET
 _RINGS: Final = "memfd:quire-step-rings"
 # The bundled model's.
 _NUM_LAYERS: Final = 6
+# That pass before a kill. A second of steps, when the machine does nothing else.
+_FEW_STEPS: Final = range(1, 12)
+_MANY_STEPS: Final = range(120, 180)
 # Plans taken, layers computed, results written: src/quire/step_counters.py.
 _WORDS: Final = struct.Struct("<QQQ")
 
@@ -116,20 +119,23 @@ class Killer:
     def run(self, count: int, is_over: Callable[[], bool]) -> None:
         """Kills until there were `count` kills in all, or no request is left: `is_over()`.
 
-        All phases have had their turn before one comes again.
+        All phases have had their turn before one comes again. The first kill comes early; the next ones after more
+        steps, or the supervisor's back-off would take the process for one that cannot run.
         """
+        steps = _FEW_STEPS
         while len(self.kills) < count:
             if not self._phases:
                 self._phases = self._draw.sample(list(Phase), len(Phase))
-            if not self._kill(self._phases[-1], is_over):
+            if not self._kill(self._phases[-1], self._draw.choice(steps), is_over):
                 return
             self._phases.pop()
+            steps = _MANY_STEPS
 
-    def _kill(self, phase: Phase, is_over: Callable[[], bool]) -> bool:
+    def _kill(self, phase: Phase, steps: int, is_over: Callable[[], bool]) -> bool:
         """Lets some steps pass, kills in that phase, and waits until steps are computed again."""
         pids = {title: self._server.find(title).pid for title in self._titles}
         with self._watch(None) as watch:
-            begin = watch.count().results_written + self._draw.randrange(1, 12)
+            begin = watch.count().results_written + steps
             if not _poll(lambda: watch.count().results_written >= begin, is_over):
                 return False
             if not _poll(lambda: watch.count().phase is phase, is_over):

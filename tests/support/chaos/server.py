@@ -126,6 +126,16 @@ class ChaosServer:
             self.process.send_signal(number)
         return self.process.wait(RECOVERY_TIMEOUT_S)
 
+    def kill_all(self) -> None:
+        """Ends what a failed test left, and frees what the kernel keeps of it."""
+        with contextlib.suppress(psutil.Error):
+            self.processes()
+        for process in self.seen.values():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        self.process.kill()
+        self.process.wait()
+
     def check_nothing_left(self) -> None:
         """No process, socket, folder or shared memory has outlived the server."""
         for process in self.seen.values():
@@ -154,7 +164,7 @@ def chaos_server(
             print(server.said())  # pytest shows it with the failure
             raise
         finally:
-            _kill_all(server)
+            server.kill_all()
 
 
 def start_server(
@@ -181,7 +191,7 @@ def start_server(
         found = _ADDRESSES.search(server.said())
         assert found is not None, server.said()
     except BaseException:
-        _kill_all(server)
+        server.kill_all()
         raise
     server.port, server.grpc_port = int(found[1]), int(found[2])
     server.processes()
@@ -193,14 +203,3 @@ def _is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def _kill_all(server: ChaosServer) -> None:
-    """Ends what a failed test left, and frees what the kernel keeps of it."""
-    with contextlib.suppress(psutil.Error):
-        server.processes()
-    for process in server.seen.values():
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    server.process.kill()
-    server.process.wait()
