@@ -35,7 +35,9 @@ def server_certificates(options: TlsOptions) -> ServerCertificates | None:
         raise StartupError(message, field="ssl_cert_reqs")
     else:
         if options.ssl_cert_reqs == "optional":
-            logger.warning("--ssl-cert-reqs optional: on gRPC, which cannot offer, no client is asked for a certificate")
+            logger.warning(
+                "--ssl-cert-reqs optional: on gRPC, which cannot offer, no client is asked for a certificate"
+            )
         files = CertificateFiles(options.ssl_certfile, options.ssl_keyfile, options.ssl_ca_certs)
         return ServerCertificates(files, options.ssl_cert_reqs)
     if options.ssl_cert_reqs != "none":
