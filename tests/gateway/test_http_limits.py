@@ -145,6 +145,7 @@ async def test_bodies_of_all_connections_are_bounded_and_small_ones_pass(
                 await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 async def test_a_million_chunks(gateway: Gateway, scheduler: FakeScheduler) -> None:
     async with streaming(gateway, scheduler) as bystander, Raw.to(gateway) as raw:
         body = json.dumps({"model": MODEL, "prompt": "x", "max_tokens": 0}).encode()
