@@ -73,7 +73,12 @@ def kill_under_load(server: ChaosServer, reference: dict, killer: Killer, kills:
     names = " and ".join(title.split()[0] for title in killer.kills[0].titles)
     record(case, f"longest pause of a stream, {names} killed", max(pauses), "s", "5 s at most")
     record(case, f"kills, {names}", len(killer.kills), "")
-    record(case, f"from the kill to the next step, {names}, median", statistics.median(kill.recovery_s for kill in killer.kills), "s")
+    record(
+        case,
+        f"from the kill to the next step, {names}, median",
+        statistics.median(kill.recovery_s for kill in killer.kills),
+        "s",
+    )
     return killer
 
 
