@@ -125,7 +125,9 @@ async def _until(server: ChaosServer, condition: Callable[[list[tuple[str, bool]
 
     def holds() -> bool:
         live = server.kv_state().sequences
-        return condition([(entry.status, 0 < entry.num_computed_tokens >= min(entry.num_tokens, 1800) - 3) for entry in live])
+        return condition(
+            [(entry.status, 0 < entry.num_computed_tokens >= min(entry.num_tokens, 1800) - 3) for entry in live]
+        )
 
     await asyncio.to_thread(wait_for, holds)
 

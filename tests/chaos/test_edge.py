@@ -115,9 +115,7 @@ def test_15_oversize_messages(server, baseline, reference):
             return b"413"
         return str(response.status_code).encode()
 
-    code, status, lie = beside_streams(
-        server, reference, large_message, large_json, lambda: abuse.lying_length(server)
-    )
+    code, status, lie = beside_streams(server, reference, large_message, large_json, lambda: abuse.lying_length(server))
     assert code == b"StatusCode.RESOURCE_EXHAUSTED"
     assert status == b"413"
     assert b"grpc-status" in lie

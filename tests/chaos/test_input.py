@@ -114,7 +114,10 @@ def test_18_many_schemas(server, baseline):
         for i in numbers:
             schema = {"type": "object", "properties": {f"field{i}": {"const": i}}, "required": [f"field{i}"]}
             body = {"model": "quire-tiny", "prompt": "x", "max_tokens": 48, "temperature": 0}
-            form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {**schema, "additionalProperties": False}}}
+            form = {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {**schema, "additionalProperties": False}},
+            }
             response = await clients.http.post("/v1/completions", json={**body, "response_format": form})
             assert response.status_code == 200, response.text
             assert json.loads(response.json()["choices"][0]["text"]) == {f"field{i}": i}
