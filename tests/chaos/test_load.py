@@ -230,7 +230,8 @@ if "scheduler" in sys.orig_argv:
 def test_24_hash_collisions(reference, tmp_path):
     """Case 24: hashes of 8 bits instead of 256, so that most blocks have another's.
 
-    Passes if no prompt gets cached tokens from another that shares none with it, and every answer is the undisturbed one.
+    Passes if no prompt gets cached tokens from another that shares none with it, and all answers are the undisturbed
+    ones.
     """
     (tmp_path / "sitecustomize.py").write_text(_SHORT_HASHES)
     path = f"{tmp_path}:{Path(__file__).parents[2] / 'src'}"

@@ -57,7 +57,7 @@ def test_3_both_killed(server, baseline, reference):
 
 
 def test_3_killed_during_eviction(reference):
-    """Case 3, second part: both are killed in turn while the pool is too small for what runs, so that blocks change hands.
+    """Case 3, second part: both are killed in turn while the pool is too small for what runs: blocks change hands.
 
     Passes if blocks were evicted or sequences preempted, every answer is the undisturbed one, and a second run, which
     hits what the journal kept, gives the same again.

@@ -37,7 +37,7 @@ async def replace_executor(executors: Sequence[Keeper], index: int, scheduler: K
     old = str(executor.spec.own["listen"])
     await executor.replace(new, hand_over)
     # Executors may not change files, their own socket included.
-    Path(old.removeprefix("unix:")).unlink(missing_ok=True)
+    _remove_socket(old)
 
 
 async def _move_lane(scheduler: Keeper, index: int, address: str) -> None:
@@ -71,6 +71,10 @@ def _call_describe(scheduler: str, timeout_s: float) -> None:
     with open_sync_channel(scheduler) as channel, errors_from_status("the scheduler"):
         stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
         stub.Describe(scheduler_pb2.DescribeRequest(), timeout=timeout_s, wait_for_ready=True)
+
+
+def _remove_socket(address: str) -> None:
+    Path(address.removeprefix("unix:")).unlink(missing_ok=True)
 
 
 def _other_address(address: str) -> str:
