@@ -83,6 +83,10 @@ class SchedulerConnection:
         """Whether requests can be submitted: there is a stream, and what ran before it has been submitted again."""
         return self._opened.is_set() and not self._fatal.done()
 
+    def is_on(self, epoch: int) -> bool:
+        """Whether it still is the stream of that number."""
+        return self.has_stream and self.epoch == epoch
+
     async def open(self, timeout: float) -> None:
         """Waits up to `timeout` seconds for the scheduler to be ready, and stays connected. Raises StartupError."""
         try:

@@ -8,27 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final
+from typing import Final
 
-import grpc
-
-from quire.errors import OverloadedError, QuireError, ServiceUnavailableError
+from quire.errors import OverloadedError, QuireError, ServiceUnavailableError, UnreachedError
 from quire.gateway.connection import CALL_TIMEOUT_S, RETRY_S, UNREACHED, SchedulerConnection
 from quire.gateway.flow_control import FlowControl, FlowLimits
+from quire.gateway.instructions import Instructions
 from quire.gateway.overload import Refusals
 from quire.gateway.request_stream import RequestStream
 from quire.gateway.running_requests import RunningRequests
 from quire.internal.v1 import scheduler_pb2
 from quire.rpc import errors_from_status
 
-logger = logging.getLogger(__name__)
-
 # How long a new request waits for a scheduler that is away, or that does not answer.
 _SUBMIT_TIMEOUT_S: Final = 30.0
-_CLOSE_TIMEOUT_S: Final = 1.0
 
 
 class SchedulerClient:
@@ -39,7 +33,6 @@ class SchedulerClient:
         self._max_requests = max_requests
         self._refusals = Refusals()
         self._keys = itertools.count(1)
-        self._background: set[asyncio.Task[Any]] = set()
         self._running = RunningRequests(self._give_up)
         self._connection = SchedulerConnection(
             address,
@@ -48,7 +41,8 @@ class SchedulerClient:
             give_up=self._fail_unfinished,
             on_change=self._connection_changed,
         )
-        self.flow = FlowControl(self._set_flow, self._spawn, flow_limits)
+        self._instructions = Instructions(self._connection)
+        self.flow = FlowControl(self._set_flow, self._instructions.spawn, flow_limits)
         # Of the scheduler, as far as it said; None before that.
         self.num_live_executors: int | None = None
         # Messages that came, over all connections.
@@ -133,12 +127,12 @@ class SchedulerClient:
         """Ends a request whose outputs nobody wants any more; returns at once."""
         if stream in self._running:
             self.release(stream)
-            self._send_abort(stream, (), reason)
+            self._instructions.abort(stream.key, (), reason)
 
     def abort_sequence(self, stream: RequestStream, index: int, reason: scheduler_pb2.AbortReason.ValueType) -> None:
         """Ends one sequence of a request; returns at once."""
         stream.abandon(index)
-        self._send_abort(stream, (index,), reason)
+        self._instructions.abort(stream.key, (index,), reason)
 
     def release(self, stream: RequestStream) -> None:
         """Forgets a request; what still arrives for it is dropped."""
@@ -153,12 +147,7 @@ class SchedulerClient:
     async def close(self) -> None:
         """Sends the aborts that are on their way, then closes the connection, which aborts what still runs."""
         self._connection.refuse(ServiceUnavailableError("the server is shutting down"))
-        if self._background:
-            await asyncio.wait(self._background, timeout=_CLOSE_TIMEOUT_S)
-        tasks = list(self._background)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._instructions.close()
         await self._connection.close()
 
     # Submitting
@@ -176,20 +165,23 @@ class SchedulerClient:
                         reason = error.message
                         await asyncio.sleep(RETRY_S)
         except TimeoutError as error:
-            self._send_abort(stream, (), scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
+            self._instructions.abort(stream.key, (), scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
             message = f"the scheduler has not taken the request in {_SUBMIT_TIMEOUT_S:g} s: {reason}"
             raise ServiceUnavailableError(message) from error
 
     async def _submit(self, stream: RequestStream) -> None:
-        """One attempt."""
+        """One attempt. Raises one of UNREACHED if it is not known to be heard, and what the scheduler says."""
+        epoch = self._connection.epoch
         with errors_from_status("the scheduler"):
             await self._connection.stub.Submit(stream.next_attempt(), timeout=CALL_TIMEOUT_S)
+        if not self._connection.is_on(epoch):
+            raise UnreachedError("the output stream ended before the answer came")
         stream.is_accepted = True
         if stream.attempt:
             stream.flow.restart()
         if stream not in self._running:
             # Ended meanwhile; the abort may have overtaken the call.
-            self._send_abort(stream, (), scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
+            self._instructions.abort(stream.key, (), scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
 
     async def _restore(self) -> None:
         """Submits again, in the order of their arrival, what an older scheduler had.
@@ -240,44 +232,6 @@ class SchedulerClient:
         stream.fail(error)
         self.abort(stream, scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
 
-    # What the scheduler is told of requests
-
-    def _send_abort(
-        self, stream: RequestStream, indices: Sequence[int], reason: scheduler_pb2.AbortReason.ValueType
-    ) -> None:
-        request = scheduler_pb2.AbortRequest(
-            gateway_id=self._connection.gateway_id,
-            request_key=stream.key,
-            sequence_indices=indices,
-            reason=reason,
-        )
-        if self._connection.has_stream:
-            self._spawn(self._tell(self._connection.stub.Abort, request))
-
     async def _set_flow(self, key: int, paused: bool) -> None:
-        """Pauses or resumes a request at the scheduler."""
-        if self._running.has(key) and self._connection.has_stream:
-            request = scheduler_pb2.SetFlowRequest(
-                gateway_id=self._connection.gateway_id, request_key=key, paused=paused
-            )
-            await self._tell(self._connection.stub.SetFlow, request)
-
-    async def _tell(self, call: Callable[..., grpc.aio.UnaryUnaryCall[Any, Any]], request: Any) -> None:
-        """Calls until the scheduler has answered, or its stream ends: then it forgets what it was told of requests."""
-        epoch = self._connection.epoch
-        while True:
-            try:
-                with errors_from_status("the scheduler"):
-                    await call(request, timeout=CALL_TIMEOUT_S)
-            except UNREACHED as error:
-                logger.debug("the scheduler could not be told: %s", error.message)
-            else:
-                return
-            await asyncio.sleep(RETRY_S)
-            if not self._connection.has_stream or self._connection.epoch != epoch:
-                return
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(coroutine)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        if self._running.has(key):
+            await self._instructions.set_flow(key, paused)

@@ -177,8 +177,8 @@ class Supervisor:
         await fleet.start()
 
     async def _stop(self, fleet: Fleet, control: ControlServer) -> None:
-        await control.close()
         await fleet.stop()
+        await control.close()
 
     def _end_thread(self, fleet: Fleet, thread: threading.Thread) -> None:
         """Ends the thread; what it should have ended is killed."""

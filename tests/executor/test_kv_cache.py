@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import numpy as np
 import pytest
@@ -18,14 +18,14 @@ GROUP = CacheGroupLayout(num_layers=3, num_kv_heads=2, head_dim=8, element_bytes
 LAYOUT = KvPoolLayout(4, 6, 1, 1, b"f" * 32, (GROUP,))
 
 
-def test_layers_are_views_of_the_pools_bytes(tmp_path: Path) -> None:
-    with KvPool.create_file(tmp_path / "pool", LAYOUT) as pool:
-        cache = KvCache.map(pool, 0, GROUP, torch.float32)
+def test_layers_are_views_of_the_pools_bytes() -> None:
+    with KvPool.create_memfd(LAYOUT) as pool:
+        cache, descriptor = KvCache.map(pool, 0, GROUP, torch.float32), os.dup(pool.fd)
     keys, values = cache.layers[1]
     assert keys.shape == values.shape == (6, 2, 4, 8)
     keys[5, 1, 3, 7], values[5, 0, 0, 0] = 1.5, 2.5
     # As kv_pool.py draws it: block 5, layer 1, keys and then values.
-    with KvPool.attach_path(tmp_path / "pool") as again:
+    with KvPool(descriptor) as again:
         elements = np.frombuffer(again.segment(0), dtype=np.float32).reshape(6, 3, 2, 2, 4, 8)
         assert elements[5, 1, 0, 1, 3, 7] == 1.5
         assert elements[5, 1, 1, 0, 0, 0] == 2.5
@@ -33,9 +33,9 @@ def test_layers_are_views_of_the_pools_bytes(tmp_path: Path) -> None:
         del elements
 
 
-def test_bfloat16_pools(tmp_path: Path) -> None:
+def test_bfloat16_pools() -> None:
     group = CacheGroupLayout(1, 1, 4, 2)
-    with KvPool.create_file(tmp_path / "pool", KvPoolLayout(2, 3, 1, 1, b"f" * 32, (group,))) as pool:
+    with KvPool.create_memfd(KvPoolLayout(2, 3, 1, 1, b"f" * 32, (group,))) as pool:
         cache = KvCache.map(pool, 0, group, torch.bfloat16)
     assert cache.layers[0][0].dtype == torch.bfloat16
     assert cache.blocks.shape == (3, 32)
@@ -49,17 +49,17 @@ def test_allocated_caches_have_the_type_asked_for() -> None:
         assert keys.dtype == dtype
 
 
-def test_int8_pools_have_scales_after_the_values(tmp_path: Path) -> None:
+def test_int8_pools_have_scales_after_the_values() -> None:
     group = CacheGroupLayout(num_layers=3, num_kv_heads=2, head_dim=8, element_bytes=1, scale_bytes=4)
-    with KvPool.create_file(tmp_path / "pool", KvPoolLayout(4, 6, 1, 1, b"f" * 32, (group,))) as pool:
-        cache = KvCache.map(pool, 0, group, torch.int8)
+    with KvPool.create_memfd(KvPoolLayout(4, 6, 1, 1, b"f" * 32, (group,))) as pool:
+        cache, descriptor = KvCache.map(pool, 0, group, torch.int8), os.dup(pool.fd)
     keys, values = cache.layers[1]
     assert isinstance(keys, QuantizedCache) and isinstance(values, QuantizedCache)
     assert keys.data.shape == values.data.shape == (6, 2, 4, 8)
     assert keys.scales.shape == values.scales.shape == (6, 2, 4)
     keys.data[5, 1, 3, 7], values.data[5, 0, 0, 0] = 7, 9
     keys.scales[5, 1, 3], values.scales[5, 0, 0] = 1.5, 2.5
-    with KvPool.attach_path(tmp_path / "pool") as again:
+    with KvPool(descriptor) as again:
         layer = np.frombuffer(again.segment(0), dtype=np.int8).reshape(6, 3, -1)[5, 1]
         assert layer.size == 2 * 2 * 4 * 8 + 2 * 2 * 4 * 4
         data, scales = layer[:128].reshape(2, 2, 4, 8), layer[128:].view(np.float32).reshape(2, 2, 4)

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 from support.checkpoints import load_reference, make_checkpoint
-from support.step_driver import EPOCH, StepDriver, greedy, load, pool_layout, prompt_of
+from support.step_driver import EPOCH, StepDriver, greedy, load, on_offer, pool_layout, prompt_of
 
+from quire import pool_file
 from quire.columns import pack_u32, unpack_u32
 from quire.errors import KvPoolError, QuireError
 from quire.executor.model import Model
 from quire.executor.model_runner import ModelRunner
 from quire.internal.v1 import executor_pb2
-from quire.kv_pool import KvPool
 
 
 @pytest.fixture(scope="module")
@@ -204,8 +204,11 @@ def test_a_replaced_pool_is_unmapped(model: Model, tmp_path: Path) -> None:
     runner = ModelRunner(model)
     for epoch in (1, 2):
         path = tmp_path / f"pool-{epoch}"
-        KvPool.create_file(path, pool_layout(model, num_blocks=4, epoch=epoch)).close()
-        runner.attach(executor_pb2.AttachKvPoolRequest(epoch=epoch, num_blocks=4, block_size=16, path=str(path)))
+        with (
+            pool_file.create(path, pool_layout(model, num_blocks=4, epoch=epoch)) as pool,
+            on_offer(pool, tmp_path / "pool.sock") as request,
+        ):
+            runner.attach(request)
         gc.collect()
         maps = Path("/proc/self/maps").read_text()
         assert [f"{tmp_path}/pool-{i}" in maps for i in (1, 2)] == [epoch == 1, epoch == 2]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from support.checkpoints import make_checkpoint
 from support.processes import open_descriptors
-from support.step_driver import EPOCH, StepDriver, StepPlanner, load, pool_layout, prompt_of
+from support.step_driver import EPOCH, StepDriver, StepPlanner, attach_request, load, pool_layout, prompt_of
 
 from quire import rpc
 from quire.columns import pack_u32, unpack_u32
@@ -47,13 +47,15 @@ class Served:
     folder: Path
     transport: StepTransport
 
-    def create_pool(self, epoch: int = EPOCH) -> executor_pb2.AttachKvPoolRequest:
-        path = self.folder / f"pool-{epoch}"
-        KvPool.create_file(path, pool_layout(self.model, epoch=epoch)).close()
-        return executor_pb2.AttachKvPoolRequest(epoch=epoch, num_blocks=256, block_size=16, path=str(path))
+    @contextlib.contextmanager
+    def new_pool(self, epoch: int = EPOCH) -> Iterator[executor_pb2.AttachKvPoolRequest]:
+        """What has an executor attach a pool, within the block."""
+        with KvPool.create_memfd(pool_layout(self.model, epoch=epoch)) as pool, offered("pool", [pool.fd]) as address:
+            yield attach_request(pool.layout, address)
 
     async def attach(self, epoch: int = EPOCH) -> None:
-        await self.stub.AttachKvPool(self.create_pool(epoch))
+        with self.new_pool(epoch) as request:
+            await self.stub.AttachKvPool(request)
 
     @contextlib.asynccontextmanager
     async def steps(self) -> AsyncIterator[StepChannel]:
@@ -121,11 +123,7 @@ async def test_steps_over_a_pool_handed_over_by_descriptor(served: Served) -> No
 
     with KvPool.create_memfd(pool_layout(served.model)) as pool:
         with offered("pool", [pool.fd]) as address:
-            await served.stub.AttachKvPool(
-                executor_pb2.AttachKvPoolRequest(
-                    epoch=EPOCH, num_blocks=256, block_size=16, handover_socket=str(address)
-                )
-            )
+            await served.stub.AttachKvPool(attach_request(pool.layout, address))
         planner = StepPlanner()
         slot = planner.add(prompt_of(50))
         async with served.steps() as channel:
@@ -142,16 +140,16 @@ async def test_two_executors_on_one_pool_read_each_others_blocks(served: Served,
     expected_driver = StepDriver(model, served.folder)
     expected = expected_driver.generate(expected_driver.add(prompt_of(40)), 4)
 
-    request = served.create_pool()
-    await served.stub.AttachKvPool(request)
+    other = ModelRunner(model)
+    with served.new_pool() as request:
+        await served.stub.AttachKvPool(request)
+        await asyncio.to_thread(other.attach, request)
     planner = StepPlanner()
     slot = planner.add(prompt_of(40))
     async with served.steps() as channel:
         await channel.send(planner.plan({slot: 40}))
         await read(channel)
 
-    other = ModelRunner(model)
-    other.attach(request)
     theirs = StepPlanner()
     hit = theirs.add(prompt_of(40))
     theirs.sequences[hit].blocks = planner.sequences[slot].blocks[:2]
@@ -283,18 +281,17 @@ async def test_a_new_epoch_forgets_sequences_and_ends_the_old_stream(served: Ser
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"path": "/not/there"}, "cannot open the KV pool /not/there"),
         ({"handover_socket": "/not/there"}, "no KV pool is handed over"),
         ({"num_blocks": 255}, "announced were 255"),
         ({"epoch": 8}, "epoch 8"),
     ],
 )
 async def test_pools_that_cannot_be_attached(served: Served, changes: dict[str, Any], message: str) -> None:
-    request = served.create_pool()
-    for name, value in changes.items():
-        setattr(request, name, value)
-    with raises(KvPoolError, message):
-        await served.stub.AttachKvPool(request)
+    with served.new_pool() as request:
+        for name, value in changes.items():
+            setattr(request, name, value)
+        with raises(KvPoolError, message):
+            await served.stub.AttachKvPool(request)
     # Nothing is attached now: plans are refused rather than run on something else.
     planner = StepPlanner()
     planner.add(prompt_of(5))
@@ -370,11 +367,24 @@ async def test_the_next_scheduler_is_served_once_the_step_in_flight_has_ended(
         return execute(plan, *args)
 
     monkeypatch.setattr(served.runner, "execute", slow)
-    request = served.create_pool()
-    await served.stub.AttachKvPool(request)
     old_planner, planner = StepPlanner(), StepPlanner()
     old_planner.add(prompt_of(5))
     planner.add(prompt_of(9))
+    with served.new_pool() as request:
+        await served.stub.AttachKvPool(request)
+        await _attach_under_a_step(served, request, old_planner, computing, go_on)
+    async with served.steps() as channel:
+        await channel.send(planner.plan({0: 9}))
+        assert len(unpack_u32((await read(channel)).token_ids)) == 1
+
+
+async def _attach_under_a_step(
+    served: Served,
+    request: executor_pb2.AttachKvPoolRequest,
+    old_planner: StepPlanner,
+    computing: threading.Event,
+    go_on: threading.Event,
+) -> None:
     async with served.steps() as old:
         await old.send(old_planner.plan({0: 5}))
         assert await asyncio.to_thread(computing.wait, 60)
@@ -383,6 +393,3 @@ async def test_the_next_scheduler_is_served_once_the_step_in_flight_has_ended(
         assert not attaching.done()
         go_on.set()
         await asyncio.wait_for(attaching, 60)
-        async with served.steps() as channel:
-            await channel.send(planner.plan({0: 9}))
-            assert len(unpack_u32((await read(channel)).token_ids)) == 1

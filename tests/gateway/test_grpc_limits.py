@@ -9,13 +9,14 @@ import asyncio
 import contextlib
 import struct
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import pytest
 from support import http2
 from support.bystander import streaming
 from support.fake_scheduler import FakeScheduler
-from support.gateway_fixtures import Gateway
+from support.gateway_fixtures import Gateway, start_gateway
 
 from quire.client import AsyncClient
 from quire.rpc import MAX_MESSAGE_BYTES
@@ -137,3 +138,23 @@ async def test_no_frame_of_garbage_hurts(gateway: Gateway, scheduler: FakeSchedu
                 with contextlib.suppress(ConnectionError):
                     await connection.send(garbage)
         await bystander.gets_a_token()
+
+
+async def test_connections_are_counted(scheduler: FakeScheduler, model_folder: Path) -> None:
+    gateway = await start_gateway(scheduler, model_folder, max_connections=4)
+
+    def is_settings(frame: http2.Frame) -> bool:
+        return frame.kind == http2.SETTINGS
+
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(4):
+            connection = await stack.enter_async_context(http2.Connection.to(gateway.grpc_port))
+            assert await _until(connection, is_settings)
+        async with http2.Connection.to(gateway.grpc_port) as refused:
+            assert await _until(refused, is_settings) is None
+    async with asyncio.timeout(_WAIT_S):
+        is_served = None
+        while is_served is None:
+            async with http2.Connection.to(gateway.grpc_port) as connection:
+                is_served = await _until(connection, is_settings)
+    await gateway.close()

@@ -3,11 +3,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+from collections.abc import AsyncIterable
 from pathlib import Path
 
 import grpc
 import httpx
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.fake_scheduler import FakeScheduler, Pause
 from support.gateway_fixtures import MODEL, Gateway, settings, sse_events, start_gateway
 
@@ -123,6 +125,47 @@ async def test_a_stop_lets_running_requests_end(scheduler: FakeScheduler, model_
         assert done == "[DONE]"
         assert last["choices"][0]["finish_reason"] == "length"
     await gateway.task
+
+
+async def test_a_stop_lets_running_calls_end_and_takes_no_connections(
+    scheduler: FakeScheduler, model_folder: Path
+) -> None:
+    """The same on gRPC: health says so, the call that runs is complete, and who watches health holds nothing up."""
+    go_on = asyncio.Event()
+    scheduler.script = lambda request, index: [70, Pause(go_on), 71, 72]
+    gateway = await start_gateway(scheduler, model_folder, shutdown_timeout=300)
+    async with grpc.aio.insecure_channel(gateway.grpc_address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        request = generate_pb2.GenerateRequest(
+            token_ids=generate_pb2.TokenIds(ids=[5]), sampling_params=generate_pb2.SamplingParams(max_tokens=3)
+        )
+        call = generate_pb2_grpc.GenerateServiceStub(channel).Generate(request)
+        reading = asyncio.create_task(_last(call))
+        await scheduler.wait_requests()
+        gateway.stop.set()
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        async with asyncio.timeout(30):
+            while await _takes_connections(gateway.grpc_port):
+                await asyncio.sleep(0.02)
+        assert not gateway.task.done()
+        go_on.set()
+        assert (await reading).deltas[0].finish_reason == generate_pb2.FINISH_REASON_LENGTH
+        async with asyncio.timeout(60):
+            await gateway.task
+
+
+async def _last(call: AsyncIterable[generate_pb2.GenerateResponse]) -> generate_pb2.GenerateResponse:
+    return [message async for message in call][-1]
+
+
+async def _takes_connections(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except ConnectionRefusedError:
+        return False
+    writer.close()
+    return True
 
 
 async def test_what_does_not_end_in_time_is_told(scheduler: FakeScheduler, model_folder: Path) -> None:

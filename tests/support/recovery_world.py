@@ -14,12 +14,11 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from support.fake_executor import FakeExecutor, FakeKvMemory, digests
+from support.fake_executor import FakeExecutor
 from support.recovery_gateway import Client, Gateway
+from support.recovery_pool import Pool
 
-from quire.columns import unpack_u32
 from quire.internal.v1 import executor_pb2, scheduler_pb2
-from quire.kv_journal import KvJournal, record_bytes
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.outputs import OutputRouter
 from quire.scheduler.request_checks import SchedulerLimits
@@ -38,18 +37,6 @@ class _Context:
 
     async def abort(self, code: Any, details: str, trailing_metadata: Any) -> None:
         raise RefusedError(details)
-
-
-class _Slots(dict[tuple[int, int], bytes]):
-    """KV by block and offset; notes the blocks that are written."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written: set[int] = set()
-
-    def __setitem__(self, slot: tuple[int, int], value: bytes) -> None:
-        self.written.add(slot[0])
-        super().__setitem__(slot, value)
 
 
 @dataclass
@@ -89,11 +76,8 @@ class World:
 
     def __init__(self, sizes: Sizes) -> None:
         self.sizes = sizes
-        self.memory = FakeKvMemory(sizes.block_size)
-        self.memory.slots = self.slots = _Slots()
-        self.journal_memory = bytearray(sizes.num_blocks * record_bytes(sizes.block_size))
-        self.journal = KvJournal(memoryview(self.journal_memory), sizes.block_size)
-        self.lanes = [Lane(index, FakeExecutor(self.memory)) for index in range(sizes.num_lanes)]
+        self.pool = Pool(sizes.num_blocks, sizes.block_size)
+        self.lanes = [Lane(index, FakeExecutor(self.pool.memory)) for index in range(sizes.num_lanes)]
         self.gateways: list[Gateway] = []
         self._gateway_numbers = itertools.count()
         self.epoch = 0
@@ -114,8 +98,7 @@ class World:
         for _ in range(num_computed):
             self.compute(lane)
         if torn and self.compute(lane):
-            for block in self.slots.written:
-                self.slots.update({(block, offset): b"garbage" for offset in range(self.sizes.block_size)})
+            self.pool.spoil_written()
         self._replace_executor(lane)
         lane.is_live = False
         # No plan is blamed: in this world nobody's request kills executors.
@@ -136,7 +119,7 @@ class World:
 
     def _replace_executor(self, lane: Lane) -> None:
         """Whatever was in flight is void, and a fresh executor knows no sequence."""
-        lane.executor, lane.is_live = FakeExecutor(self.memory), True
+        lane.executor, lane.is_live = FakeExecutor(self.pool.memory), True
         lane.sent.clear()
         lane.computed.clear()
 
@@ -147,13 +130,13 @@ class World:
         sizes = self.sizes
         self.epoch += 1
         if not sizes.prefix_caching:  # as `open_pool`
-            self.journal.wipe()
+            self.pool.journal.wipe()
         cache = KvCache(
             sizes.num_blocks,
             sizes.block_size,
             num_lanes=sizes.num_lanes,
             prefix_caching=sizes.prefix_caching,
-            journal=self.journal,
+            journal=self.pool.journal,
         )
         cache.restore()
         limits = SchedulerLimits(sizes.capacity, sizes.max_num_seqs, sizes.max_num_batched_tokens)
@@ -171,23 +154,13 @@ class World:
             for _ in range(num_computed):
                 self.compute(lane)
             self._replace_executor(lane)
-        self.check_journal()
+        self.pool.check_journal()
         if torn_byte is not None:
-            self.journal_memory[torn_byte % len(self.journal_memory)] ^= 0x55
+            self.pool.tear_journal(torn_byte)
         for gateway in self.gateways:
             gateway.outputs = None
         self.start_scheduler()
-        self.check_journal()
-
-    def check_journal(self) -> None:
-        """Whatever the journal says of a block is in the block."""
-        contents: dict[int, list[int]] = {0: []}
-        size = self.sizes.block_size
-        for block, record in sorted(self.journal.records(), key=lambda item: item[1].number):
-            if record.parent in contents:
-                tokens = contents[record.number] = contents[record.parent] + unpack_u32(record.tokens)
-                held = [self.slots.get((block, offset)) for offset in range(size)]
-                assert held == digests(tokens)[-size:], f"the journal is wrong of block {block}"
+        self.pool.check_journal()
 
     # Gateways
 
@@ -260,10 +233,9 @@ class World:
             return False
         plan = lane.sent.popleft()
         message = executor_pb2.StepPlan.FromString(plan.to_proto(self.epoch).SerializeToString())
-        self.slots.written.clear()
+        self.pool.written.clear()
         lane.computed.append((plan, lane.executor.execute(message)))
-        journaled = [block for block in self.slots.written if block in self.journal]
-        assert not journaled, f"a step writes blocks {journaled}, which are in the journal"
+        self.pool.check_written()
         return True
 
     def acknowledge(self, lane: Lane) -> bool:

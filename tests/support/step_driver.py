@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import select
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from quire.columns import pack_u32, unpack_u32
 from quire.config import ExecutorSettings
 from quire.executor.model import Model, load_model
 from quire.executor.model_runner import ModelRunner
+from quire.handover import Handover
 from quire.internal.v1 import executor_pb2
 from quire.kv_layout import KvPoolLayout
 from quire.kv_pool import KvPool
@@ -30,6 +34,33 @@ def load(folder: Path, **settings: Any) -> Model:
 
 def pool_layout(model: Model, *, num_blocks: int = 256, block_size: int = 16, epoch: int = EPOCH) -> KvPoolLayout:
     return KvPoolLayout(block_size, num_blocks, 1, epoch, model.fingerprint, (model.cache_group,))
+
+
+def attach_request(layout: KvPoolLayout, address: Path) -> executor_pb2.AttachKvPoolRequest:
+    """What has an executor attach a pool that is handed over at a socket."""
+    return executor_pb2.AttachKvPoolRequest(
+        epoch=layout.epoch,
+        num_blocks=layout.num_blocks,
+        block_size=layout.block_size,
+        handover_socket=str(address),
+    )
+
+
+@contextlib.contextmanager
+def on_offer(pool: KvPool, address: Path) -> Iterator[executor_pb2.AttachKvPoolRequest]:
+    """The same for whoever attaches it within the block, once, without an event loop."""
+    with contextlib.closing(Handover(address, [pool.fd])) as handover:
+
+        def hand_over() -> None:
+            if select.select([handover], [], [], 30)[0]:
+                handover.serve_one()
+
+        thread = threading.Thread(target=hand_over)
+        thread.start()
+        try:
+            yield attach_request(pool.layout, address)
+        finally:
+            thread.join()
 
 
 def greedy(**fields: Any) -> generate_pb2.SamplingParams:
@@ -169,13 +200,11 @@ class StepDriver(StepPlanner):
     def __init__(self, model: Model, folder: Path, *, num_blocks: int = 256, block_size: int = 16) -> None:
         super().__init__(block_size)
         self.runner = ModelRunner(model)
-        path = folder / "kv-pool"
-        with KvPool.create_file(path, pool_layout(model, num_blocks=num_blocks, block_size=block_size)):
-            self.runner.attach(
-                executor_pb2.AttachKvPoolRequest(
-                    epoch=EPOCH, num_blocks=num_blocks, block_size=block_size, path=str(path)
-                )
-            )
+        with (
+            KvPool.create_memfd(pool_layout(model, num_blocks=num_blocks, block_size=block_size)) as pool,
+            on_offer(pool, folder / "kv-pool.sock") as request,
+        ):
+            self.runner.attach(request)
 
     def run(self, rows: Mapping[int, int], copies: Mapping[int, int] | None = None) -> executor_pb2.StepResult:
         """Plans and executes a step."""

@@ -39,7 +39,8 @@ class Fleet:
         self._watchdog_timeout_s = settings.watchdog_timeout
         self._starts: list[asyncio.Task[None]] = []
         self._watching: asyncio.Task[None] | None = None
-        self._upgrading = asyncio.Lock()
+        self._upgrade: asyncio.Task[Any] | None = None
+        self._is_stopping = False
         self._hurried = False
 
     @property
@@ -60,7 +61,8 @@ class Fleet:
 
     async def stop(self) -> None:
         """Ends the gateways, which drain, then the scheduler, then the executors."""
-        await _cancel(self._starts)
+        self._is_stopping = True
+        await _cancel([*self._starts, *([self._upgrade] if self._upgrade is not None else [])])
         # While gateways drain, whatever else dies is started again: no stream is cut off.
         for keepers in (self._gateways, [self._scheduler], self._executors):
             longest_s = _HURRIED_END_S if self._hurried else math.inf
@@ -80,26 +82,15 @@ class Fleet:
         Raises QuireError with the reason if one cannot be replaced; unless it is the scheduler, which cannot have
         another beside it, the old one then goes on.
         """
-        if self._watching is None:
-            raise QuireError("the server is still starting")
-        if self._upgrading.locked():
+        if self._watching is None or self._is_stopping:
+            raise QuireError("the server is starting or stopping")
+        if self._upgrade is not None:
             raise QuireError("another upgrade is under way")
-        async with self._upgrading:
-            match kind:
-                case "executor":
-                    keepers = self._executors
-                    for index in range(len(keepers)):
-                        await replace_executor(self._executors, index, self._scheduler)
-                case "scheduler":
-                    keepers = [self._scheduler]
-                    await self._scheduler.renew()
-                case "gateway":
-                    keepers = self._gateways
-                    for keeper in keepers:
-                        await keeper.replace(keeper.spec, _nothing)
-                case _:
-                    raise QuireError(f"there is no kind of process called {kind!r}", field="process")
-        return [keeper.spec.name for keeper in keepers]
+        self._upgrade = asyncio.current_task()
+        try:
+            return await self._upgrade_all(kind)
+        finally:
+            self._upgrade = None
 
     def status(self) -> list[dict[str, Any]]:
         """What is known of each process."""
@@ -115,6 +106,23 @@ class Fleet:
             for child in keeper.children
         ]
 
+    async def _upgrade_all(self, kind: str) -> list[str]:
+        match kind:
+            case "executor":
+                keepers = self._executors
+                for index in range(len(keepers)):
+                    await replace_executor(keepers, index, self._scheduler)
+            case "scheduler":
+                keepers = [self._scheduler]
+                await self._scheduler.renew()
+            case "gateway":
+                keepers = self._gateways
+                for keeper in keepers:
+                    await keeper.replace(keeper.spec, _nothing)
+            case _:
+                raise QuireError(f"there is no kind of process called {kind!r}", field="process")
+        return [keeper.spec.name for keeper in keepers]
+
     async def _watch_progress(self) -> None:
         """Kills processes that stand still; their keepers start others."""
         watchdog: Watchdog[Child] = Watchdog(self._watchdog_timeout_s)
@@ -128,7 +136,7 @@ async def _nothing() -> None:
     """A gateway has no work that another could take over: it drains."""
 
 
-async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

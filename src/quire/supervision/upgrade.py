@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 from quire.errors import QuireError
@@ -34,10 +33,9 @@ async def replace_executor(executors: Sequence[Keeper], index: int, scheduler: K
             scheduler.spec = told_before
             raise
 
-    old = str(executor.spec.own["listen"])
+    old = executor.spec
     await executor.replace(new, hand_over)
-    # Executors may not change files, their own socket included.
-    _remove_socket(old)
+    old.remove_socket()
 
 
 async def _move_lane(scheduler: Keeper, index: int, address: str) -> None:
@@ -71,10 +69,6 @@ def _call_describe(scheduler: str, timeout_s: float) -> None:
     with open_sync_channel(scheduler) as channel, errors_from_status("the scheduler"):
         stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
         stub.Describe(scheduler_pb2.DescribeRequest(), timeout=timeout_s, wait_for_ready=True)
-
-
-def _remove_socket(address: str) -> None:
-    Path(address.removeprefix("unix:")).unlink(missing_ok=True)
 
 
 def _other_address(address: str) -> str:
