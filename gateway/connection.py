@@ -92,11 +92,11 @@ class SchedulerConnection:
         try:
             async with asyncio.timeout(timeout):
                 outputs = await self._connect()
+                self._task = asyncio.create_task(self._stay_connected(outputs), name="scheduler connection")
+                await self.wait_open()
         except TimeoutError as error:
             message = f"the scheduler at {self.address} is not ready after {timeout:g} s"
             raise StartupError(message, field="scheduler") from error
-        self._task = asyncio.create_task(self._stay_connected(outputs), name="scheduler connection")
-        await self.wait_open()
 
     async def wait_open(self) -> None:
         """Waits until requests can be submitted. Raises the error that ended the connection for good."""
