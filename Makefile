@@ -15,7 +15,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-clients lint types protos native format bench bench-peers clean
+.PHONY: help run test test-slow test-clients lint types protos native format bench bench-peers bench-chaos test-chaos soak clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,10 +24,17 @@ run: setup ## Serve the bundled model, or MODEL=path-or-hub-id
 	@exec .venv/bin/quire serve $(MODEL)
 
 test: setup ## Unit and end-to-end tests
-	$(PYTHON) -m pytest tests -m 'not slow'
+	$(PYTHON) -m pytest tests -m 'not slow and (not chaos or chaos_sample)'
 
 test-slow: setup ## Tests that take long: emulated instruction sets, beam search on more models, slow readers
-	$(PYTHON) -m pytest tests -m slow
+	$(PYTHON) -m pytest tests -m 'slow and not chaos'
+
+test-chaos: setup ## Kills, floods and bombs against whole servers (a quarter of an hour)
+	$(PYTHON) -m pytest tests/chaos
+
+MINUTES ?= 60
+soak: setup ## Mixed work with cancels for MINUTES=60: memory must stay flat
+	QUIRE_SOAK_MINUTES=$(MINUTES) $(PYTHON) -m pytest tests/chaos/test_soak.py -s
 
 # Two environments, since some clients still ask for openai 2. Both run the tests of the official client.
 test-clients: setup .venv-clients/openai3/installed .venv-clients/openai2/installed .venv-clients/node ## Real clients against a live server
@@ -69,6 +76,9 @@ bench: setup ## Benchmarks, a few minutes
 bench-peers: export TORCH_INDEX := $(TORCH_INDEX)
 bench-peers: setup ## The same work by vLLM, llama.cpp, OpenVINO GenAI and us (hours; ARGS='--quick --cases=bf16')
 	@PYTHONPATH=benchmarks $(PYTHON) -m peers $(ARGS)
+
+bench-chaos: setup ## What recovery takes, measured by the chaos tests, into docs/reliability.md
+	$(PYTHON) benchmarks/chaos.py
 
 clean: ## Remove everything that was built or installed
 	rm -rf .venv .venv-clients tests/clients/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

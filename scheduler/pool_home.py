@@ -140,7 +140,10 @@ def _make(settings: SchedulerSettings, executors: list[executor_pb2.ExecutorDesc
 def _close(pool: KvPool, settings: SchedulerSettings) -> None:
     """Leaves a file as it is needed by the next server, even one that starts after the machine did."""
     if settings.kv_pool is not None:
-        pool.mark(PoolState.CLEAN)
+        try:
+            pool.mark(PoolState.CLEAN)
+        except OSError:
+            logger.exception("the KV pool %s is not on the disk: it will not outlive this boot", settings.kv_pool)
     pool.close()
 
 

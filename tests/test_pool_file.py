@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,26 @@ def test_a_file_that_is_no_pool_is_refused_and_stays(tmp_path: Path):
             pool_file.open_unused(path, timeout_s=0)
         assert caught.value.field == "kv_pool"
     assert notes.read_text() == "mine"
+
+
+def test_what_others_may_have_written_is_refused(path: Path):
+    pool_file.create(path, LAYOUT).close()
+    for mode in (0o620, 0o604):
+        path.chmod(mode)
+        with pytest.raises(KvPoolError, match="mode 0600"):
+            _open(path)
+    path.chmod(0o600)
+    assert _open(path) is not None
+
+
+def test_a_full_disk_at_the_first_byte(path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(descriptor: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(KvPoolError, match="No space left"):
+        pool_file.create(path, LAYOUT)
+    assert not path.exists()
 
 
 def test_what_cannot_be_made_is_named(tmp_path: Path, path: Path):

@@ -9,8 +9,8 @@ truncated or overwritten, as somebody may still map it, but replaced by another 
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
+import stat
 import time
 from pathlib import Path
 from typing import Final
@@ -19,16 +19,14 @@ from quire.errors import KvPoolError
 from quire.kv_layout import HEADER_BYTES, MAGIC, KvPoolHeader, KvPoolLayout, PoolState
 from quire.kv_pool import KvPool, allocate_pages, write_header
 
-logger = logging.getLogger(__name__)
-
 _LOCK_INTERVAL_S: Final = 0.05
 
 
 def open_unused(path: Path, timeout_s: float) -> int | None:
     """A descriptor of the pool at `path`, for the caller's server alone; None where there is none of any use.
 
-    Raises KvPoolError for a file that is no pool, that processes use for longer than `timeout_s`, or that cannot be
-    opened.
+    Raises KvPoolError for a file that is no pool, that others may write, that processes use for longer than
+    `timeout_s`, or that cannot be opened.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -41,6 +39,7 @@ def open_unused(path: Path, timeout_s: float) -> int | None:
             path.unlink(missing_ok=True)
             os.close(descriptor)
             return None
+        _check_owner(descriptor, path)
         _lock(descriptor, path, timeout_s)
         return descriptor
     except BaseException:
@@ -56,15 +55,17 @@ def create(path: Path, layout: KvPoolLayout) -> KvPool:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise KvPoolError(f"cannot create the KV pool {path}: {error.strerror}", field="kv_pool") from error
+        raise _cannot_create(path, error) from error
     try:
         _lock(descriptor, path, 0)
         # First, so that what is left if we die now is known for a pool.
         write_header(descriptor, layout)
         allocate_pages(descriptor, 0, layout.total_bytes, f"at {path}")
-    except BaseException:
+    except BaseException as error:
         os.close(descriptor)
         path.unlink()
+        if isinstance(error, OSError):
+            raise _cannot_create(path, error) from error
         raise
     return KvPool(descriptor)
 
@@ -93,6 +94,17 @@ def _is_worthless(descriptor: int, path: Path) -> bool:
         return False
 
 
+def _check_owner(descriptor: int, path: Path) -> None:
+    """Raises KvPoolError for a pool in which others could have written what they like, or read what was asked."""
+    found = os.fstat(descriptor)
+    if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise KvPoolError(f"the KV pool {path} is not this user's alone: it must be, with mode 0600", field="kv_pool")
+
+
+def _cannot_create(path: Path, error: OSError) -> KvPoolError:
+    return KvPoolError(f"cannot create the KV pool {path}: {error.strerror}", field="kv_pool")
+
+
 def _lock(descriptor: int, path: Path, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
@@ -103,6 +115,8 @@ def _lock(descriptor: int, path: Path, timeout_s: float) -> None:
                 raise KvPoolError(f"the KV pool {path} is used by another server", field="kv_pool") from error
             time.sleep(_LOCK_INTERVAL_S)
             continue
+        except OSError as error:  # a file system without locks
+            raise KvPoolError(f"the KV pool {path} cannot be locked: {error.strerror}", field="kv_pool") from error
         if not is_at(descriptor, path):  # replaced by somebody else meanwhile
             raise KvPoolError(f"the KV pool {path} is used by another server", field="kv_pool")
         return

@@ -131,7 +131,7 @@ def _stopped(process: psutil.Process) -> Iterator[None]:
 def _memory(process: psutil.Process, name: str) -> Path:
     """Shared memory of a process, as a file that can be written."""
     folder = Path(f"/proc/{process.pid}/fd")
-    return next(path for path in folder.iterdir() if f"memfd:{name}" in os.readlink(path))
+    return next(path for path in folder.iterdir() if f"memfd:{name}" in str(path.readlink()))
 
 
 def _while_streaming(server: ChaosServer, reference: dict, disturb) -> None:

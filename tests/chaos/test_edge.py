@@ -102,9 +102,11 @@ def test_15_oversize_messages(server, baseline, reference):
     def large_message() -> bytes:
         options = [("grpc.max_send_message_length", -1)]
         request = generate_pb2.GenerateRequest(text="a" * (65 * MIB))
-        with grpc.insecure_channel(server.grpc_address, options=options) as channel:
-            with pytest.raises(grpc.RpcError) as caught:
-                list(generate_pb2_grpc.GenerateServiceStub(channel).Generate(request, timeout=100))
+        with (
+            grpc.insecure_channel(server.grpc_address, options=options) as channel,
+            pytest.raises(grpc.RpcError) as caught,
+        ):
+            list(generate_pb2_grpc.GenerateServiceStub(channel).Generate(request, timeout=100))
         return str(caught.value.code()).encode()
 
     def large_json() -> bytes:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,10 @@ from support.chaos.workload import mixed_workload
 from quire.v1 import generate_pb2
 
 KEYS = {"flood": "key-of-flood", "calm": "key-of-calm"}
-TOKENS = 48
+# Long enough that the clients, on the same machine, can offer ten times what the server does.
+TOKENS = 192
+# Requests that one tenant has in the server all the time.
+FLOOD = 96
 PROMPTS = [f"The capital of country number {i} is" for i in range(16)]
 
 
@@ -58,8 +61,8 @@ def test_21_overload():
 async def _overload(server: ChaosServer) -> None:
     async with Clients(server) as clients:
         texts = [await _ask(clients, prompt) for prompt in PROMPTS]
-        peak = await _closed_loop(clients, texts, num_clients=32, count=160)
-        outcome, goodput = Outcome(), 0.0
+        peak = await _closed_loop(clients, texts, num_clients=32, count=96)
+        outcome = Outcome()
         began = time.monotonic()
         pending: list[asyncio.Task[None]] = []
         for i in range(int(peak * 10 * 4)):  # for about four seconds, whatever comes of them
@@ -143,9 +146,9 @@ def tenants(tmp_path_factory) -> Iterator[ChaosServer]:
 def test_22_tenant_flood(tenants):
     """Case 22: one tenant has 96 requests waiting all the time, another sends one after the other.
 
-    Passes if between a request of the calm tenant and its first token never more than twice as many of the flood's
-    requests end as can run at a time, though 88 or more wait in front of it. Measured: how the flood moves the time
-    to the first token.
+    Passes if, between a request of the calm tenant and its first token, at most half of the flood's requests end that
+    were there before it (first come, first served would be nearly all). Measured: how the flood moves the time to the
+    first token.
     """
     asyncio.run(_flood(tenants))
 
@@ -157,21 +160,21 @@ async def _flood(server: ChaosServer) -> None:
 
         async def keep_asking(first: int) -> None:
             nonlocal ended
-            for i in range(first, 10_000, 96):
-                answer = await flood.http.post("/v1/completions", json=complete(f"flood {i}"))
+            for i in range(first, 10_000, FLOOD):
+                answer = await flood.http.post("/v1/completions", json=complete(f"flood {i}", max_tokens=48))
                 assert answer.status_code == 200, answer.text
                 ended += 1
 
-        others = [asyncio.create_task(keep_asking(i)) for i in range(96)]
+        others = [asyncio.create_task(keep_asking(i)) for i in range(FLOOD)]
         try:
             while ended < 16:
                 await asyncio.sleep(0.01)
             beside = []
             for i in range(15):
                 before = ended
-                first_token_s, _ = await _first_token(calm, i, lambda: ended)
+                first_token_s, ended_then = await _first_token(calm, i, lambda: ended)
                 beside.append(first_token_s)
-                assert (_ - before) <= 16, "the flood went first"
+                assert ended_then - before <= FLOOD // 2, "the flood went first"
         finally:
             for task in others:
                 task.cancel()
@@ -182,7 +185,7 @@ async def _flood(server: ChaosServer) -> None:
     record(22, "change of it by another tenant's flood", change, "%", "25 % at most")
 
 
-async def _first_token(clients: Clients, i: int, count=lambda: 0) -> tuple[float, int]:
+async def _first_token(clients: Clients, i: int, count: Callable[[], int] = lambda: 0) -> tuple[float, int]:
     """Seconds until the first token of a short request, and what `count` said then."""
     began = time.monotonic()
     first: tuple[float, int] | None = None
@@ -227,7 +230,8 @@ if "scheduler" in sys.orig_argv:
 def test_24_hash_collisions(reference, tmp_path):
     """Case 24: hashes of 8 bits instead of 256, so that most blocks have another's.
 
-    Passes if no prompt gets cached tokens from another that shares none with it, and every answer is the undisturbed one.
+    Passes if no prompt gets cached tokens from another that shares none with it, and all answers are the undisturbed
+    ones.
     """
     (tmp_path / "sitecustomize.py").write_text(_SHORT_HASHES)
     path = f"{tmp_path}:{Path(__file__).parents[2] / 'src'}"

@@ -42,7 +42,7 @@ def baseline(server: ChaosServer, reference: object) -> Iterator[Baseline]:
 def test_4_gateway_killed():
     """Case 4: one of two gateways is killed while each serves streams.
 
-    Passes if the other's streams are whole and equal to each other, the dead one's requests are gone from the scheduler,
+    Passes if the other's streams are whole and equal to each other, the scheduler has forgotten the dead one's,
     the gateway is back, and so is the baseline.
     """
     with chaos_server("--gateways", "2") as server:
@@ -223,12 +223,12 @@ def _cached_tokens(server: ChaosServer) -> int:
 @contextlib.contextmanager
 def _started(*flags: str) -> Iterator[ChaosServer]:
     """A server that the block ends."""
-    with tempfile.TemporaryDirectory(prefix="q-", dir="/tmp") as home:
-        with tempfile.NamedTemporaryFile(prefix="quire-log-") as log:
-            server = start_server(Path(home), Path(log.name), *flags)
-            try:
-                yield server
-                server.check_nothing_left()
-            finally:
-                print(server.said())
-                server.kill_all()
+    temporary = tempfile.TemporaryDirectory(prefix="q-", dir="/tmp")
+    with temporary as home, tempfile.NamedTemporaryFile(prefix="quire-log-") as log:
+        server = start_server(Path(home), Path(log.name), *flags)
+        try:
+            yield server
+            server.check_nothing_left()
+        finally:
+            print(server.said())
+            server.kill_all()

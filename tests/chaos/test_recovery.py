@@ -56,6 +56,25 @@ def test_3_both_killed(server, baseline, reference):
     kill_under_load(server, reference, Killer(server, "executor 0", "scheduler", seed=3), 6, case=3)
 
 
+def test_3_killed_during_eviction(reference):
+    """Case 3, second part: both are killed in turn while the pool is too small for what runs: blocks change hands.
+
+    Passes if blocks were evicted or sequences preempted, every answer is the undisturbed one, and a second run, which
+    hits what the journal kept, gives the same again.
+    """
+    with chaos_server(kv_cache_memory="5MiB") as small:
+        asyncio.run(answers(small, mixed_workload(40)))
+        baseline = Baseline.take(small)
+        for seed, title in enumerate(["executor 0", "scheduler", "executor 0"]):
+            kill_under_load(small, reference, Killer(small, title, seed=seed), 2, case=3)
+        before = small.kv_state()
+        check_equal(asyncio.run(answers(small, mixed_workload())), reference)
+        after = small.kv_state()
+        assert after.num_preemptions > before.num_preemptions
+        assert after.prefix_cache_hits > before.prefix_cache_hits
+        baseline.check(small)
+
+
 def kill_under_load(server: ChaosServer, reference: dict, killer: Killer, kills: int, case: int) -> Killer:
     """Runs the workload as often as it takes for so many kills; each run's answers must be the reference."""
 

@@ -69,6 +69,12 @@ def _check_flat(samples: dict[str, list[int]], rounds: int) -> None:
         half = len(sizes) // 2
         first, second = statistics.median(sizes[:half]) / MIB, statistics.median(sizes[half:]) / MIB
         print(f"{title:12} {first:8.1f} {second:8.1f} {second - first:+8.1f}")
-        record(29, f"memory of {title}, second half over first, {MINUTES:g} min", second - first, "MiB", f"{BOUND_MIB:g} MiB at most")
+        record(
+            29,
+            f"memory of {title}, second half over first, {MINUTES:g} min",
+            second - first,
+            "MiB",
+            f"{BOUND_MIB:g} MiB at most",
+        )
         grown[title] = second - first
     assert max(grown.values()) <= BOUND_MIB, grown

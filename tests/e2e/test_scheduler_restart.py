@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import Iterator
 
@@ -66,20 +65,3 @@ def test_health_follows_the_scheduler(server: ChaosServer) -> None:
         assert next(watch).status == state.SERVING
         assert httpx.get(f"{server.url}/health", timeout=30, trust_env=False).status_code == 200
         watch.cancel()
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_requests_end_with_their_gateway(number: signal.Signals) -> None:
-    """At once with one that dies; one that is stopped is noticed by its silence."""
-    workload = mixed_workload(2000)
-    with chaos_server("--watchdog-timeout", "600") as server:
-
-        async def disturb() -> None:
-            async with running(server, {"greedy": workload["greedy"]}) as streams:
-                await streams.until_each_has(3)
-                pid = await asyncio.to_thread(server.kill, "gateway 0", number)
-                await asyncio.to_thread(wait_for, lambda: not server.kv_state().sequences, 120)
-                if number == signal.SIGSTOP:
-                    os.kill(pid, signal.SIGCONT)
-
-        asyncio.run(disturb())

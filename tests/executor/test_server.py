@@ -43,7 +43,7 @@ import json, sys
 from quire.config import ExecutorSettings
 from quire.executor.server import run
 from quire.process import run_process
-sys.exit(run_process("executor 0", ExecutorSettings.load(json.loads(sys.argv[1])), run))
+sys.exit(run_process("executor 0", ExecutorSettings.load(json.loads(sys.argv[1])), run, use_uvloop=False))
 """
 
 

@@ -98,6 +98,13 @@ class JournalHistories(RuleBasedStateMachine):
         if self.bench.lanes[lane].computed:
             self.bench.deliver(lane)
 
+    @rule(lane=st.integers(0, 1))
+    def lose(self, lane):
+        """An executor dies, and what it had not computed is half written; another takes its place."""
+        lane %= self.sizes["num_lanes"]
+        self.bench.lose(lane)
+        self.bench.scheduler.regain_lane(lane)
+
     @rule(executors_too=st.booleans())
     def die(self, executors_too):
         """Executors finish what was sent before they attach the pool again; if they die, it is computed by halves."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +35,7 @@ class Served:
     """A scheduler, and a stub to reach it by."""
 
     scheduler: Scheduler
+    address: str
     stub: Any
 
     async def open_stream(self, gateway_id: str) -> Any:
@@ -67,15 +71,17 @@ class Served:
 @pytest_asyncio.fixture
 async def served(tmp_path: Path) -> AsyncIterator[Served]:
     scheduler = Scheduler(KvCache(16, 4), SchedulerLimits(max_model_len=64, max_num_seqs=4, max_num_batched_tokens=16))
-    description = scheduler_pb2.DescribeResponse(executors=[executor_pb2.ExecutorDescription()])
-    service = SchedulerService(description, scheduler, Admission(scheduler, 8), OutputRouter(), Work(), [])
+    executor = executor_pb2.ExecutorDescription()
+    lane: Any = SimpleNamespace(description=executor)
+    description = scheduler_pb2.DescribeResponse(executors=[executor])
+    service = SchedulerService(description, scheduler, Admission(scheduler, 8), OutputRouter(), Work(), [lane])
     server = rpc.new_server()
     scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(service, server)
     address = f"unix:{tmp_path}/s.sock"
     rpc.bind(server, address)
     await server.start()
     async with rpc.open_channel(address) as channel:
-        yield Served(scheduler, scheduler_pb2_grpc.SchedulerServiceStub(channel))
+        yield Served(scheduler, address, scheduler_pb2_grpc.SchedulerServiceStub(channel))
     await server.stop(None)
     scheduler.check_integrity()
 
@@ -115,4 +121,49 @@ async def test_a_new_stream_begins_with_nothing(served: Served) -> None:
         assert [message async for message in old] == []
     assert served.running == [("one", 2, 1)], "the end of the old stream ends nothing of the new one"
     new.cancel()
+    await served.until_running([])
+
+
+# A gateway with one request that runs until somebody ends it.
+_GATEWAY = """
+import asyncio, sys
+from quire.columns import pack_u32
+from quire.gateway.scheduler_client import SchedulerClient
+from quire.internal.v1 import scheduler_pb2
+from quire.v1 import generate_pb2
+
+async def main():
+    client = await SchedulerClient.connect(sys.argv[1], 60)
+    await client.submit(scheduler_pb2.SubmitRequest(
+        prompt_token_ids=pack_u32([1]), sequences=[scheduler_pb2.SequenceState()],
+        sampling_params=generate_pb2.SamplingParams(max_tokens=8),
+    ))
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+async def test_requests_end_with_their_gateway(served: Served, number: signal.Signals) -> None:
+    """At once with one that dies. One that is stopped is noticed by its silence, and comes back when it goes on."""
+    gateway = await asyncio.create_subprocess_exec(sys.executable, "-P", "-c", _GATEWAY, served.address)
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while not served.running:
+                assert gateway.returncode is None
+                await asyncio.sleep(0.01)
+        gateway.send_signal(number)
+        await served.until_running([])
+        if number == signal.SIGSTOP:
+            gateway.send_signal(signal.SIGCONT)
+            async with asyncio.timeout(PATIENCE_S):
+                while not served.running:
+                    await asyncio.sleep(0.01)
+            ((_, _, attempt),) = served.running
+            assert attempt == 1
+    finally:
+        if gateway.returncode is None:
+            gateway.kill()
+        await gateway.wait()
     await served.until_running([])

@@ -42,12 +42,15 @@ class ChildSpec:
         """The same with other settings of its own."""
         return replace(self, own={**self.own, **changed})
 
-    def spawn(self, runtime_dir: Path) -> Child:
-        """Starts the process. Raises StartupError if the system has no room for one more."""
+    def remove_socket(self) -> None:
+        """Removes what a process that is dead, or may not change files, has left of its address."""
         listen = str(self.own.get("listen", ""))
         if listen.startswith("unix:"):
-            # A process that died has left its socket.
             Path(listen.removeprefix("unix:")).unlink(missing_ok=True)
+
+    def spawn(self, runtime_dir: Path) -> Child:
+        """Starts the process. Raises StartupError if the system has no room for one more."""
+        self.remove_socket()
         try:
             with contextlib.ExitStack() as on_failure:
                 child = self._spawn(runtime_dir, on_failure)

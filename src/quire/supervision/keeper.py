@@ -123,8 +123,6 @@ class Keeper:
             try:
                 await self._start()
             except StartupError as error:
-                if self.child is not None:
-                    await self.child.end(self._end_timeout_s)
                 self.last_end = error.message
                 if self._backoff.is_exhausted:
                     message = f"{self.spec.name} failed to start {MAX_FAILED_STARTS} times in a row: {error.message}"
@@ -134,6 +132,7 @@ class Keeper:
                 return
 
     async def _start(self) -> None:
+        """One start. Raises StartupError if it fails; the process has ended then."""
         if self.child is not None:
             # Fencing, even where a process cannot be killed for a while.
             await self.child.until_ended()
@@ -142,6 +141,8 @@ class Keeper:
             await self.child.until_ready(self.spec.settings.startup_timeout)
         except StartupError:
             self._backoff.start_failed()
+            if self.child is not None:
+                await self.child.end(self._end_timeout_s)
             raise
         self._backoff.ready()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 from quire.errors import QuireError
@@ -34,10 +33,10 @@ async def replace_executor(executors: Sequence[Keeper], index: int, scheduler: K
             scheduler.spec = told_before
             raise
 
-    old = str(executor.spec.own["listen"])
+    old = executor.spec
     await executor.replace(new, hand_over)
     # Executors may not change files, their own socket included.
-    Path(old.removeprefix("unix:")).unlink(missing_ok=True)
+    old.remove_socket()
 
 
 async def _move_lane(scheduler: Keeper, index: int, address: str) -> None:

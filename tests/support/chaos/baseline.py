@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import gc
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +104,7 @@ def _holdings(process: psutil.Process) -> Holdings:
     descriptors = list((folder / "fd").iterdir())
     for path in descriptors:
         try:
-            target = os.readlink(path)
+            target = str(path.readlink())
         except FileNotFoundError:  # closed meanwhile
             continue
         if "memfd:" in target:
@@ -124,7 +123,7 @@ def _describe_descriptors(process: psutil.Process) -> list[str]:
     opened = []
     for path in Path(f"/proc/{process.pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            opened.append(sockets.get(int(path.name)) or os.readlink(path))
+            opened.append(sockets.get(int(path.name)) or str(path.readlink()))
     return sorted(opened)
 
 

@@ -27,7 +27,7 @@ def _doubling(levels: int) -> dict[str, Any]:
 
 
 def _crossed(levels: int) -> dict[str, Any]:
-    """allOf of alternatives multiply."""
+    """AllOf of alternatives multiply."""
     choices = [{"anyOf": [{"required": [f"a{i}"]}, {"required": [f"b{i}"]}]} for i in range(levels)]
     return {"type": "object", "allOf": choices}
 

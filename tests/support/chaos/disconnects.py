@@ -20,7 +20,7 @@ _MAX_TOKENS: Final = 1500
 
 
 async def leave(clients: Clients, count: int, draw: random.Random) -> None:
-    """So many clients come and leave: a third streams over REST, a third waits for a whole answer, a third is on gRPC."""
+    """So many come and leave: by thirds they stream over REST, wait for a whole answer, and stream over gRPC."""
     numbers = iter(range(count))
     beat = _Beat(clients)
     pulse = asyncio.create_task(beat.run())

@@ -89,7 +89,7 @@ def _find_rings(process: psutil.Process, other_than: int | None) -> tuple[int, P
     """Inode and path of a process's rings."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for path in Path(f"/proc/{process.pid}/fd").iterdir():
-            if _RINGS in os.readlink(path) and (inode := path.stat().st_ino) != other_than:
+            if _RINGS in str(path.readlink()) and (inode := path.stat().st_ino) != other_than:
                 return inode, path
     raise LookupError(f"process {process.pid} has no rings")
 
