@@ -40,7 +40,9 @@ from quire.supervisor import Supervisor
 
 NUM_SLOTS = 16
 B_STREAMS, A_CALM, A_FLOOD = 4, 12, 60
-PROMPT_TOKENS, OUTPUT_TOKENS = 128, 64
+PROMPT_TOKENS = 128
+# Answers of one length would end together, and their successors' prompts wait for each other.
+OUTPUT_TOKENS = range(32, 97)
 VOCABULARY = range(300, 1900)
 WARM_UP_S = 2.0
 OVERLOAD = 10
@@ -56,7 +58,8 @@ class Outcome:
     # Seconds from sending to the first token, or to the end of a refusal.
     ttfts: list[float] = field(default_factory=list)
     refusals: list[float] = field(default_factory=list)
-    num_completed: int = 0
+    # Of what was completed.
+    num_tokens: int = 0
     # Connections that broke; a server may close an idle one just as it is used again.
     num_broken: int = 0
 
@@ -94,10 +97,11 @@ async def client(url: str, tenant: str) -> AsyncIterator[HttpClient]:
 
 async def ask(http: HttpClient, draw: random.Random, outcome: Outcome, *, stream: bool = True) -> bool:
     """One request with a prompt of its own; says whether it was completed."""
+    num_tokens = draw.choice(OUTPUT_TOKENS)
     body = {
         "model": "quire-tiny",
         "prompt": draw.choices(VOCABULARY, k=PROMPT_TOKENS),
-        "max_tokens": OUTPUT_TOKENS,
+        "max_tokens": num_tokens,
         "ignore_eos": True,
         "stream": stream,
     }
@@ -110,7 +114,7 @@ async def ask(http: HttpClient, draw: random.Random, outcome: Outcome, *, stream
         return False
     if status == 200:
         outcome.ttfts.append(first[0] - sent)
-        outcome.num_completed += 1
+        outcome.num_tokens += num_tokens
     elif status == 429:
         outcome.refusals.append(time.perf_counter() - sent)
     else:
@@ -164,9 +168,9 @@ async def measure_fairness(policy: str, seconds: float, rounds: int) -> dict[str
 
 async def goodput_of(url: str, seconds: float, outcome: Outcome) -> float:
     """Tokens per second of what is completed in the time that follows."""
-    before, began = outcome.num_completed, time.perf_counter()
+    before, began = outcome.num_tokens, time.perf_counter()
     await asyncio.sleep(seconds)
-    return (outcome.num_completed - before) * OUTPUT_TOKENS / (time.perf_counter() - began)
+    return (outcome.num_tokens - before) / (time.perf_counter() - began)
 
 
 async def flood(http: HttpClient, per_second: float, outcome: Outcome) -> None:
@@ -191,7 +195,7 @@ async def measure_overload(seconds: float, rounds: int) -> dict[str, float]:
                     await asyncio.sleep(2 * WARM_UP_S)
                     peaks.append(await goodput_of(url, seconds, outcome))
                 outcome = Outcome()
-                task = asyncio.create_task(flood(http, OVERLOAD * peaks[-1] / OUTPUT_TOKENS, outcome))
+                task = asyncio.create_task(flood(http, OVERLOAD * peaks[-1] / statistics.mean(OUTPUT_TOKENS), outcome))
                 await asyncio.sleep(2 * WARM_UP_S)
                 goodputs.append(await goodput_of(url, seconds, outcome))
                 task.cancel()
