@@ -87,10 +87,9 @@ def test_14_http2_floods(server, baseline, reference):
 
     Passes if the connection is served or told to go away, and the others' answers are the undisturbed ones.
     """
-    _, pings = beside_streams(
+    beside_streams(
         server, reference, lambda: abuse.rapid_reset(server, 4_000), lambda: abuse.ping_flood(server, 200_000)
     )
-    assert b"too_many_pings" in pings
 
 
 def test_15_oversize_messages(server, baseline, reference):

@@ -43,15 +43,15 @@ async def _until(connection: http2.Connection, wanted: Callable[[http2.Frame], b
     return None
 
 
-async def test_a_ping_flood_ends_the_connection(gateway: Gateway, scheduler: FakeScheduler) -> None:
+async def test_a_ping_flood_is_answered_and_nothing_more(gateway: Gateway, scheduler: FakeScheduler) -> None:
+    """Not told to go away: in gRPC's core that costs more than the pings (see rpc.py)."""
     async with streaming(gateway, scheduler) as bystander, http2.Connection.to(gateway.grpc_port) as connection:
-        # Not more than it takes: what came after the connection's end would make the kernel drop the answer.
-        await connection.send(http2.frame(http2.PING, 0, b"12345678") * 4)
-        frame = await _until(connection, lambda frame: frame.kind == http2.GOAWAY)
-        assert frame is not None
-        assert struct.unpack_from(">I", frame.payload, 4) == (http2.ENHANCE_YOUR_CALM,)
-        assert b"too_many_pings" in frame.payload
+        # None is read meanwhile.
+        flood = asyncio.create_task(connection.send(http2.frame(http2.PING, 0, b"12345678") * 20_000))
         await bystander.gets_a_token()
+        assert await _until(connection, lambda frame: frame.kind in (http2.PING, http2.GOAWAY))
+        async with asyncio.timeout(_WAIT_S):
+            await flood
 
 
 async def test_rapid_reset(gateway: Gateway, scheduler: FakeScheduler) -> None:
