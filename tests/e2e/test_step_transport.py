@@ -12,6 +12,10 @@ from quire.client import Client
 PROMPTS = ["The capital of France is", "Once upon a time", "Count from one to ten:"]
 
 
+# What an executor shares with others however steps travel.
+OVER_GRPC = {"quire-weights", "quire-kv-pool", "quire-progress"}
+
+
 def _tokens(server: Server) -> list[list[int]]:
     params = [
         SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, logprobs=3),
@@ -35,10 +39,10 @@ def test_the_same_tokens(server):
     """By default steps go through rings."""
     tokens = _tokens(server)
     assert all(len(answer) == 40 for answer in tokens)
-    assert _memory(server) == {"quire-weights", "quire-kv-pool", "quire-step-rings"}
+    assert _memory(server) == {*OVER_GRPC, "quire-step-rings"}
     with running_server(step_transport="grpc") as other:
         assert _tokens(other) == tokens
-        assert _memory(other) == {"quire-weights", "quire-kv-pool"}
+        assert _memory(other) == OVER_GRPC
 
 
 @pytest.mark.slow

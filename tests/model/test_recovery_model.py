@@ -16,7 +16,7 @@ from quire.internal.v1 import scheduler_pb2
 from quire.v1 import generate_pb2
 
 # Many histories, on machines that are busy with others.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 LANES = st.integers(0, 1)
 EOS = 11
@@ -258,11 +258,11 @@ class Recovery(RuleBasedStateMachine):
 
 
 TestRecovery = Recovery.TestCase
-TestRecovery.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, report_multiple_bugs=False)
+TestRecovery.settings = settings(max_examples=50, stateful_step_count=40, deadline=None, report_multiple_bugs=False)
 
 
 @pytest.mark.slow
 class TestLongRecovery(Recovery.TestCase):
     """The same, further into the space of histories."""
 
-    settings = settings(TestRecovery.settings, max_examples=500, stateful_step_count=60)
+    settings = settings(TestRecovery.settings, max_examples=300)
