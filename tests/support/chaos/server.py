@@ -62,7 +62,7 @@ class ChaosServer:
         found: dict[str, psutil.Process] = {}
         root = psutil.Process(self.process.pid)
         for process in [root, *root.children(recursive=True)]:
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile
                 title = " ".join(process.cmdline()).strip()
                 if title.startswith("quire: ") and process.status() != psutil.STATUS_ZOMBIE:
                     found[title.removeprefix("quire: ")] = process
