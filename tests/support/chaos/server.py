@@ -121,8 +121,8 @@ class ChaosServer:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Sends a signal to the supervisor; returns its exit status."""
-        self.processes()
         if self.process.poll() is None:
+            self.processes()
             self.process.send_signal(number)
         return self.process.wait(RECOVERY_TIMEOUT_S)
 
