@@ -19,6 +19,7 @@ import os
 import platform
 import socket
 import struct
+import termios
 from collections.abc import Iterator
 from typing import Final, NamedTuple, TypeAlias
 
@@ -118,6 +119,7 @@ _OPEN: Final = _Call(2, None)
 _OPENAT: Final = _Call(257, 56)
 _KILL: Final = _Call(62, 129)
 _TGKILL: Final = _Call(234, 131)
+_IOCTL: Final = _Call(16, 29)
 
 # By machine: the index into _Call, AUDIT_ARCH_* (linux/audit.h) and the number of seccomp(2).
 _MACHINES: Final = {"x86_64": (0, 0xC000003E, 317), "aarch64": (1, 0xC00000B7, 277)}
@@ -191,19 +193,21 @@ def _program(column: int, architecture: int) -> Iterator[_Instruction]:
         if (number := call[column]) is not None:
             yield _JUMP_IF_EQUAL, 0, 1, number
             yield _RETURN, 0, 0, _REFUSE
-    # Which calls, which argument, and whether it must equal the constant or have none of its bits.
-    for call, argument, test, constant in (
-        (_SOCKET, 0, _JUMP_IF_EQUAL, socket.AF_UNIX),
-        (_OPEN, 1, _JUMP_IF_ANY_BIT, _O_WRITES),
-        (_OPENAT, 2, _JUMP_IF_ANY_BIT, _O_WRITES),
-        (_KILL, 0, _JUMP_IF_EQUAL, os.getpid()),
-        (_TGKILL, 0, _JUMP_IF_EQUAL, os.getpid()),
+    # Which calls, which argument, a test of it, and whether the call is allowed where that holds.
+    for call, argument, test, constant, is_allowed in (
+        (_SOCKET, 0, _JUMP_IF_EQUAL, socket.AF_UNIX, True),
+        (_OPEN, 1, _JUMP_IF_ANY_BIT, _O_WRITES, False),
+        (_OPENAT, 2, _JUMP_IF_ANY_BIT, _O_WRITES, False),
+        (_KILL, 0, _JUMP_IF_EQUAL, os.getpid(), True),
+        (_TGKILL, 0, _JUMP_IF_EQUAL, os.getpid(), True),
+        # It would type into the terminal that the log goes to.
+        (_IOCTL, 1, _JUMP_IF_EQUAL, termios.TIOCSTI, False),
     ):
         if (number := call[column]) is not None:
             yield _JUMP_IF_EQUAL, 0, 4, number
-            # The lower half of the argument: the others are 32 bits wide.
+            # The lower half of the argument: of these, the kernel reads no more.
             yield _LOAD, 0, 0, _ARGUMENTS + 8 * argument
-            yield (test, 1, 0, constant) if test == _JUMP_IF_EQUAL else (test, 0, 1, constant)
-            yield _RETURN, 0, 0, _REFUSE
-            yield _RETURN, 0, 0, _ALLOW
+            yield test, 0, 1, constant
+            yield _RETURN, 0, 0, _ALLOW if is_allowed else _REFUSE
+            yield _RETURN, 0, 0, _REFUSE if is_allowed else _ALLOW
     yield _RETURN, 0, 0, _ALLOW

@@ -157,7 +157,8 @@ class SchedulerClient:
         reason = "it is not there"
         try:
             async with asyncio.timeout(_SUBMIT_TIMEOUT_S):
-                while not stream.is_accepted and stream in self._running:
+                # What has come whole needs no answer.
+                while stream.is_unfinished and not stream.is_accepted and stream in self._running:
                     await self._connection.wait_open()
                     try:
                         await self._submit(stream)

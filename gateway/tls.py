@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -10,6 +11,8 @@ import grpc
 from quire.certificates import CertificateFiles, ServerCertificates
 from quire.config import TlsOptions
 from quire.errors import StartupError
+
+logger = logging.getLogger(__name__)
 
 # Where the REST server puts the name for the application (an ASGI scope).
 _SCOPE_KEY = "quire.peer_name"
@@ -31,6 +34,10 @@ def server_certificates(options: TlsOptions) -> ServerCertificates | None:
         message = f"--ssl-cert-reqs {options.ssl_cert_reqs} needs --ssl-ca-certs, which says whose certificates count"
         raise StartupError(message, field="ssl_cert_reqs")
     else:
+        if options.ssl_cert_reqs == "optional":
+            logger.warning(
+                "--ssl-cert-reqs optional: on gRPC, which cannot offer, no client is asked for a certificate"
+            )
         files = CertificateFiles(options.ssl_certfile, options.ssl_keyfile, options.ssl_ca_certs)
         return ServerCertificates(files, options.ssl_cert_reqs)
     if options.ssl_cert_reqs != "none":

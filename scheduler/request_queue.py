@@ -27,15 +27,8 @@ class RequestQueue(ABC):
         self._insert(sequence)
         self._count(sequence, 1)
 
-    def pop(self) -> Sequence:
-        """Takes the head out."""
-        sequence = self.head()
-        assert sequence is not None, "the queue is empty"
-        self.remove(sequence)
-        return sequence
-
     def remove(self, sequence: Sequence) -> None:
-        """Takes a sequence out, wherever it stands."""
+        """Takes a sequence out: mostly the head."""
         self._take(sequence)
         self._count(sequence, -1)
 

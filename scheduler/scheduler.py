@@ -79,17 +79,16 @@ class Scheduler:
                     self._add_chunk(plan, member, num_new)
 
         # Then waiting ones, while tokens, slots and blocks are left.
-        while plan.budget and self.num_preemptions == preempted and self._may_admit(lane):
-            sequence = self.waiting.pop()
-            num_cached = self.kv_cache.adopt_prefix(sequence, lane)
-            num_new = min(sequence.num_uncomputed_tokens, plan.budget)
-            if not self._fits(sequence, num_new):
-                self.kv_cache.abandon(sequence)
-                self.waiting.push(sequence)
+        while plan.budget and self.num_preemptions == preempted and (head := self._next_to_admit(lane)):
+            num_cached = self.kv_cache.adopt_prefix(head, lane)
+            num_new = min(head.num_uncomputed_tokens, plan.budget)
+            if not self._fits(head, num_new):
+                self.kv_cache.abandon(head)
                 self._lacks_blocks = True
                 break
-            self._admit(sequence, lane, num_cached)
-            self._add_chunk(plan, sequence, num_new)
+            self.waiting.remove(head)
+            self._admit(head, lane, num_cached)
+            self._add_chunk(plan, head, num_new)
 
         for sequence in held_back:
             self._add_what_is_left(plan, sequence)
@@ -327,12 +326,8 @@ class Scheduler:
 
     def _head_could_run(self, plan: StepPlan) -> bool:
         """Whether this step may admit the head of the queue, if running sequences leave it the tokens."""
-        head = self.waiting.head()
-        return (
-            head is not None
-            and self._may_admit(plan.lane)
-            and self._fits(head, min(head.num_uncomputed_tokens, plan.budget))
-        )
+        head = self._next_to_admit(plan.lane)
+        return head is not None and self._fits(head, min(head.num_uncomputed_tokens, plan.budget))
 
     def _add_what_is_left(self, plan: StepPlan, sequence: Sequence) -> None:
         """Plans a chunk of a prompt that others went before, with the tokens and blocks that these left."""
@@ -390,19 +385,19 @@ class Scheduler:
 
     # Moves of a sequence
 
-    def _may_admit(self, lane: int) -> bool:
-        """Whether this lane should take the head of the queue: it is ready and the lane has its fair share free."""
+    def _next_to_admit(self, lane: int) -> Sequence | None:
+        """The head of the queue, if this lane should take it: it is ready and the lane has its fair share free."""
         head = self.waiting.head()
         if head is None or self._starved_lanes:
-            return False
+            return None
         if self.num_running + head.width > self.limits.max_num_seqs:
-            return False
+            return None
         if head.last_step > self.kv_cache.lanes[head.lane].acknowledged_step:
-            return False
+            return None
         if not may_run_beside(head.request, self._running[lane]):
-            return False
+            return None
         share = -(-(self.num_running + len(self.waiting)) // len(self.live_lanes))
-        return len(self._running[lane]) < share
+        return head if len(self._running[lane]) < share else None
 
     def _admit(self, sequence: Sequence, lane: int, num_cached_blocks: int) -> None:
         for member in members(sequence):

@@ -100,6 +100,7 @@ def test_a_limit_of_the_tenant_gives_429_and_its_name(server, http):
     assert complete(http, "limited").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_new_key_counts_without_a_restart(http, key_file):
     assert complete(http, "late").status_code == 401
     write(key_file, list(KEYS))
@@ -122,7 +123,7 @@ def test_a_flood_fills_its_own_queue_and_leaves_others_their_slots(server, http)
             ended.append(tenant)
             return response.status_code
 
-        flood = [pool.submit(ask, "flood", index, 600) for index in range(num_flood)]
+        flood = [pool.submit(ask, "flood", index, 250) for index in range(num_flood)]
         wait_for(lambda: server.kv_state().num_requests_waiting == 8)
         refused = complete(http, "flood")
         assert (refused.status_code, refused.json()["error"]["param"]) == (429, "max_queued_requests")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
+import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from quire.errors import StartupError
-from quire.executor.sandbox import enter_sandbox
+from quire.executor.sandbox import _program, enter_sandbox
 
 # Each attempt is a line; the process prints how each went, by name.
 PROGRAM = """
-import ctypes, json, os, signal, socket, subprocess, sys, threading
+import ctypes, fcntl, json, os, signal, socket, subprocess, sys, termios, threading
 from pathlib import Path
 from quire.executor.sandbox import enter_sandbox
 
@@ -56,6 +60,7 @@ attempt("truncating", lambda: os.truncate(folder / "model", 0))
 attempt("a socket of its own", lambda: socket.socket(socket.AF_UNIX).bind(str(folder / "mine")))
 attempt("another program", lambda: subprocess.run(["/bin/true"]))
 attempt("killing the parent", lambda: os.kill(parent, 0))
+attempt("typing into the terminal", lambda: fcntl.ioctl(1, termios.TIOCSTI, b"x"))
 
 def io_uring():
     libc = ctypes.CDLL(None, use_errno=True)
@@ -86,7 +91,50 @@ def test_no_network_no_files_and_no_programs(tmp_path: Path) -> None:
     assert {name for name, outcome in outcomes.items() if outcome == "done"} == STILL_DONE
     assert {outcomes[name] for name in outcomes.keys() - STILL_DONE} == {"Permission denied"}
     assert (tmp_path / "model").read_text() == "weights"
-    assert len(outcomes) == 21
+    assert len(outcomes) == 22
+
+
+X86_64, AARCH64 = 0xC000003E, 0xC00000B7
+
+
+def _allows(column: int, architecture: int, number: int, *arguments: int, called_as: int | None = None) -> bool:
+    """What the filter says of a call, by an interpreter of its five instructions."""
+    data = struct.pack("=iIQ6Q", number, called_as or architecture, 0, *arguments, *[0] * (6 - len(arguments)))
+    program = list(_program(column, architecture))
+    loaded = position = 0
+    while True:
+        code, if_true, if_false, constant = program[position]
+        position += 1
+        if code == 0x20:
+            (loaded,) = struct.unpack_from("=I", data, constant)
+        elif code == 0x06:
+            return constant == 0x7FFF_0000
+        else:
+            is_true = {0x15: loaded == constant, 0x35: loaded >= constant, 0x45: bool(loaded & constant)}[code]
+            position += if_true if is_true else if_false
+
+
+@pytest.mark.parametrize(
+    ("column", "architecture", "socket_", "openat", "read", "unlinkat"),
+    [(0, X86_64, 41, 257, 0, 263), (1, AARCH64, 198, 56, 63, 35)],
+)
+def test_the_filter_of_each_machine(
+    column: int, architecture: int, socket_: int, openat: int, read: int, unlinkat: int
+) -> None:
+    allows = functools.partial(_allows, column, architecture)
+    assert allows(read)
+    assert allows(socket_, socket.AF_UNIX)
+    assert not allows(socket_, socket.AF_INET)
+    assert allows(openat, 0, 0, os.O_RDONLY | os.O_CLOEXEC)
+    for flags in (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC):
+        assert not allows(openat, 0, 0, flags)
+    assert not allows(unlinkat)
+    other = AARCH64 if architecture == X86_64 else X86_64
+    assert not allows(read, called_as=other)
+
+
+def test_numbers_of_the_32_bit_variant_of_x86_64() -> None:
+    assert not _allows(0, X86_64, 0x4000_0000)
 
 
 def test_a_machine_without_a_filter(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -145,6 +145,22 @@ async def test_a_submission_in_flight_is_made_again(client: SchedulerClient, sch
     client.release(stream)
 
 
+async def test_what_came_whole_before_the_answer_is_not_submitted_again(
+    client: SchedulerClient, scheduler: FakeScheduler
+) -> None:
+    scheduler.submit_delay = PATIENCE_S
+    submitting = asyncio.create_task(client.submit(request()))
+    await scheduler.wait_requests()
+    async with asyncio.timeout(PATIENCE_S):
+        while client.awaits_outputs:
+            await asyncio.sleep(0.01)
+    await scheduler.restart()
+    stream = await submitting
+    assert len((await read(stream)).token_ids[0]) == 12
+    assert len(scheduler.requests) == 1, "there is nothing to compute"
+    client.release(stream)
+
+
 async def test_new_requests_wait_for_the_scheduler(client: SchedulerClient, scheduler: FakeScheduler) -> None:
     scheduler.script = lambda message, index: [100] * 12
     async with outage(scheduler, client):

@@ -30,6 +30,7 @@ SIZES = st.builds(
     max_num_batched_tokens=st.sampled_from([3, 8, 40]),
     num_lanes=st.integers(1, 2),
     prefix_caching=st.sampled_from([True, True, True, False]),
+    policy=st.sampled_from(["fcfs", "fair", "priority"]),
 )
 # Several blocks of the smallest size that requests share, and then part.
 PROMPTS = st.builds(
@@ -102,9 +103,18 @@ class Recovery(RuleBasedStateMachine):
 
     # Requests
 
-    @rule(requests=st.lists(REQUESTS, min_size=1, max_size=3), num_attempts=st.integers(1, 2))
-    def submit(self, requests, num_attempts):
+    @rule(
+        requests=st.lists(REQUESTS, min_size=1, max_size=3),
+        num_attempts=st.integers(1, 2),
+        tenant=st.sampled_from(["", "one", "other"]),
+        priority=st.integers(-1, 1),
+    )
+    def submit(self, requests, num_attempts, tenant, priority):
         for request in requests:
+            if self.world.sizes.policy == "priority":
+                request.priority = priority
+            if tenant:
+                request.tenant.name = tenant
             self._submit(request, num_attempts)
 
     def _submit(self, request, num_attempts):

@@ -130,6 +130,22 @@ def test_a_full_pool_makes_way_for_a_newcomer() -> None:
     bench.check_idle()
 
 
+def test_a_head_that_waits_for_blocks_keeps_its_place() -> None:
+    bench = fair(num_blocks=10, block_size=4, max_num_seqs=4, max_model_len=40)
+    for number in range(2):
+        bench.submit(prompt(number, 30), max_tokens=9, tenant="flood")
+    run(bench, 1)
+    newcomer = bench.submit(prompt(9, 30), max_tokens=2, tenant="quiet")
+    served = account(bench, "quiet").served
+    run(bench, 6)
+    assert account(bench, "flood").served > served == account(bench, "quiet").served
+    while not newcomer.outputs[0]:
+        bench.step()
+    assert account(bench, "flood").num_waiting == 1, "it went before the flood's second one"
+    bench.drain()
+    bench.check_idle()
+
+
 def test_a_newcomers_prefill_goes_before_the_rest_of_a_floods() -> None:
     bench = fair(num_blocks=200, max_num_batched_tokens=8, max_model_len=256)
     bench.submit(prompt(0, 200), max_tokens=2, tenant="flood")

@@ -18,7 +18,9 @@ from support.fake_executor import FakeExecutor
 from support.recovery_gateway import Client, Gateway
 from support.recovery_pool import Pool
 
+from quire.config import SchedulingPolicy
 from quire.internal.v1 import executor_pb2, scheduler_pb2
+from quire.scheduler.admission import Admission
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.outputs import OutputRouter
 from quire.scheduler.request_checks import SchedulerLimits
@@ -64,6 +66,7 @@ class Sizes:
     max_num_batched_tokens: int
     num_lanes: int
     prefix_caching: bool
+    policy: SchedulingPolicy = "fcfs"
 
     @property
     def capacity(self) -> int:
@@ -139,11 +142,12 @@ class World:
             journal=self.pool.journal,
         )
         cache.restore()
-        limits = SchedulerLimits(sizes.capacity, sizes.max_num_seqs, sizes.max_num_batched_tokens)
+        limits = SchedulerLimits(sizes.capacity, sizes.max_num_seqs, sizes.max_num_batched_tokens, sizes.policy)
         self.scheduler = Scheduler(cache, limits)
         self.router = OutputRouter()
+        admission = Admission(self.scheduler, max_queued_requests=1000)
         description = scheduler_pb2.DescribeResponse(executors=[executor_pb2.ExecutorDescription()])
-        self.service = SchedulerService(description, self.scheduler, self.router, Work(), [])
+        self.service = SchedulerService(description, self.scheduler, admission, self.router, Work(), [])
 
     def crash_scheduler(self, num_computed: int, torn_byte: int | None) -> None:
         """All that it knew is lost. Executors compute up to `num_computed` steps more before they let go of the pool.

@@ -35,6 +35,7 @@ async def replace_executor(executors: Sequence[Keeper], index: int, scheduler: K
 
     old = executor.spec
     await executor.replace(new, hand_over)
+    # Executors may not change files, their own socket included.
     old.remove_socket()
 
 
