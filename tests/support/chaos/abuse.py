@@ -15,6 +15,7 @@ _TIMEOUT_S: Final = 120.0
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY = 1, 3, 4, 6, 7
 _END_HEADERS: Final = 4
+_LAST_PING: Final = b"lastping"
 
 
 @contextlib.contextmanager
@@ -89,7 +90,7 @@ def rapid_reset(server: ChaosServer, count: int) -> bytes:
             for stream in range(1, 2 * count, 2)
         )
         send_all(opened, pairs)
-        return _read_goaway(opened)
+        return _answer_to_ping(opened)
 
 
 def ping_flood(server: ChaosServer, count: int) -> bytes:
@@ -98,7 +99,7 @@ def ping_flood(server: ChaosServer, count: int) -> bytes:
         opened.sendall(_PREFACE + _frame(_SETTINGS))
         pings = _frame(_PING, 0, 0, b"01234567") * 1000
         send_all(opened, iter([pings] * (count // 1000)))
-        return _read_goaway(opened)
+        return read_to_end(opened)
 
 
 def lying_length(server: ChaosServer) -> bytes:
@@ -142,8 +143,11 @@ def _call_headers() -> bytes:
     return b"".join(b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in fields.items())
 
 
-def _read_goaway(opened: socket.socket) -> bytes:
-    """What came, without waiting for a server that is content to go on."""
-    with contextlib.suppress(OSError):
-        opened.shutdown(socket.SHUT_WR)
-    return read_to_end(opened)
+def _answer_to_ping(opened: socket.socket) -> bytes:
+    """What came until the server answered a last ping, or closed. It has dealt with all that was sent before then."""
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        opened.sendall(_frame(_PING, 0, 0, _LAST_PING))
+        while _LAST_PING not in received and (data := opened.recv(1 << 16)):
+            received += data
+    return received

@@ -62,7 +62,7 @@ class ChaosServer:
         found: dict[str, psutil.Process] = {}
         root = psutil.Process(self.process.pid)
         for process in [root, *root.children(recursive=True)]:
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile
                 title = " ".join(process.cmdline()).strip()
                 if title.startswith("quire: ") and process.status() != psutil.STATUS_ZOMBIE:
                     found[title.removeprefix("quire: ")] = process
@@ -121,8 +121,8 @@ class ChaosServer:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Sends a signal to the supervisor; returns its exit status."""
-        self.processes()
         if self.process.poll() is None:
+            self.processes()
             self.process.send_signal(number)
         return self.process.wait(RECOVERY_TIMEOUT_S)
 
