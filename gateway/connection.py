@@ -129,6 +129,8 @@ class SchedulerConnection:
                 reason = await self._serve(outputs)
                 logger.warning("the connection to the scheduler is lost: %s", reason)
                 self._start_outage_timer(reason)
+                # A scheduler that is there, and ends every stream, is not asked without a pause.
+                await asyncio.sleep(RETRY_S)
                 outputs = await self._connect()
                 logger.info("the scheduler is back")
         except StartupError as error:

@@ -10,6 +10,7 @@ import asyncio
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from quire.columns import unpack_u32
 from quire.errors import QuireError
@@ -20,6 +21,8 @@ from quire.v1 import generate_pb2
 
 # Bytes of an entry of a u32 column.
 _ID_BYTES = 4
+# More than it takes to be unlucky. A beam search gives nothing before its end.
+MAX_LOSSES: Final = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,9 @@ class RequestStream:
         # Whether a scheduler has answered that it has it.
         self.is_accepted = False
         self._request = request
+        # Schedulers that were lost with it one after the other, none of which gave anything of it.
+        self._num_losses = 0
+        self._progress_at_loss = 0
         # Tokens that came, and whether no more will, by sequence index.
         self._outputs = [array("I") for _ in request.sequences]
         self._ended = [False] * len(self._outputs)
@@ -192,6 +198,14 @@ class RequestStream:
                 self.add_end(index, SequenceEnd("stop"))
             elif len(output) >= longest:
                 self.add_end(index, SequenceEnd("length"))
+
+    def count_loss(self) -> None:
+        """A scheduler that had it is gone. Raises QuireError if that is too many: it may be what ends them."""
+        progress = sum(map(len, self._outputs)) + self._next_prompt_position
+        self._num_losses = 1 if progress > self._progress_at_loss else self._num_losses + 1
+        self._progress_at_loss = progress
+        if self._num_losses > MAX_LOSSES:
+            raise QuireError(f"{MAX_LOSSES} schedulers in a row were lost before they gave anything of this request")
 
     def next_attempt(self) -> scheduler_pb2.SubmitRequest:
         """The request as it is to be submitted now; from now on only outputs of this attempt are taken.

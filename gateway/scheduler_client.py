@@ -195,6 +195,7 @@ class SchedulerClient:
             if stream not in self._running or not stream.is_accepted or not stream.is_unfinished:
                 continue
             try:
+                stream.count_loss()
                 await self._submit(stream)
             except (ServiceUnavailableError, *UNREACHED):
                 raise

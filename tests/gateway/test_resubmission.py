@@ -14,7 +14,7 @@ from support.fake_scheduler import FakeScheduler, Pause, Script, Submitted, Toge
 
 from quire.columns import pack_u32, unpack_u32
 from quire.errors import InvalidRequestError, OverloadedError, QuireError, ServiceUnavailableError, StartupError
-from quire.gateway import connection, scheduler_client
+from quire.gateway import connection, request_stream, scheduler_client
 from quire.gateway.flow_control import FlowLimits
 from quire.gateway.request_stream import SequenceEnd
 from quire.gateway.scheduler_client import SchedulerClient
@@ -406,3 +406,32 @@ async def test_closing_during_an_outage_ends_all(scheduler: FakeScheduler) -> No
             await client.close()
             with pytest.raises(QuireError, match="shutting down"):
                 await waiting
+
+
+async def test_a_request_that_may_be_what_ends_schedulers_is_given_up(
+    client: SchedulerClient, scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_stream, "MAX_LOSSES", 2)
+    never = asyncio.Event()
+
+    def script(message: scheduler_pb2.SubmitRequest, index: int) -> list[int | Pause | Together]:
+        # One gets a token from each scheduler, the other gets none.
+        known = len(message.sequences[0].output_token_ids) // 4
+        return [*(range(100, 101 + known) if message.priority else ()), Pause(never)]
+
+    scheduler.script = script
+    barren = await client.submit(request())
+    lively_request = request()
+    lively_request.priority = 1
+    lively = await client.submit(lively_request)
+    collected = Collected(1)
+    for losses in range(1, 4):
+        await read_tokens(lively, collected, losses)
+        async with outage(scheduler, client):
+            pass
+    with pytest.raises(QuireError, match="2 schedulers in a row"):
+        async with asyncio.timeout(PATIENCE_S):
+            await barren.next_chunk()
+    await read_tokens(lively, collected, 4)
+    assert collected.token_ids == [[100, 101, 102, 103]]
+    client.abort(lively, CANCELLED)

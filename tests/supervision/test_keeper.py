@@ -103,6 +103,16 @@ async def test_a_dead_process_is_followed_by_another(place: Place):
     assert not place.failures
 
 
+@pytest.mark.parametrize("place", [(True,)], indirect=True)
+async def test_who_shares_memory_with_a_dead_process_dies_before_the_next_starts(place: Place):
+    await place.keeper.start()
+    other = FakeChild("executor 0", starts=True)
+    place.keeper.dies_first = {cast(Child, other)}
+    place.child.ended.set()
+    await _until(place, 2)
+    assert other.ended.is_set()
+
+
 @pytest.mark.parametrize("place", [(False,)], indirect=True)
 async def test_the_first_start_is_not_repeated(place: Place):
     with pytest.raises(StartupError, match="no luck"):

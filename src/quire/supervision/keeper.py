@@ -38,6 +38,8 @@ class Keeper:
         self._end_timeout_s = end_timeout_s
         self._on_failure = on_failure
         self._backoff = Backoff()
+        # Processes that must be dead before another one has the place: they share memory with the one that had it.
+        self.dies_first: set[Child] = set()
         # Processes that start or end beside the one that has the place.
         self._beside: set[Child] = set()
         self._watch: asyncio.Task[None] | None = None
@@ -136,6 +138,9 @@ class Keeper:
         if self.child is not None:
             # Fencing, even where a process cannot be killed for a while.
             await self.child.until_ended()
+        for other in self.dies_first:
+            await other.end(0)
+            await other.until_ended()
         try:
             self.child = self.spec.spawn(self._runtime_dir)
             await self.child.until_ready(self.spec.settings.startup_timeout)

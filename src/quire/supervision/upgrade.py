@@ -27,11 +27,15 @@ async def replace_executor(executors: Sequence[Keeper], index: int, scheduler: K
         addresses = [str(keeper.spec.own["listen"]) for keeper in executors]
         addresses[index] = str(new.own["listen"])
         scheduler.spec = told_before.with_own(executors=addresses)
+        # That one does not know the old executor, which may be in the middle of a step.
+        scheduler.dies_first = {executor.child} if executor.child is not None else set()
         try:
             await _move_lane(scheduler, index, addresses[index])
         except QuireError:
             scheduler.spec = told_before
             raise
+        finally:
+            scheduler.dies_first = set()
 
     old = executor.spec
     await executor.replace(new, hand_over)
