@@ -35,6 +35,8 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
         self._runner = runner
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._stream: StepStream | None = None
+        # The one that is open, or was last: its step may not be over.
+        self._latest: StepStream | None = None
 
     async def Describe(  # noqa: N802 - gRPC's name
         self, request: executor_pb2.DescribeExecutorRequest, context: _Context
@@ -80,8 +82,8 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
     async def GetProgress(  # noqa: N802
         self, request: executor_pb2.GetProgressRequest, context: _Context
     ) -> executor_pb2.GetProgressResponse:
-        """In the middle of a step too: the model has a thread of its own."""
-        return executor_pb2.GetProgressResponse(progress=self._stream.counters.progress if self._stream else 0)
+        """In the middle of a step too, and in the last one of a stream that has ended: the model has its own thread."""
+        return executor_pb2.GetProgressResponse(progress=self._latest.counters.progress if self._latest else 0)
 
     async def close(self) -> None:
         """Ends the stream and the worker."""
@@ -95,7 +97,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
         """Makes it the one stream of steps for as long as its call lasts. Raises DuplicateRequestError."""
         if self._stream is not None:
             raise DuplicateRequestError("another stream of steps is open")
-        self._stream = stream
+        self._stream = self._latest = stream
         try:
             yield
         finally:

@@ -43,7 +43,7 @@ class StepStream(ABC):
         self._ended: QuireError | None = None
         # Whether there may have been a step; not so where rings could not be had.
         self.has_begun = False
-        # Of steps that come over gRPC.
+        # In the rings while these are served, else in memory of our own.
         self.counters = StepCounters.private()
 
     def end(self, reason: QuireError) -> None:
@@ -56,13 +56,13 @@ class StepStream(ABC):
     def _wake(self, reason: QuireError) -> None:
         """Makes whoever waits see the end."""
 
-    def _execute(self, plan: executor_pb2.StepPlan, counters: StepCounters) -> executor_pb2.StepResult:
+    def _execute(self, plan: executor_pb2.StepPlan) -> executor_pb2.StepResult:
         """On the worker thread. After a failure nothing more is computed: what follows builds on it."""
         if self._ended is not None:
             raise self._ended
-        counters.count_plan()
+        self.counters.count_plan()
         try:
-            return self._execute_step(plan, counters)
+            return self._execute_step(plan, self.counters)
         except Exception as error:
             logger.exception("step %d failed", plan.step)
             if isinstance(error, QuireError):
@@ -104,7 +104,7 @@ class GrpcStepStream(StepStream):
         try:
             async for request in requests:
                 await self._ahead.acquire()
-                self._results.put_nowait(self._worker.submit(self._execute, request.plan, self.counters))
+                self._results.put_nowait(self._worker.submit(self._execute, request.plan))
             self._results.put_nowait(None)
         except Exception as error:
             self.end(ServiceUnavailableError(f"the stream of plans broke off: {error}"))
@@ -124,8 +124,12 @@ class RingStepStream(StepStream):
 
         def attach_and_serve() -> None:
             with StepRings.attach(address) as rings:
+                self.counters = rings.counters
                 loop.call_soon_threadsafe(attached.set_result, None)
-                self._serve(rings, stop_fd)
+                try:
+                    self._serve(rings, stop_fd)
+                finally:
+                    self.counters = StepCounters.private()  # theirs end with the rings
 
         serving = loop.run_in_executor(self._worker, attach_and_serve)
         serving.add_done_callback(self._on_served)
@@ -153,12 +157,12 @@ class RingStepStream(StepStream):
         while True:
             self._wait(plans.written_fd, stop_fd)
             for message in plans.receive():
-                result = self._execute(_parse(message), rings.counters)
+                result = self._execute(_parse(message))
                 sent = results.send(result.SerializeToString())
                 while not sent:
                     self._wait(results.freed_fd, stop_fd)
                     sent = results.resume()
-                rings.counters.count_result()
+                self.counters.count_result()
 
     def _wait(self, descriptor: int, stop_fd: int) -> None:
         """Sleeps until the descriptor is readable. Raises the reason if the stream ends first.

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from typing import Any, Final, Protocol
 
 import grpc
 
 from quire.config import StepTransport
-from quire.errors import DeadlineError, QuireError, RingError, ServiceUnavailableError, StartupError
+from quire.errors import DeadlineError, QuireError, RingError, ServiceUnavailableError, StartupError, UnreachedError
 from quire.handover import offered
 from quire.internal.v1 import executor_pb2, executor_pb2_grpc
 from quire.peers import Peers
@@ -70,10 +71,7 @@ class GrpcStepChannel:
         return result
 
     async def progress(self) -> int:
-        # No answer is no news: one that hangs altogether gives none.
-        with contextlib.suppress(grpc.RpcError):
-            answer = await self._stub.GetProgress(executor_pb2.GetProgressRequest(), timeout=_PROGRESS_TIMEOUT_S)
-            self._progress = answer.progress
+        self._progress = await _ask_progress(self._stub, self._progress)
         return self._progress
 
     async def close(self) -> None:
@@ -103,8 +101,24 @@ class ExecutorClient:
         assert isinstance(description, executor_pb2.ExecutorDescription)
         return description
 
+    def identify(self, peers: Peers) -> None:
+        """Adds the process that listens at the address to `peers`, where that is a process of this host."""
+        if not self._address.startswith("unix:"):
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.setblocking(False)
+            try:
+                connection.connect(self._address.removeprefix("unix:"))
+            except OSError as error:
+                raise UnreachedError(f"{self.name} cannot be reached: {error}") from error
+            peers.add(connection)
+
+    async def progress(self) -> int:
+        """A number that changes whenever the executor gets ahead with a step; 0 if it does not answer."""
+        return await _ask_progress(self._stub, 0)
+
     async def attach(self, request: executor_pb2.AttachKvPoolRequest, timeout_s: float) -> None:
-        """Makes the executor map the pool. Raises KvPoolError if it refuses."""
+        """Makes the executor map the pool, after the step that it computes. Raises KvPoolError if it refuses."""
         with errors_from_status(self.name):
             await self._stub.AttachKvPool(request, timeout=timeout_s)
 
@@ -149,6 +163,15 @@ class ExecutorClient:
 
     async def close(self) -> None:
         await self._channel.close()
+
+
+async def _ask_progress(stub: Any, known: int) -> int:
+    """What GetProgress says. No answer is no news: an executor that hangs altogether gives none."""
+    try:
+        answer = await stub.GetProgress(executor_pb2.GetProgressRequest(), timeout=_PROGRESS_TIMEOUT_S)
+    except grpc.RpcError:
+        return known
+    return int(answer.progress)
 
 
 def _refuses_rings(error: QuireError) -> bool:

@@ -10,9 +10,11 @@ from quire.config import SchedulerSettings
 from quire.errors import QuireError, StartupError
 from quire.internal.v1 import executor_pb2
 from quire.peers import Peers
+from quire.process import first_of
 from quire.scheduler.executor_client import ExecutorClient, StepChannel
 from quire.scheduler.kv_budget import check_same_model
 from quire.scheduler.pool_home import PoolHome
+from quire.scheduler.watchdog import HungExecutorError, Watchdog
 
 # From SIGKILL to the end of a process: the kernel gives back its memory in this time.
 _FENCE_TIMEOUT_S: Final = 30.0
@@ -65,11 +67,22 @@ class ExecutorConnector:
         with contextlib.ExitStack() as on_failure:
             peers = Peers()
             on_failure.callback(peers.close)
+            client.identify(peers)
             with self._home.offered(peers) as request:
-                await client.attach(request, timeout)
+                await self._attach(client, request, peers)
             channel = await client.open_steps(self._settings.step_transport, timeout, peers)
             on_failure.pop_all()
         return ExecutorLink(client, description, channel, peers)
+
+    async def _attach(self, client: ExecutorClient, request: executor_pb2.AttachKvPoolRequest, peers: Peers) -> None:
+        """Has the executor attach the pool; ends one that cannot, since a step of an earlier scheduler hangs in it."""
+        watchdog = Watchdog(self._settings.watchdog_timeout)
+        watching = watchdog.watch(lambda: True, client.progress)
+        try:
+            await first_of(client.attach(request, self._settings.startup_timeout), watching)
+        except HungExecutorError:
+            await peers.end(_FENCE_TIMEOUT_S)
+            raise
 
     async def fence(self, link: ExecutorLink) -> None:
         """Ends an executor for good, so that nobody but its successor writes the pool.

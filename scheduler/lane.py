@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from quire.errors import QuireError, ServiceUnavailableError
 from quire.internal.v1 import executor_pb2, scheduler_pb2
+from quire.process import first_of
 from quire.scheduler.executor_client import ExecutorClient
 from quire.scheduler.executor_link import ExecutorConnector, ExecutorLink, ForeignExecutorError
 from quire.scheduler.outputs import OutputRouter
@@ -20,8 +20,6 @@ logger = logging.getLogger(__name__)
 
 # Between two attempts to connect an executor that is there and refuses, or that comes and goes.
 _RETRY_S: Final = 0.2
-
-T = TypeVar("T")
 
 
 class Lane:
@@ -61,7 +59,7 @@ class Lane:
                 await self._serve()
             except QuireError as failure:
                 await self._lose(failure)
-                link = await _first_of(self._reconnect(), self._wait_for_successor())
+                link = await first_of(self._reconnect(), self._wait_for_successor())
             else:
                 self._scheduler.vacate_lane(self.steps.lane)
                 link = self._successor.result()
@@ -96,7 +94,7 @@ class Lane:
         if self._successor.done():  # it came while the lane was lost
             self.steps.stop()
         watching = self._watchdog.watch(lambda: self.steps.is_busy, self._link.channel.progress)
-        await _first_of(self.steps.run(), watching)
+        await first_of(self.steps.run(), watching)
 
     async def _lose(self, failure: QuireError) -> None:
         """Makes sure that the executor is dead. Then what it had is queued, for other executors too."""
@@ -152,15 +150,3 @@ def scheduler_state(scheduler: Scheduler) -> scheduler_pb2.SchedulerState:
     """What gateways are told of the executors."""
     num_executors = len(scheduler.kv_cache.lanes)
     return scheduler_pb2.SchedulerState(num_executors=num_executors, num_live_executors=len(scheduler.live_lanes))
-
-
-async def _first_of(*activities: Coroutine[Any, Any, T]) -> T:
-    """What the first to end gives, or raises; the others are cancelled. Of several that have ended the first named."""
-    tasks = [asyncio.ensure_future(activity) for activity in activities]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return next(task.result() for task in tasks if task.done())
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

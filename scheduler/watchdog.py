@@ -16,6 +16,10 @@ from quire.errors import ServiceUnavailableError
 _NUM_CHECKS: Final = 20
 
 
+class HungExecutorError(ServiceUnavailableError):
+    """An executor got nowhere for too long."""
+
+
 class Watchdog:
     """Watches one lane."""
 
@@ -26,7 +30,7 @@ class Watchdog:
     async def watch(self, is_busy: Callable[[], bool], progress: Callable[[], Awaitable[int]]) -> None:
         """Runs until it is cancelled.
 
-        Raises ServiceUnavailableError once the executor, while it was busy, got nowhere in all checks of a timeout.
+        Raises HungExecutorError once the executor, while it was busy, got nowhere in all checks of a timeout.
         """
         num_idle, known = 0, await progress()
         while num_idle < _NUM_CHECKS:
@@ -34,4 +38,4 @@ class Watchdog:
             now = await progress()
             num_idle = num_idle + 1 if is_busy() and now == known else 0
             known = now
-        raise ServiceUnavailableError(f"it got nowhere with a step for {self._timeout_s:g} seconds")
+        raise HungExecutorError(f"it got nowhere with a step for {self._timeout_s:g} seconds")

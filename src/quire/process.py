@@ -88,6 +88,18 @@ async def unless_stopped(work: Coroutine[Any, Any, T], stop: StopSignal) -> T | 
         task.cancel()
 
 
+async def first_of(*activities: Coroutine[Any, Any, T]) -> T:
+    """What the first to end gives, or raises; the others are cancelled. Of several that have ended the first named."""
+    tasks = [asyncio.ensure_future(activity) for activity in activities]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(task.result() for task in tasks if task.done())
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def run_process(
     title: str,
     settings: S,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import signal
@@ -13,9 +14,10 @@ import grpc
 import pytest
 from support.chaos import disconnects
 from support.chaos.baseline import Baseline
+from support.chaos.measurements import record
 from support.chaos.server import ChaosServer, chaos_server
 from support.chaos.streams import Clients, answers, check_equal, running
-from support.chaos.workload import mixed_workload
+from support.chaos.workload import STORY, mixed_workload
 from support.servers import wait_for
 
 from quire.v1 import generate_pb2
@@ -138,6 +140,52 @@ async def _check_late(server: ChaosServer, call: grpc.aio.UnaryStreamCall, other
             pass
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await _until(server, lambda live: len(live) == others)
+
+
+def test_12_slow_readers(server, baseline, reference):
+    """Case 12: four clients take 4 KiB a tenth of a second of streams that are made a hundred times as fast.
+
+    Passes if the others' answers are whole and equal to an undisturbed run, and nothing is left of the slow ones.
+    """
+
+    async def others() -> float:
+        async with running(server, mixed_workload()) as streams:
+            check_equal(await streams.answers(), reference)
+            return streams.pause_p99_s()
+
+    async def disturb() -> float:
+        readers = [asyncio.create_task(_read_slowly(server)) for _ in range(4)]
+        try:
+            # Each is paused, which gives back its blocks, as soon as its connection is full.
+            await asyncio.to_thread(wait_for, lambda: _are_paused(server, len(readers)), 60)
+            return await others()
+        finally:
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+
+    undisturbed = asyncio.run(others())
+    ratio = asyncio.run(disturb()) / undisturbed
+    record(12, "others' pauses between pieces, 99 %, beside slow readers, against without", ratio, "ratio", "<= 1.1")
+
+
+async def _read_slowly(server: ChaosServer) -> None:
+    body = {"model": "quire-tiny", "prompt": STORY, "stream": True, "logprobs": 20, "n": 8, "max_tokens": 1500}
+    content = json.dumps({**body, "seed": 12, "ignore_eos": True}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=4096)
+    try:
+        writer.write(head.encode() + content)
+        while await reader.read(4096):
+            await asyncio.sleep(0.1)
+    finally:
+        writer.close()
+
+
+def _are_paused(server: ChaosServer, num_requests: int) -> bool:
+    """Whether so many requests live, and none of them holds a block."""
+    state = server.kv_state()
+    return len({entry.request_id for entry in state.sequences}) == num_requests and state.held_blocks == 0
 
 
 def _request(token_ids: list[int], max_tokens: int) -> generate_pb2.GenerateRequest:

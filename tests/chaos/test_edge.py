@@ -1,4 +1,4 @@
-"""Abuse of HTTP/1.1, HTTP/2 and gRPC while others stream (cases 12 to 15)."""
+"""Abuse of HTTP/1.1, HTTP/2 and gRPC while others stream (cases 13 to 15)."""
 
 from __future__ import annotations
 

@@ -353,6 +353,8 @@ async def test_progress_counts_plans_layers_and_results(served: Served) -> None:
             async with asyncio.timeout(20):  # a result is counted once it is on its way
                 while await channel.progress() != num_steps * (1 + 3 + 1):
                     await asyncio.sleep(0.01)
+            asked = await served.stub.GetProgress(executor_pb2.GetProgressRequest())
+            assert asked.progress == await channel.progress()
 
 
 async def test_the_next_scheduler_is_served_once_the_step_in_flight_has_ended(

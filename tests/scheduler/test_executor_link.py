@@ -27,7 +27,7 @@ from quire.scheduler.request_checks import SchedulerLimits
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import Request, RequestKey
 from quire.scheduler.step_loop import StepLoop, Work
-from quire.scheduler.watchdog import Watchdog
+from quire.scheduler.watchdog import HungExecutorError, Watchdog
 from quire.v1 import generate_pb2
 
 EPOCH, NUM_BLOCKS = 5, 32
@@ -52,8 +52,9 @@ def pool() -> Iterator[KvPool]:
         yield pool
 
 
-async def _connector(client: ExecutorClient, pool: KvPool, address: str) -> ExecutorConnector:
-    settings = SchedulerSettings.load({"listen": "unix:/none", "executors": [address], "startup_timeout": 60})
+async def _connector(client: ExecutorClient, pool: KvPool, address: str, **options: float) -> ExecutorConnector:
+    given = {"listen": "unix:/none", "executors": [address], "startup_timeout": 60, **options}
+    settings = SchedulerSettings.load(given)
     home = PoolHome(pool.layout, pool, NUM_BLOCKS, None, settings)
     return ExecutorConnector(settings, home, await client.describe(60))
 
@@ -93,6 +94,14 @@ async def test_another_model_gets_nothing(client, pool, address):
         pytest.raises(ForeignExecutorError, match="executor 0 cannot succeed the one before it"),
     ):
         await connector.connect(client)
+
+
+async def test_an_executor_in_which_an_old_step_hangs_is_ended(client, pool, address):
+    with executor_process(address, "same", hanging_step=-1) as process:
+        connector = await _connector(client, pool, address, watchdog_timeout=1)
+        with pytest.raises(HungExecutorError):
+            await connector.connect(client)
+        assert process.wait(30) == -signal.SIGKILL
 
 
 async def test_a_kernel_that_never_returns(client, pool, address):

@@ -34,16 +34,18 @@ _OWN = frozenset(
 class Progress:
     """What a client has seen of its stream so far."""
 
-    pieces: int = 0
     # Between two pieces, in seconds. Measured, never asserted.
-    longest_pause_s: float = 0.0
+    pauses_s: list[float] = field(default_factory=list)
     last_at: float = field(default_factory=time.monotonic)
 
     def count(self) -> None:
         now = time.monotonic()
-        self.longest_pause_s = max(self.longest_pause_s, now - self.last_at)
+        self.pauses_s.append(now - self.last_at)
         self.last_at = now
-        self.pieces += 1
+
+    @property
+    def pieces(self) -> int:
+        return len(self.pauses_s)
 
 
 Call = Callable[["Clients", Progress], Coroutine[Any, Any, Answer]]
@@ -161,7 +163,12 @@ class Running:
 
     @property
     def longest_pause_s(self) -> float:
-        return max(progress.longest_pause_s for progress in self.progress.values())
+        return max(max(progress.pauses_s, default=0.0) for progress in self.progress.values())
+
+    def pause_p99_s(self) -> float:
+        """Of all pauses between two pieces of the streams, the first pieces left out."""
+        pauses = sorted(pause for progress in self.progress.values() for pause in progress.pauses_s[1:])
+        return pauses[int(len(pauses) * 0.99)]
 
     async def until_each_has(self, pieces: int) -> None:
         """Waits until every stream that gives pieces at all has given so many, or ended."""
