@@ -163,7 +163,8 @@ class Running:
 
     @property
     def longest_pause_s(self) -> float:
-        return max(max(progress.pauses_s, default=0.0) for progress in self.progress.values())
+        """Between two pieces of any of the streams; an answer that comes whole has none."""
+        return max(max(progress.pauses_s[1:], default=0.0) for progress in self.progress.values())
 
     def pause_p99_s(self) -> float:
         """Of all pauses between two pieces of the streams, the first pieces left out."""
