@@ -180,8 +180,8 @@ class SchedulerClient:
         stream.is_accepted = True
         if stream.attempt:
             stream.flow.restart()
-        if stream not in self._running:
-            # Ended meanwhile; the abort may have overtaken the call.
+        if stream not in self._running and stream.is_unfinished:
+            # Given up meanwhile; the abort may have overtaken the call.
             self._instructions.abort(stream.key, (), scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
 
     async def _restore(self) -> None:
