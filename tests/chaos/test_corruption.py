@@ -20,7 +20,7 @@ import psutil
 import pytest
 from support.chaos.baseline import Baseline
 from support.chaos.phases import StepWatch
-from support.chaos.server import QUIRE, ChaosServer, chaos_server, start_server
+from support.chaos.server import QUIRE, ChaosServer, chaos_server, is_alive, start_server
 from support.chaos.streams import answers, check_equal, running
 from support.chaos.workload import mixed_workload
 from support.servers import wait_for
@@ -54,12 +54,15 @@ def test_25_corrupted_ring(server, baseline, reference):
 
     def damage() -> None:
         executor = server.find("executor 0")
-        with _stopped(executor):
-            path = _memory(executor, "quire-step-rings")
-            half = (path.stat().st_size - PAGE) // 2
-            with path.open("r+b") as memory:
-                memory.seek(PAGE)
-                memory.write(b"\xff" * half)
+        with StepWatch(executor) as watch:
+            while is_alive(executor):
+                with _stopped(executor):
+                    _overwrite_plans(executor)
+                    answered = watch.count().results_written
+                # It may have taken out both plans under way before: then it answers both, and it is done again.
+                wait_for(
+                    lambda answered=answered: not is_alive(executor) or watch.count().results_written >= answered + 2
+                )
         server.wait_replaced("executor 0", executor.pid)
 
     _while_streaming(server, reference, damage)
@@ -118,14 +121,21 @@ def _server_in(folder: str, *flags: str) -> Iterator[ChaosServer]:
 def _stopped(process: psutil.Process) -> Iterator[None]:
     """Stops a process in the middle of a step."""
     with StepWatch(process) as watch:
-        while watch.count().plans_taken == watch.count().results_written:
-            pass
+        wait_for(lambda: watch.count().plans_taken != watch.count().results_written)
         os.kill(process.pid, signal.SIGSTOP)
         wait_for(lambda: process.status() == psutil.STATUS_STOPPED)
     try:
         yield
     finally:
         os.kill(process.pid, signal.SIGCONT)
+
+
+def _overwrite_plans(executor: psutil.Process) -> None:
+    path = _memory(executor, "quire-step-rings")
+    half = (path.stat().st_size - PAGE) // 2
+    with path.open("r+b") as memory:
+        memory.seek(PAGE)
+        memory.write(b"\xff" * half)
 
 
 def _memory(process: psutil.Process, name: str) -> Path:

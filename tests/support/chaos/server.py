@@ -139,7 +139,7 @@ class ChaosServer:
     def check_nothing_left(self) -> None:
         """No process, socket, folder or shared memory has outlived the server."""
         for process in self.seen.values():
-            wait_for(lambda process=process: not _is_alive(process))
+            wait_for(lambda process=process: not is_alive(process))
         wait_for(lambda: not list(self.home.iterdir()))
         assert not [path for path in Path("/dev/shm").iterdir() if "quire" in path.name]
 
@@ -198,7 +198,8 @@ def start_server(
     return server
 
 
-def _is_alive(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs, or could."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
