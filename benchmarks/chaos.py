@@ -48,7 +48,7 @@ def main() -> None:
 def table(entries: list[dict[str, Any]]) -> str:
     """As Markdown."""
     machine = (
-        f"{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release()}, the clients on the same machine"
+        f"{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release().split("-")[0]}, the clients on the same machine"
     )
     rows = [f"On {machine}; the bundled model.", "", "| case | measured | value | asked for |", "|---|---|---|---|"]
     for entry in entries:
