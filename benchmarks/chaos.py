@@ -47,9 +47,8 @@ def main() -> None:
 
 def table(entries: list[dict[str, Any]]) -> str:
     """As Markdown."""
-    machine = (
-        f"{os.cpu_count()} cores, {platform.machine()}, Linux {platform.release().split("-")[0]}, the clients on the same machine"
-    )
+    kernel = platform.release().split("-")[0]
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Linux {kernel}, the clients on the same machine"
     rows = [f"On {machine}; the bundled model.", "", "| case | measured | value | asked for |", "|---|---|---|---|"]
     for entry in entries:
         value = f"{entry['value']:.3g} {entry['unit']}".strip()
