@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 import pytest
-from support.chaos.server import chaos_server
+from support.chaos.baseline import Baseline
+from support.chaos.server import ChaosServer, chaos_server
 from support.chaos.streams import Answer, answers
 from support.chaos.workload import mixed_workload
 
@@ -30,3 +32,11 @@ def reference() -> dict[str, Answer]:
         recorded = asyncio.run(answers(server, mixed_workload()))
         assert {name for name, answer in recorded.items() if not answer} == set()
         return recorded
+
+
+@pytest.fixture
+def baseline(server: ChaosServer, reference: object) -> Iterator[Baseline]:
+    """What the module's server has when idle; at the end of the test it must be back there."""
+    taken = Baseline.take(server)
+    yield taken
+    taken.check(server)

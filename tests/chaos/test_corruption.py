@@ -38,13 +38,6 @@ def server() -> Iterator[ChaosServer]:
         yield started
 
 
-@pytest.fixture
-def baseline(server: ChaosServer, reference: object) -> Iterator[Baseline]:
-    taken = Baseline.take(server)
-    yield taken
-    taken.check(server)
-
-
 @pytest.mark.chaos_sample
 def test_25_corrupted_ring(server, baseline, reference):
     """Case 25, first part: the plans in the ring are overwritten while the executor is stopped.

@@ -10,7 +10,6 @@ import grpc
 import httpx
 import pytest
 from support.chaos import abuse
-from support.chaos.baseline import Baseline
 from support.chaos.measurements import record
 from support.chaos.server import ChaosServer, chaos_server
 from support.chaos.streams import answers, check_equal, running
@@ -26,13 +25,6 @@ def server() -> Iterator[ChaosServer]:
     with chaos_server() as started:
         asyncio.run(answers(started, mixed_workload(40)))
         yield started
-
-
-@pytest.fixture
-def baseline(server: ChaosServer, reference: object) -> Iterator[Baseline]:
-    taken = Baseline.take(server)
-    yield taken
-    taken.check(server)
 
 
 def beside_streams(server: ChaosServer, reference: dict, *attacks: Callable[[], bytes]) -> list[bytes]:

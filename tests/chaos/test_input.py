@@ -11,7 +11,6 @@ import grpc
 import pytest
 from google.protobuf import json_format
 from support.chaos import bombs
-from support.chaos.baseline import Baseline
 from support.chaos.measurements import record
 from support.chaos.numbers import grpc_requests, rest_bodies
 from support.chaos.server import ChaosServer, chaos_server
@@ -26,13 +25,6 @@ def server() -> Iterator[ChaosServer]:
     with chaos_server() as started:
         asyncio.run(answers(started, mixed_workload(40)))
         yield started
-
-
-@pytest.fixture
-def baseline(server: ChaosServer, reference: object) -> Iterator[Baseline]:
-    taken = Baseline.take(server)
-    yield taken
-    taken.check(server)
 
 
 def test_16_numbers(server, baseline, reference):

@@ -29,13 +29,6 @@ def server() -> Iterator[ChaosServer]:
         yield started
 
 
-@pytest.fixture
-def baseline(server: ChaosServer, reference: object) -> Iterator[Baseline]:
-    taken = Baseline.take(server)
-    yield taken
-    taken.check(server)
-
-
 @pytest.mark.parametrize("kills", [FEW, 20])
 def test_1_executor_killed(server, baseline, reference, kills):
     """Case 1: kill -9 of the executor, 16 streams, 20 kills over every phase of a step.
@@ -67,11 +60,11 @@ def test_3_killed_during_eviction(reference):
         baseline = Baseline.take(small)
         for seed, title in enumerate(["executor 0", "scheduler", "executor 0"]):
             kill_under_load(small, reference, Killer(small, title, seed=seed), 2, case=3)
+        before = small.kv_state()
         check_equal(asyncio.run(answers(small, mixed_workload())), reference)
         after = small.kv_state()
-        # The workload is several pools: what is left of it fills one, so blocks changed hands.
-        assert after.num_preemptions > 0 or after.cached_blocks > after.num_blocks // 2
-        assert after.prefix_cache_hits > 0
+        assert after.num_preemptions > before.num_preemptions
+        assert after.num_restored_blocks > 0, "the scheduler that serves has read nothing in the journal"
         baseline.check(small)
 
 
