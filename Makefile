@@ -98,7 +98,7 @@ setup: .venv/installed .venv/protos native
 	@echo 'Installing into .venv, which takes a few minutes the first time …'
 	python3 -m venv .venv
 	.venv/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	.venv/bin/pip install --quiet --editable '.[bench,dev]'
+	.venv/bin/pip install --quiet --editable '.[bench,otel,docs,dev]'
 	@touch $@
 
 # What the clients need is listed whole and pinned, so pip has nothing to resolve (which would take minutes).

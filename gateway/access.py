@@ -92,7 +92,8 @@ class Access:
             self.reload()
 
     def _install(self, content: KeyFile) -> None:
-        default = content.by_name.get(DEFAULT_NAME, Tenant(DEFAULT_NAME))
+        # Whoever has a key of the command line runs the server, unless the file says more of them.
+        default = content.by_name.get(DEFAULT_NAME, Tenant(DEFAULT_NAME, is_operator=True))
         own = {hashlib.sha256(key.encode()).digest(): default for key in self._own_keys}
         self._tenants = content.by_name
         self._by_mark = {

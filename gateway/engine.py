@@ -17,6 +17,7 @@ from quire.gateway.chat.format import ChatFormat
 from quire.gateway.generation import Generation
 from quire.gateway.pooling import Embedder, Embedding, field_names, own_pooling
 from quire.gateway.readiness import Readiness
+from quire.gateway.request_record import RecordKeeper, RequestObserver, RequestRecord
 from quire.gateway.scheduler_client import SchedulerClient
 from quire.gateway.tenants import Tenant
 from quire.gateway.tokenizer import ModelTokenizer
@@ -49,8 +50,10 @@ class Engine:
         self.validator = Validator(tokenizer, limits)
         self.chat_format = chat_format
         self.readiness = Readiness(client, watchdog_timeout)
+        # Are told of every request; add before the first one.
+        self.observers: list[RequestObserver] = []
         self._client = client
-        self._embedder = Embedder(self.validator, client, limits, pooling)
+        self._embedder = Embedder(self.validator, client, limits, pooling, self.observers)
 
     @classmethod
     async def start(
@@ -128,8 +131,11 @@ class Engine:
             prompt_index=request.context.prompt_index,
             cache_salt=request.context.cache_salt.encode(),
         )
+        record = RequestRecord.of(request.context, request.prompt_token_ids, request.num_sequences, params.max_tokens)
+        keeper = RecordKeeper(record, self.observers)
         stream = await self._client.submit(message)
-        return Generation(request, stream, self._client, self.tokenizer)
+        keeper.submitted()
+        return Generation(request, stream, self._client, self.tokenizer, keeper)
 
     async def generate(self, request: ValidRequest) -> AsyncGenerator[GenerationDelta, None]:
         """Submits a request and yields its deltas; closing the iterator early aborts it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from quire.errors import QuireError
 from quire.gateway.best_of import BestOf
 from quire.gateway.detokenizer import Detokenizer
+from quire.gateway.request_record import RecordKeeper
 from quire.gateway.request_stream import RequestStream, SequenceChunk, SequenceEnd, StepChunk
 from quire.gateway.scheduler_client import SchedulerClient
 from quire.gateway.stop_strings import StopStrings
@@ -77,9 +78,15 @@ class Generation:
     """
 
     def __init__(
-        self, request: ValidRequest, stream: RequestStream, client: SchedulerClient, tokenizer: ModelTokenizer
+        self,
+        request: ValidRequest,
+        stream: RequestStream,
+        client: SchedulerClient,
+        tokenizer: ModelTokenizer,
+        keeper: RecordKeeper,
     ) -> None:
         self.request = request
+        self._keeper = keeper
         self._stream = stream
         self._client = client
         skip, shown = request.skip_special_tokens, request.shown_token_ids
@@ -88,6 +95,7 @@ class Generation:
             for index in range(request.num_sequences)
         ]
         self._num_unfinished = request.num_sequences
+        self._finish_reasons: list[FinishReason] = []
         self._best_of: BestOf | None = None
         if request.num_sequences > request.n:
             with_logprobs = request.params.logprobs is not None
@@ -113,8 +121,9 @@ class Generation:
         while not self._closed:
             try:
                 chunk = await self._stream.next_chunk()
-            except QuireError:
+            except QuireError as error:
                 self._closed = True  # whoever failed the stream has ended the request
+                self._keeper.end((), error)
                 raise
             delta = self._advance(chunk)
             if delta.deltas:
@@ -126,10 +135,12 @@ class Generation:
         if not self._closed:
             self._closed = True
             self._client.abort(self._stream, reason)
+            self._keeper.end(["abort"])
 
     def _advance(self, chunk: StepChunk) -> GenerationDelta:
         if chunk.cached_tokens is not None:
             self._cached_tokens = chunk.cached_tokens
+            self._keeper.started(chunk.cached_tokens, chunk.queued_s)
         if chunk.prompt_logprobs:
             self._keep_prompt_logprobs(chunk)
         deltas = [
@@ -138,6 +149,8 @@ class Generation:
             # A sequence that a stop string ended may still get tokens of steps in flight.
             if not self._sequences[index].finished
         ]
+        if num_tokens := sum(len(delta.token_ids) for delta in deltas):
+            self._keeper.tokens(num_tokens)
         if self._best_of is not None:
             self._best_of.add(deltas)
             deltas = [] if self._num_unfinished else self._best_of.best()
@@ -148,6 +161,7 @@ class Generation:
             return GenerationDelta(deltas, prompt_logprobs=prompt_logprobs)
         self._closed = True
         self._client.release(self._stream)
+        self._keeper.end(self._finish_reasons)
         return GenerationDelta(deltas, self._usage(), prompt_logprobs)
 
     def _keep_prompt_logprobs(self, chunk: StepChunk) -> None:
@@ -159,8 +173,9 @@ class Generation:
     def _advance_sequence(self, index: int, chunk: SequenceChunk) -> CompletionDelta:
         sequence = self._sequences[index]
         delta = sequence.advance(chunk)
-        if sequence.finished:
+        if delta.finish_reason is not None:
             self._num_unfinished -= 1
+            self._finish_reasons.append(delta.finish_reason)
             if chunk.end is None:
                 self._client.abort_sequence(self._stream, index, scheduler_pb2.ABORT_REASON_STOP_STRING)
         return delta

@@ -12,6 +12,7 @@ from typing import Final
 from quire.columns import pack_u32
 from quire.errors import ContextLengthError, InvalidRequestError, QuireError
 from quire.gateway.checkpoint_files import read_json
+from quire.gateway.request_record import RecordKeeper, RequestObserver, RequestRecord
 from quire.gateway.scheduler_client import SchedulerClient
 from quire.gateway.validation import ModelLimits, RequestContext, Validator
 from quire.internal.v1 import scheduler_pb2
@@ -43,9 +44,15 @@ class Embedder:
     """Embeds with one served model."""
 
     def __init__(
-        self, validator: Validator, client: SchedulerClient, limits: ModelLimits, own_pooling: Pooling | None
+        self,
+        validator: Validator,
+        client: SchedulerClient,
+        limits: ModelLimits,
+        own_pooling: Pooling | None,
+        observers: Sequence[RequestObserver],
     ) -> None:
         """`own_pooling` is the model's, None where that is not supported."""
+        self._observers = observers
         self._validator = validator
         self._client = client
         self._limits = limits
@@ -134,15 +141,20 @@ class Embedder:
             prompt_index=context.prompt_index,
             cache_salt=context.cache_salt.encode(),
         )
+        keeper = RecordKeeper(RequestRecord.of(context, token_ids, 1, 0), self._observers)
         async with self._submitting:
             stream = await self._client.submit(message)
+        keeper.submitted()
         try:
             chunk = await stream.next_chunk()
-        except BaseException:
+        except BaseException as error:
             self._client.abort(stream, scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
+            keeper.end((), error) if isinstance(error, QuireError) else keeper.end(["abort"])
             raise
         # There is nothing to come but the embedding, which ends the request.
         self._client.release(stream)
+        keeper.started(chunk.cached_tokens or 0, chunk.queued_s)
+        keeper.end(["stop"])
         if chunk.embedding is None or len(chunk.embedding) != 4 * self._limits.hidden_size:
             raise QuireError("the scheduler did not send the embedding that was asked for")
         values = unit_vector(chunk.embedding, params.dimensions)

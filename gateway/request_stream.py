@@ -53,6 +53,8 @@ class StepChunk:
     sequences: dict[int, SequenceChunk] = field(default_factory=dict)
     # Prompt tokens found in the prefix cache, when the request first ran.
     cached_tokens: int | None = None
+    # How long the scheduler's queue held it, in seconds; set with cached_tokens.
+    queued_s: float = 0.0
     # Of the prompt's next tokens, from the second on; all of them come before the first token of the output.
     prompt_logprobs: list[generate_pb2.TokenLogprobs] = field(default_factory=list)
     # float32 column: of a pooling request, for which nothing else comes.
@@ -119,11 +121,12 @@ class RequestStream:
 
     # What the scheduler gives
 
-    def start(self, cached_tokens: int) -> None:
+    def start(self, cached_tokens: int, queued_s: float) -> None:
         """The request runs. What the first attempt found in the prefix cache counts."""
         if not self._has_started:
             self._has_started = True
-            self._chunk().cached_tokens = cached_tokens
+            chunk = self._chunk()
+            chunk.cached_tokens, chunk.queued_s = cached_tokens, queued_s
 
     def add_token(self, index: int, position: int, token_id: int, logprobs: TokenLogprobs | None) -> None:
         """Adds a token, unless it came before. Raises QuireError if the one before it never came."""

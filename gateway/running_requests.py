@@ -55,7 +55,7 @@ class RunningRequests:
         """Hands a step's columns to the requests they belong to."""
         for started in message.started:
             if stream := self._current(started.request_key, started.attempt):
-                stream.start(started.cached_tokens)
+                stream.start(started.cached_tokens, started.queue_time_ns / 1e9)
         for entry in message.prompt_logprobs:
             if stream := self._current(entry.request_key, entry.attempt):
                 try:

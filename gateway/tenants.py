@@ -27,7 +27,7 @@ _LIMITS: Final = {
     "requests_per_minute": 2**32 - 1,
     "tokens_per_minute": 2**64 - 1,
 }
-_FIELDS: Final = ("sha256", "tenant", "weight", *_LIMITS)
+_FIELDS: Final = ("sha256", "tenant", "weight", "operator", *_LIMITS)
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Tenant:
     requests_per_minute: int | None = None
     # Prompt and output.
     tokens_per_minute: int | None = None
+    # Whether it may see what concerns all tenants: the live page's data, KV events, metrics by tenant.
+    is_operator: bool = False
 
     @cached_property
     def message(self) -> scheduler_pb2.Tenant:
@@ -52,7 +54,7 @@ class Tenant:
 
 
 # Whoever calls a server without keys, and the offline LLM class.
-ANONYMOUS: Final = Tenant("")
+ANONYMOUS: Final = Tenant("", is_operator=True)
 
 
 def set_tenant(scope: Scope, tenant: Tenant) -> None:
@@ -93,7 +95,7 @@ def read_key_file(path: Path) -> KeyFile:
         where = f"{path}, entry {number}"
         tenant, digest = _parse_tenant(entry, where), _parse_digest(entry, where)
         if by_name.setdefault(tenant.name, tenant) != tenant:
-            message = "weight and limits must be those of its tenant's other entries"
+            message = "weight, operator and limits must be those of its tenant's other entries"
             raise _error(f"{where}: tenant {tenant.name!r}: {message}")
         if digest in by_digest:
             raise _error(f"{where}: sha256: the same key is in an entry above")
@@ -112,7 +114,7 @@ def _parse_tenant(entry: Any, where: str) -> Tenant:
     if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= _MAX_NAME_LENGTH:
         raise _error(f"{where}: tenant: must be a name of 1 to {_MAX_NAME_LENGTH} printable characters")
     limits = {limit: _parse_limit(entry, limit, most, where) for limit, most in _LIMITS.items()}
-    return Tenant(name, _parse_weight(entry, where), **limits)
+    return Tenant(name, _parse_weight(entry, where), **limits, is_operator=_parse_operator(entry, where))
 
 
 def _parse_weight(entry: Mapping[str, Any], where: str) -> float:
@@ -121,6 +123,13 @@ def _parse_weight(entry: Mapping[str, Any], where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
         raise _error(f"{where}: weight: must be a number above 0, not {value!r}")
     return float(value)
+
+
+def _parse_operator(entry: Mapping[str, Any], where: str) -> bool:
+    value = entry.get("operator", False)
+    if not isinstance(value, bool):
+        raise _error(f"{where}: operator: must be true or false, not {value!r}")
+    return value
 
 
 def _parse_limit(entry: Mapping[str, Any], name: str, most: int, where: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -63,6 +64,10 @@ class RequestContext:
     add_special_tokens: bool | None = None
     # Which of the prompts of the client's request.
     prompt_index: int = 0
+    # Monotonic seconds.
+    arrived_s: float = field(default_factory=time.monotonic)
+    # W3C trace context of the caller (`traceparent`), or empty.
+    trace_parent: str = ""
 
 
 @dataclass(frozen=True, slots=True)

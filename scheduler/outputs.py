@@ -217,6 +217,7 @@ class _Columns:
             request_key=request.key.number,
             attempt=request.attempt,
             cached_tokens=request.num_cached_tokens or 0,
+            queue_time_ns=max(0, request.first_planned_ns - request.submitted_ns),
         )
 
     def add_finished(self, sequence: Sequence) -> None:

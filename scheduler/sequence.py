@@ -77,6 +77,11 @@ class Request:
     # Prompt tokens that were in the prefix cache when the request first ran; None before that.
     num_cached_tokens: int | None = None
     start_reported: bool = False
+    # CLOCK_MONOTONIC nanoseconds: its submission, and the planning of its first step; 0 before.
+    submitted_ns: int = 0
+    first_planned_ns: int = 0
+    # W3C trace context of the gateway's span; empty: it is not traced.
+    trace_parent: str = ""
     # Leading tokens of the prompt whose logprobs are known; the first has none.
     num_scored_tokens: int = 1
     # Its reader lags: none of its sequences runs or queues.

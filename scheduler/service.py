@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
 
@@ -182,6 +183,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             key=RequestKey(message.gateway_id, message.request_key),
             request_id=message.request_id,
             attempt=message.attempt,
+            submitted_ns=time.monotonic_ns(),
+            trace_parent=message.trace_parent,
             params=message.sampling_params,
             eos_token_ids=frozenset(_token_ids(message.eos_token_ids, "eos_token_ids")),
             constraints=message.constraints,

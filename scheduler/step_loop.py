@@ -106,7 +106,10 @@ class StepLoop:
         self._in_flight.append((plan, record))
         self.records.append(record)
         await self._channel.send(plan.to_proto(self._epoch))
-        record.plan_sent_ns = time.monotonic_ns()
+        record.plan_sent_ns = now = time.monotonic_ns()
+        for chunk in plan.chunks:
+            request = plan.sequences[chunk.row].request
+            request.first_planned_ns = request.first_planned_ns or now
 
     async def _receive(self) -> None:
         result = await self._channel.receive()

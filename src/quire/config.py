@@ -287,6 +287,29 @@ class OperationOptions(_Settings):
         20.0, gt=0, description="Seconds without any progress after which a process counts as hung and is replaced."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["text", "json"] = Field("text", description="Lines for people, or one JSON object each.")
+
+
+class TraceOptions(_Settings):
+    """Traces."""
+
+    otlp_traces_endpoint: str | None = Field(
+        None, description="Collector that gets a trace of each request (OTLP over gRPC), such as http://localhost:4317."
+    )
+
+
+class ObservationOptions(_Settings):
+    """What the server tells of itself."""
+
+    metrics_alias: Literal["vllm"] | None = Field(
+        None, description="Give each metric of /metrics a second time under vLLM's prefix, for boards made for vLLM."
+    )
+    enable_log_requests: bool = Field(True, description="Log a line for each request when it ends, with its timings.")
+    log_prompts: bool = Field(False, description="Write prompts and outputs into these lines too.")
+    max_log_len: int | None = Field(
+        None, ge=0, description="Characters of a prompt or an output that are logged; default: all."
+    )
+    live_page: bool = Field(True, description="Serve the page at / with a playground and a view of the server.")
 
 
 class InternalTlsOptions(_Settings):
@@ -324,7 +347,7 @@ class ExecutorSettings(ModelOptions, PrecisionOptions, SandboxOptions, ListenOpt
     index: int = Field(0, ge=0, description="Number of this executor, for its name.")
 
 
-class SchedulerSettings(CacheOptions, SchedulingOptions, ListenOptions, ProcessOptions):
+class SchedulerSettings(CacheOptions, SchedulingOptions, TraceOptions, ListenOptions, ProcessOptions):
     """`quire scheduler`."""
 
     executors: list[str] = Field(min_length=1, description="Addresses of the executors (repeat the flag).")
@@ -333,7 +356,16 @@ class SchedulerSettings(CacheOptions, SchedulingOptions, ListenOptions, ProcessO
     )
 
 
-class GatewaySettings(ServingOptions, AccessOptions, TlsOptions, EdgeOptions, ChatOptions, ProcessOptions):
+class GatewaySettings(
+    ServingOptions,
+    AccessOptions,
+    TlsOptions,
+    EdgeOptions,
+    ChatOptions,
+    ObservationOptions,
+    TraceOptions,
+    ProcessOptions,
+):
     """`quire gateway`."""
 
     scheduler: str = Field(description="Address of the scheduler.")
@@ -347,7 +379,16 @@ class LocalSettings(ModelOptions, PrecisionOptions, SandboxOptions, CacheOptions
     num_executors: int = Field(1, ge=1, le=64, description="Executor processes on one KV pool.")
 
 
-class ServeSettings(LocalSettings, ServingOptions, AccessOptions, TlsOptions, EdgeOptions, ChatOptions):
+class ServeSettings(
+    LocalSettings,
+    ServingOptions,
+    AccessOptions,
+    TlsOptions,
+    EdgeOptions,
+    ChatOptions,
+    ObservationOptions,
+    TraceOptions,
+):
     """`quire serve`: everything on this host."""
 
     gateways: int = Field(1, ge=1, le=64, description="Gateway processes, which share the ports.")
