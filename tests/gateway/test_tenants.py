@@ -120,7 +120,7 @@ def test_without_keys_everybody_is_admitted_as_whom_the_certificate_says() -> No
         ("- {tenant: a, requests_per_minute: 1.5}", "entry 1: requests_per_minute: must be an integer"),
         ("- {tenant: a, tokens_per_minute: true}", "entry 1: tokens_per_minute: must be an integer"),
         ("- {tenant: a, max_concurrent_requests: 4294967296}", "entry 1: max_concurrent_requests: must be"),
-        ("- {tenant: a}\n- {tenant: a, weight: 3}", "entry 2: tenant 'a': weight and limits"),
+        ("- {tenant: a}\n- {tenant: a, weight: 3}", "entry 2: tenant 'a': weight, operator and limits"),
         ("- {tenant: [", "cannot be read"),
     ],
 )
