@@ -19,6 +19,7 @@ from quire.gateway.anthropic import routes as anthropic_routes
 from quire.gateway.api_docs import docs_routes
 from quire.gateway.cors import CorsPolicy, RawHeaders
 from quire.gateway.engine import Engine
+from quire.gateway.monitor_routes import monitor_routes
 from quire.gateway.openai import embeddings, models, routes, similarity, tokenization
 from quire.gateway.openai.errors import error_response, install_error_handlers
 from quire.gateway.openai.responses import routes as responses_routes
@@ -55,7 +56,7 @@ def create_app(engine: Engine, options: AccessOptions, access: Access) -> FastAP
     ):
         app.add_short_ways(router)
     app.add_short_ways(anthropic_routes.anthropic_routes(engine), anthropic_errors.answer_error)
-    for router in (models.model_routes(engine), server_routes(engine), docs_routes()):
+    for router in (models.model_routes(engine), server_routes(engine), monitor_routes(engine), docs_routes()):
         app.include_router(router)
     return app
 
