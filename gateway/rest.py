@@ -22,6 +22,7 @@ from quire.gateway.engine import Engine
 from quire.gateway.metrics import RequestMetrics
 from quire.gateway.metrics_report import MetricsReporter
 from quire.gateway.metrics_routes import metrics_routes
+from quire.gateway.monitor_routes import monitor_routes
 from quire.gateway.openai import embeddings, models, routes, similarity, tokenization
 from quire.gateway.openai.errors import error_response, install_error_handlers
 from quire.gateway.openai.responses import routes as responses_routes
@@ -65,7 +66,8 @@ def create_app(
         app.add_short_ways(router)
     app.add_short_ways(anthropic_routes.anthropic_routes(engine), anthropic_errors.answer_error)
     own_metrics = metrics_routes(engine, access, metrics, metrics_alias)
-    for router in (models.model_routes(engine), server_routes(engine), own_metrics, docs_routes()):
+    served = (models.model_routes(engine), server_routes(engine), own_metrics, monitor_routes(engine), docs_routes())
+    for router in served:
         app.include_router(router)
     return app
 
