@@ -19,6 +19,7 @@ from quire.gateway.anthropic import routes as anthropic_routes
 from quire.gateway.api_docs import docs_routes
 from quire.gateway.cors import CorsPolicy, RawHeaders
 from quire.gateway.engine import Engine
+from quire.gateway.live_page import FILES_PATH, page_routes
 from quire.gateway.openai import embeddings, models, routes, similarity, tokenization
 from quire.gateway.openai.errors import error_response, install_error_handlers
 from quire.gateway.openai.responses import routes as responses_routes
@@ -34,15 +35,17 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 # How an API writes the error of a request, which the scope names.
 ErrorWriter = Callable[[Exception, Scope], Response]
 
-# What needs no API key: it says nothing of models or users. Below /docs lie that page's files.
-_OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/docs", "/openapi.json"})
+# What needs no API key: it says nothing of models or users.
+_OPEN_PATHS = frozenset({"/", "/health", "/ping", "/version", "/docs", "/openapi.json"})
+# Below these lie the pages' files.
+_OPEN_FOLDERS = ("/docs/", FILES_PATH)
 # Routes that take a body and need no executor: an overload is nothing to them.
 _GATEWAY_ONLY = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens"})
 # Modules with routes that take a body.
 _PARTS = (routes, responses_routes, embeddings, similarity, tokenization, anthropic_routes)
 
 
-def create_app(engine: Engine, options: AccessOptions, access: Access) -> FastAPI:
+def create_app(engine: Engine, options: AccessOptions, access: Access, *, live_page: bool = True) -> FastAPI:
     """The application for one served model."""
     app = _Application(engine, options, access)
     install_error_handlers(app)
@@ -57,6 +60,8 @@ def create_app(engine: Engine, options: AccessOptions, access: Access) -> FastAP
     app.add_short_ways(anthropic_routes.anthropic_routes(engine), anthropic_errors.answer_error)
     for router in (models.model_routes(engine), server_routes(engine), docs_routes()):
         app.include_router(router)
+    if live_page:
+        app.include_router(page_routes())
     return app
 
 
@@ -131,7 +136,7 @@ class _Application(FastAPI):
 
     def _refusal(self, scope: Scope, path: str, headers: Mapping[bytes, bytes]) -> Response | None:
         """The answer to whoever has no key, or comes in an overload, before the body is read; notes others' tenant."""
-        if path in _OPEN_PATHS or path.startswith("/docs/"):
+        if path in _OPEN_PATHS or path.startswith(_OPEN_FOLDERS):
             return None
         try:
             set_tenant(scope, self._access.tenant(headers, peer_name(scope)))
