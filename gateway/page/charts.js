@@ -1,7 +1,7 @@
 // Six charts of the last two minutes. Each shows its last figures as text too, or those under the pointer.
 
 import uPlot from "./vendor/uPlot.js";
-import { colour } from "./colours.js";
+import { colour, font } from "./colours.js";
 import { element, setText } from "./dom.js";
 import { count, duration, percent, rate } from "./format.js";
 import { SHOWN_S } from "./history.js";
@@ -25,7 +25,6 @@ const DEFINITIONS = [
 ];
 
 const HEIGHT = 112;
-const FONT = "11px system-ui, sans-serif";
 
 export class Charts {
   #charts;
@@ -88,12 +87,12 @@ class Chart {
   /** @param {number} width @returns {object} */
   #options(width) {
     const { least, most, format, lines } = this.#definition;
-    const axis = { stroke: () => colour("--muted"), font: FONT, ticks: { show: false } };
+    const axis = { stroke: () => colour("--muted"), font: font(11), ticks: { show: false } };
     const grid = { stroke: () => colour("--line"), width: 1 };
     return {
       width,
       height: HEIGHT,
-      padding: [6, 8, 0, 0],
+      padding: [10, 16, 0, 0],
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
       hooks: { setCursor: [(/** @type {any} */ plot) => this.#write(plot.cursor.idx)] },

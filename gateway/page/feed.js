@@ -14,7 +14,7 @@ import { ApiError, ask, events } from "./api.js";
  *   inter_token_latency: Histogram, sequences: SequenceState[], blocks: BlockMap, scheduler_start_ns: number}} ServerState
  *
  * How it goes. `refused`: asking again would not help, before there is another key.
- * @typedef {{kind: "connecting"} | {kind: "live"} | {kind: "away", message: string, retryS: number}
+ * @typedef {{kind: "connecting"} | {kind: "live"} | {kind: "quiet"} | {kind: "away", message: string, retryS: number}
  *   | {kind: "refused", status: number, message: string}} FeedStatus
  */
 
@@ -22,8 +22,10 @@ const PATH = "monitor/state?interval=0.5&blocks=true";
 /** Waits between attempts, in seconds: doubled from the first to the last. */
 const FIRST_WAIT_S = 0.5;
 const LAST_WAIT_S = 8;
-/** So long without a state, the connection counts as dead. A busy server sends them less often than it is asked to. */
-const SILENCE_MS = 20_000;
+/** So long without a state, something may be wrong (a busy server sends them less often than it is asked to); so long,
+ * the connection counts as dead. A gateway whose scheduler is away sends none until there is another. */
+const QUIET_MS = 3_000;
+const SILENCE_MS = 30_000;
 
 export class Feed {
   #onState;
@@ -64,13 +66,17 @@ export class Feed {
     const attempt = new AbortController();
     const end = () => attempt.abort();
     let isLive = false;
-    let silence = setTimeout(end, SILENCE_MS);
+    const quiet = new Timer(QUIET_MS, () => {
+      isLive = false;
+      this.#onStatus({ kind: "quiet" });
+    });
+    const silence = new Timer(SILENCE_MS, end);
     signal.addEventListener("abort", end);
     try {
       const response = await ask(PATH, { signal: attempt.signal });
       for await (const data of events(response.body)) {
-        clearTimeout(silence);
-        silence = setTimeout(end, SILENCE_MS);
+        quiet.restart();
+        silence.restart();
         const state = JSON.parse(data);
         if (state.error) throw new ApiError(0, state.error.message);
         if (!isLive) this.#onStatus({ kind: "live" });
@@ -84,9 +90,33 @@ export class Feed {
       if (error.name === "AbortError") return new ApiError(0, "The server is silent.");
       throw error;
     } finally {
-      clearTimeout(silence);
+      quiet.stop();
+      silence.stop();
       signal.removeEventListener("abort", end);
     }
+  }
+}
+
+/** Calls back once it has not been restarted for some time. */
+class Timer {
+  #ms;
+  #onTime;
+  #id = 0;
+
+  /** @param {number} ms @param {() => void} onTime */
+  constructor(ms, onTime) {
+    this.#ms = ms;
+    this.#onTime = onTime;
+    this.restart();
+  }
+
+  restart() {
+    clearTimeout(this.#id);
+    this.#id = setTimeout(this.#onTime, this.#ms);
+  }
+
+  stop() {
+    clearTimeout(this.#id);
   }
 }
 

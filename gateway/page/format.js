@@ -25,9 +25,8 @@ export const duration = (seconds) => {
 /** "12.3 %". @param {number | null} share from 0 to 1 */
 export const percent = (share) => {
   if (share === null) return "–";
-  const value = share * 100;
-  if (value > 0 && value < 0.01) return "< 0.01 %";
-  return `${value === 0 || value >= 100 ? value.toFixed(0) : value < 1 ? value.toFixed(2) : value.toFixed(1)} %`;
+  if (share > 0 && share < 0.0001) return "< 0.01 %";
+  return `${(share * 100).toFixed(share < 0.01 ? 2 : 1).replace(/\.0+$/, "")} %`;
 };
 
 /** A token's text with its blanks made visible. @param {string} text */

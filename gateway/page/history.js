@@ -68,11 +68,15 @@ export class History {
   }
 }
 
-/** What was counted between two moments. @param {Histogram} now @param {Histogram} then @returns {Histogram} */
-export const difference = (now, then) => ({
+/** What was counted between two moments.
+ * @param {Histogram | undefined} now @param {Histogram | undefined} then @returns {Histogram} */
+export const difference = (now = NO_HISTOGRAM, then = NO_HISTOGRAM) => ({
   ...now,
   counts: now.counts.map((count, bucket) => count - (then.counts[bucket] ?? 0)),
 });
+
+/** Of a server that has counted nothing yet. */
+const NO_HISTOGRAM = { bounds: [], counts: [], sum: 0 };
 
 /**
  * As Prometheus' histogram_quantile: evenly spread within a bucket; what lies above all bounds is at the last.

@@ -54,6 +54,9 @@ function onStatus(status) {
   } else if (status.kind === "away") {
     showStatus("away", "server away");
     setText(notice, `${status.message} What is shown is from before. Trying again …`);
+  } else if (status.kind === "quiet") {
+    showStatus("refused", "no news");
+    setText(notice, "The server sends no news: it is very busy, or its scheduler is being replaced. Still listening …");
   } else {
     showStatus(status.kind, status.kind);
   }

@@ -3,8 +3,9 @@
 /** Edge of a cell in pixels. Below the least, several blocks share a cell. */
 const MOST_PX = 40;
 const LEAST_PX = 3;
-/** From here on cells have a gap between them. */
+/** From here on cells have a gap between them, and whole pixels. */
 const GAP_FROM_PX = 6;
+const FINE_STEP_PX = 1 / 8;
 
 /**
  * @typedef {{cell: number, gap: number, columns: number, perCell: number, numCells: number, numBlocks: number}} Layout
@@ -12,14 +13,16 @@ const GAP_FROM_PX = 6;
  * @returns {Layout}
  */
 export function layout(numBlocks, width, height) {
-  let cell = MOST_PX;
-  const room = () => Math.floor(width / cell) * Math.floor(height / cell);
-  while (cell > LEAST_PX && room() < numBlocks) cell--;
-  const perCell = Math.max(1, Math.ceil(numBlocks / Math.max(1, room())));
+  const perCell = Math.max(1, Math.ceil(numBlocks / Math.max(1, room(LEAST_PX, width, height))));
   const numCells = Math.ceil(numBlocks / perCell);
+  let cell = MOST_PX;
+  while (cell > LEAST_PX && room(cell, width, height) < numCells) cell -= cell > GAP_FROM_PX ? 1 : FINE_STEP_PX;
   const gap = cell < GAP_FROM_PX ? 0 : cell < 16 ? 1 : 2;
   return { cell, gap, columns: Math.max(1, Math.floor(width / cell)), perCell, numCells, numBlocks };
 }
+
+/** How many cells of this edge there is room for. @param {number} cell @param {number} width @param {number} height */
+const room = (cell, width, height) => Math.floor(width / cell) * Math.floor(height / cell);
 
 /** The upper left corner of a cell. @param {Layout} layout @param {number} index */
 export const corner = ({ cell, columns }, index) => [(index % columns) * cell, Math.floor(index / columns) * cell];

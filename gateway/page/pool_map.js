@@ -83,7 +83,7 @@ export class PoolMap {
     const counts = this.#pool.counts();
     for (const [kind, value] of counts.entries()) setText(this.#counts[kind], count(value));
     const { numBlocks, perCell } = this.#layout;
-    const cell = perCell > 1 ? `each cell is ${perCell} blocks, its colour their mean` : "each cell is one";
+    const cell = perCell > 1 ? `${perCell} to a cell, whose colour is their mean` : "one cell each";
     setText(byId("pool-scale"), numBlocks ? `${counted(numBlocks, "block")} of ${this.#pool.blockSize} tokens; ${cell}` : "");
     setText(byId("pool-block"), this.#describeCursor());
     setText(byId("pool-table"), this.#describeTable());

@@ -1,6 +1,6 @@
 // Paints the cells of the KV pool, and over them the block table of a chosen request.
 
-import { channels, colour } from "./colours.js";
+import { channels, colour, font } from "./colours.js";
 import { KIND_OF_STATE, KINDS } from "./pool.js";
 import { blocksOf, corner } from "./pool_layout.js";
 
@@ -80,7 +80,7 @@ export function paintTable(context, pool, layout, table) {
 function paintOrder(context, centres, cell) {
   if (cell >= NUMBERS_FROM_PX) {
     context.fillStyle = "#ffffff";
-    context.font = `600 ${Math.min(13, cell / 2)}px system-ui, sans-serif`;
+    context.font = font(Math.min(13, cell / 2), 600);
     context.textAlign = "center";
     context.textBaseline = "middle";
     for (const [at, [x, y]] of centres.entries()) context.fillText(String(at + 1), x, y + 0.5);
@@ -88,11 +88,13 @@ function paintOrder(context, centres, cell) {
   }
   context.strokeStyle = colour("--chosen");
   context.fillStyle = colour("--chosen");
+  context.globalAlpha = 0.6;
   context.lineWidth = 1;
   context.lineJoin = "round";
   context.beginPath();
   for (const [x, y] of centres) context.lineTo(x, y);
   context.stroke();
+  context.globalAlpha = 1;
   if (!centres.length) return;
   context.beginPath();
   context.arc(centres[0][0], centres[0][1], 3, 0, 2 * Math.PI);
