@@ -89,12 +89,14 @@ class Listeners:
         limits: EdgeOptions,
         *,
         reuse_port: bool = False,
+        live_page: bool = True,
     ) -> None:
         """Port 0 picks a free one.
 
         Raises StartupError naming the flag of a port that cannot be had or of a certificate that cannot be used.
         """
         self._options = access
+        self._live_page = live_page
         self._access = Access(access)
         self._watching: asyncio.Task[None] | None = None
         self._limits = limits
@@ -140,7 +142,7 @@ class Listeners:
         """Starts REST, and takes calls on both; `drain_s` is how long calls may go on after `refuse`."""
         self._drain_s = drain_s
         config = LimitedConfig(
-            create_app(engine, self._options, self._access, metrics, metrics_alias),
+            create_app(engine, self._options, self._access, metrics, metrics_alias, live_page=self._live_page),
             self._limits,
             self._certificates,
             lifespan="off",
