@@ -21,7 +21,7 @@ def inspect(
         str,
         typer.Argument(
             metavar="PATH|PID",
-            help="A pool file (--kv-pool), or any process of a server or of an LLM. A file named by digits alone: ./123",
+            help="A pool file (--kv-pool; ./123 if its name is a number), or any process of a server or of an LLM.",
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
@@ -40,7 +40,7 @@ def inspect(
     """
     # Imported now: every process of ours reads this module on its way to its own command.
     from quire.inspect.block_map import draw_map
-    from quire.inspect.inspection import inspect as look
+    from quire.inspect.inspection import inspect as look_at
     from quire.inspect.report import print_report, to_json
     from quire.inspect.target import find_target
 
@@ -48,7 +48,7 @@ def inspect(
         _check_map_file(map_file, target)
     opened = find_target(target, scheduler)
     try:
-        found = look(opened)
+        found = look_at(opened)
     except OSError as error:
         raise KvPoolError(f"cannot read {opened.name}: {error.strerror}", field="target") from error
     finally:

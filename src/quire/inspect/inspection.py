@@ -18,7 +18,7 @@ from quire.inspect.target import Target
 from quire.kv_layout import HEADER_BYTES, KvPoolLayout
 from quire.units import format_bytes
 
-# Many steps of any server.
+# Many steps of any server: whoever writes a record, takes a block or replaces a pool is done with it by then.
 _SECOND_LOOK_S: Final = 0.5
 
 
@@ -44,19 +44,22 @@ class Inspection:
         return not self.findings
 
 
-def inspect(target: Target) -> Inspection:
-    """Looks at an open pool. Raises KvPoolError if it is none that this program reads, OSError if it is unreadable."""
-    first = _look(target)
+def inspect(target: Target, second_look_s: float = _SECOND_LOOK_S) -> Inspection:
+    """Looks at an open pool, and again some seconds later if something seems wrong: what is wrong then too counts.
+
+    Raises KvPoolError if it is none that this program reads, and OSError if it cannot be read.
+    """
+    first = look(target)
     if first.is_sound:
         return first
-    # Whoever writes a record, takes a block or replaces a pool is done with it by now.
-    time.sleep(_SECOND_LOOK_S)
-    second = _look(target)
+    time.sleep(second_look_s)
+    second = look(target)
     second.findings = confirmed(first.findings, second.findings)
     return second
 
 
-def _look(target: Target) -> Inspection:
+def look(target: Target) -> Inspection:
+    """One look. Raises as `inspect` does."""
     pools = held_pools(target.descriptor)
     found = Inspection(target.name, check_header(target.descriptor), pools.get(identity_of(target.descriptor)))
     found.findings += found.header.findings

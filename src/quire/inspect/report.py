@@ -150,5 +150,5 @@ def _figures(title: str, figures: dict[str, Any]) -> Table:
 
 
 def _sequence(entry: dict[str, Any]) -> str:
-    where = f"{entry['request_id']}[{entry['sequence_index']}]"
-    return f"{where} {entry['status']}: {entry['computed_tokens']:,} of {entry['tokens']:,} tokens, {entry['blocks']} blocks"
+    where = f"{entry['request_id']}[{entry['sequence_index']}] {entry['status']}"
+    return f"{where}: {entry['computed_tokens']:,} of {entry['tokens']:,} tokens, {entry['blocks']} blocks"
