@@ -103,6 +103,11 @@ class Engine:
         )
         return cls(tokenizer, client, limits, pooling, ChatFormat(tokenizer, chat_options), watchdog_timeout)
 
+    @property
+    def scheduler(self) -> SchedulerClient:
+        """Where requests go."""
+        return self._client
+
     @cached_property
     def fingerprint(self) -> str:
         """Names what outputs depend on besides the request: the code, the weights and their format."""

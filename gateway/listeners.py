@@ -13,13 +13,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from quire import rpc
-from quire.config import AccessOptions, EdgeOptions, TlsOptions
+from quire.config import AccessOptions, EdgeOptions, MetricsAlias, TlsOptions
 from quire.errors import StartupError
 from quire.gateway.access import Access, KeyInterceptor
 from quire.gateway.engine import Engine
 from quire.gateway.generate_service import GenerateService
 from quire.gateway.grpc_api.requests import TolerateMalformed
 from quire.gateway.http_protocol import LimitedConfig, end_overdue
+from quire.gateway.metrics_report import MetricsReporter
 from quire.gateway.monitor_service import MonitorService
 from quire.gateway.readiness import Readiness
 from quire.gateway.rest import create_app
@@ -88,12 +89,14 @@ class Listeners:
         limits: EdgeOptions,
         *,
         reuse_port: bool = False,
+        live_page: bool = True,
     ) -> None:
         """Port 0 picks a free one.
 
         Raises StartupError naming the flag of a port that cannot be had or of a certificate that cannot be used.
         """
         self._options = access
+        self._live_page = live_page
         self._access = Access(access)
         self._watching: asyncio.Task[None] | None = None
         self._limits = limits
@@ -133,11 +136,13 @@ class Listeners:
             await self._grpc.start()
         self._watching = asyncio.create_task(self._access.watch(), name="API keys")
 
-    async def serve(self, engine: Engine, drain_s: float) -> None:
+    async def serve(
+        self, engine: Engine, metrics: MetricsReporter, metrics_alias: MetricsAlias | None, drain_s: float
+    ) -> None:
         """Starts REST, and takes calls on both; `drain_s` is how long calls may go on after `refuse`."""
         self._drain_s = drain_s
         config = LimitedConfig(
-            create_app(engine, self._options, self._access),
+            create_app(engine, self._options, self._access, metrics, metrics_alias, live_page=self._live_page),
             self._limits,
             self._certificates,
             lifespan="off",
@@ -157,7 +162,7 @@ class Listeners:
         if self._rest_task.done():
             self._rest_task.result()
             raise StartupError("the REST server ended while it started", field="port")
-        self._service.attach(engine)
+        self._service.attach(engine, metrics.counts)
         self._monitor.attach(engine)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._following = asyncio.create_task(self._follow(engine.readiness), name="health")

@@ -403,12 +403,14 @@ class Scheduler:
         return head if len(self._running[lane]) < share else None
 
     def _admit(self, sequence: Sequence, lane: int, num_cached_blocks: int) -> None:
+        num_cached = num_cached_blocks * self.kv_cache.block_size
+        # What a sequence finds after a preemption is mostly its own.
+        if self.kv_cache.prefix_caching and sequence.status is SequenceStatus.WAITING:
+            self.kv_cache.num_queried_tokens += len(sequence.token_ids)
+            self.kv_cache.num_hit_tokens += num_cached
         for member in members(sequence):
             self._start(member, lane)
-        self.kv_cache.num_queries += len(sequence.token_ids) // self.kv_cache.block_size
-        self.kv_cache.num_hits += num_cached_blocks
         if sequence.request.num_cached_tokens is None:
-            num_cached = num_cached_blocks * self.kv_cache.block_size
             sequence.request.num_cached_tokens = min(num_cached, sequence.num_prompt_tokens)
 
     def _fork_siblings(self, parent: Sequence) -> None:
