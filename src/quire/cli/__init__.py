@@ -22,6 +22,7 @@ from quire.grpc_cli import app as grpc_app
 from quire.inspect.command import inspect as inspect_pool
 from quire.process import run_process
 from quire.supervision.commands import status, upgrade
+from quire.top.command import top
 
 app = typer.Typer(
     name="quire", help="Serve large language models.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -132,6 +133,7 @@ app.command(rich_help_panel=_USE)(chat)
 app.command(rich_help_panel=_USE)(complete)
 app.add_typer(grpc_app, name="grpc", rich_help_panel=_USE)
 app.add_typer(bench, name="bench", rich_help_panel=_MEASURE)
+app.command(rich_help_panel=_LOOK)(top)
 app.command(rich_help_panel=_LOOK)(status)
 app.command("inspect", rich_help_panel=_LOOK)(inspect_pool)
 app.command(rich_help_panel=_LOOK)(version)
