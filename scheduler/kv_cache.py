@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from quire.kv_journal import KvJournal
+from quire.kv_journal import KvJournal, chain_hash
 from quire.scheduler.block_pool import Block, BlockPool, CachedPrefix
-from quire.scheduler.prefix_cache import PrefixCache, chain_hash
+from quire.scheduler.prefix_cache import PrefixCache
 from quire.scheduler.prefix_journal import PrefixJournal
 from quire.scheduler.sequence import Sequence
 
@@ -67,8 +67,9 @@ class KvCache:
         self.prefixes = PrefixCache(self.pool, self.journal)
         self.lanes = [Lane() for _ in range(num_lanes)]
         self.prefix_caching = prefix_caching
-        self.num_queries = 0
-        self.num_hits = 0
+        # Tokens of sequences that were looked for in the prefix cache when these first ran, and those that were found.
+        self.num_queried_tokens = 0
+        self.num_hit_tokens = 0
         self.num_copies = 0
         self.num_restored = 0
 
