@@ -140,11 +140,7 @@ class Listeners:
         """Starts REST, and takes calls on both; `drain_s` is how long calls may go on after `refuse`."""
         self._drain_s = drain_s
         config = LimitedConfig(
-<<<<<<< HEAD
             create_app(engine, self._options, self._access, metrics, observation),
-=======
-            create_app(engine, self._options, self._access, metrics, metrics_alias, live_page=self._live_page),
->>>>>>> monitor
             self._limits,
             self._certificates,
             lifespan="off",
