@@ -19,9 +19,11 @@ from quire.gateway.anthropic import routes as anthropic_routes
 from quire.gateway.api_docs import docs_routes
 from quire.gateway.cors import CorsPolicy, RawHeaders
 from quire.gateway.engine import Engine
+from quire.gateway.live_page import FILES_PATH, page_routes
 from quire.gateway.metrics import RequestMetrics
 from quire.gateway.metrics_report import MetricsReporter
 from quire.gateway.metrics_routes import metrics_routes
+from quire.gateway.monitor_routes import monitor_routes
 from quire.gateway.openai import embeddings, models, routes, similarity, tokenization
 from quire.gateway.openai.errors import error_response, install_error_handlers
 from quire.gateway.openai.responses import routes as responses_routes
@@ -37,8 +39,10 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 # How an API writes the error of a request, which the scope names.
 ErrorWriter = Callable[[Exception, Scope], Response]
 
-# What needs no API key: it says nothing of users. Below /docs lie that page's files.
-_OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/metrics", "/docs", "/openapi.json"})
+# What needs no API key: it says nothing of users.
+_OPEN_PATHS = frozenset({"/", "/health", "/ping", "/version", "/metrics", "/docs", "/openapi.json"})
+# Below these lie the pages' files.
+_OPEN_FOLDERS = ("/docs/", FILES_PATH)
 # Routes that take a body and need no executor: an overload is nothing to them.
 _GATEWAY_ONLY = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens"})
 # Modules with routes that take a body.
@@ -51,6 +55,8 @@ def create_app(
     access: Access,
     metrics: MetricsReporter,
     metrics_alias: MetricsAlias | None = None,
+    *,
+    live_page: bool = True,
 ) -> FastAPI:
     """The application for one served model."""
     app = _Application(engine, options, access, metrics.counts)
@@ -65,8 +71,11 @@ def create_app(
         app.add_short_ways(router)
     app.add_short_ways(anthropic_routes.anthropic_routes(engine), anthropic_errors.answer_error)
     own_metrics = metrics_routes(engine, access, metrics, metrics_alias)
-    for router in (models.model_routes(engine), server_routes(engine), own_metrics, docs_routes()):
+    served = (models.model_routes(engine), server_routes(engine), own_metrics, monitor_routes(engine), docs_routes())
+    for router in served:
         app.include_router(router)
+    if live_page:
+        app.include_router(page_routes())
     return app
 
 
@@ -143,7 +152,7 @@ class _Application(FastAPI):
 
     def _refusal(self, scope: Scope, path: str, headers: Mapping[bytes, bytes]) -> Response | None:
         """The answer to whoever has no key, or comes in an overload, before the body is read; notes others' tenant."""
-        if path in _OPEN_PATHS or path.startswith("/docs/"):
+        if path in _OPEN_PATHS or path.startswith(_OPEN_FOLDERS):
             return None
         try:
             set_tenant(scope, self._access.tenant(headers, peer_name(scope)))

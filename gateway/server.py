@@ -30,6 +30,7 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
         settings,
         settings,
         reuse_port=settings.reuse_port,
+        live_page=settings.live_page,
     )
     try:
         await listeners.start()

@@ -22,6 +22,7 @@ from quire.config import ExecutorSettings, GatewaySettings, SchedulerSettings, S
 from quire.errors import QuireError
 from quire.grpc_cli import Address, CaCerts, CertFile, KeyFile
 from quire.grpc_cli import app as grpc_app
+from quire.inspect.command import inspect as inspect_pool
 from quire.process import run_process
 from quire.supervision.commands import status, upgrade
 
@@ -36,6 +37,7 @@ app.add_typer(bench, name="bench")
 app.add_typer(grpc_app, name="grpc")
 app.command()(status)
 app.command()(upgrade)
+app.command("inspect")(inspect_pool)
 
 
 def main() -> int:
