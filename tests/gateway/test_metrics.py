@@ -51,6 +51,8 @@ def test_an_answered_request():
         {
             ("prompt_tokens",): 7,
             ("prompt_tokens_cached",): 4,
+            ("prompt_tokens_by_source", "local_cache_hit"): 4,
+            ("prompt_tokens_by_source", "local_compute"): 3,
             ("generation_tokens",): 4,
             ("request_success", "length"): 1,
         },
@@ -107,7 +109,11 @@ def test_an_embedding_has_no_tokens():
     entry = record(max_tokens=0, submitted_s=100.5, queued_s=0.5, ended_s=103.0, finish_reasons=["stop"])
     counts.on_end(entry)
     numbers, histograms = sums(counts)
-    assert numbers == {("prompt_tokens",): 7, ("request_success", "stop"): 1}
+    assert numbers == {
+        ("prompt_tokens",): 7,
+        ("prompt_tokens_by_source", "local_compute"): 7,
+        ("request_success", "stop"): 1,
+    }
     assert histograms["request_inference_time_seconds"] == (1, 2.0)
     assert not histograms.keys() & {"request_generation_tokens", "request_params_n", "time_to_first_token_seconds"}
 
