@@ -17,7 +17,7 @@ from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from quire.bench.settings import LatencySettings, ServeBenchSettings, ThroughputSettings
+from quire.bench.settings import CompareSettings, LatencySettings, ServeBenchSettings, ThroughputSettings
 from quire.config import ExecutorSettings, GatewaySettings, SchedulerSettings, ServeSettings, _Settings
 from quire.errors import QuireError
 from quire.grpc_cli import Address, CaCerts, CertFile, KeyFile
@@ -115,6 +115,12 @@ def _bench_latency(settings: LatencySettings) -> None:
     bench_latency(settings)
 
 
+def _bench_compare(settings: CompareSettings) -> None:
+    from quire.bench.compare import bench_compare
+
+    bench_compare(settings)
+
+
 def _add_command(
     name: str,
     settings_type: type[_Settings],
@@ -203,6 +209,13 @@ _add_command(
 )
 _add_command("throughput", ThroughputSettings, _bench_throughput, "Time many requests given at once.", to=bench)
 _add_command("latency", LatencySettings, _bench_latency, "Time a batch, again and again.", to=bench)
+_add_command(
+    "compare",
+    CompareSettings,
+    _bench_compare,
+    "Hugging Face generate and Quire, side by side, at 1 to N users.",
+    to=bench,
+)
 
 MaxTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens.")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy; default: the model's.")]
