@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 import typer
 
-from quire.bench.settings import LatencySettings, ServeBenchSettings, ThroughputSettings
+from quire.bench.settings import CompareSettings, LatencySettings, ServeBenchSettings, ThroughputSettings
 from quire.cli.clients import chat, complete, hash_key
 from quire.cli.settings_command import add_command
 from quire.config import ExecutorSettings, GatewaySettings, SchedulerSettings, ServeSettings
@@ -112,6 +112,12 @@ def _bench_latency(settings: LatencySettings) -> None:
     bench_latency(settings)
 
 
+def _bench_compare(settings: CompareSettings) -> None:
+    from quire.bench.compare import bench_compare
+
+    bench_compare(settings)
+
+
 _SERVE: Final = "Serve"
 _USE: Final = "Use a running server"
 _MEASURE: Final = "Measure"
@@ -148,3 +154,6 @@ add_command(
 )
 add_command(bench, "throughput", ThroughputSettings, _bench_throughput, "Time many requests given at once.")
 add_command(bench, "latency", LatencySettings, _bench_latency, "Time a batch, again and again.")
+add_command(
+    bench, "compare", CompareSettings, _bench_compare, "Hugging Face generate and Quire, side by side, at 1 to N users."
+)
