@@ -15,6 +15,7 @@ from quire.config import ChatOptions
 from quire.errors import QuireError, ServiceUnavailableError
 from quire.gateway.chat.format import ChatFormat
 from quire.gateway.generation import Generation
+from quire.gateway.monitor import Monitor
 from quire.gateway.pooling import Embedder, Embedding, field_names, own_pooling
 from quire.gateway.readiness import Readiness
 from quire.gateway.request_record import RecordKeeper, RequestObserver, RequestRecord
@@ -50,6 +51,7 @@ class Engine:
         self.validator = Validator(tokenizer, limits)
         self.chat_format = chat_format
         self.readiness = Readiness(client, watchdog_timeout)
+        self.monitor = Monitor(client.connection, limits.models[0])
         # Are told of every request; add before the first one.
         self.observers: list[RequestObserver] = []
         self._client = client
@@ -100,6 +102,11 @@ class Engine:
             hidden_size=description.executors[0].hidden_size,
         )
         return cls(tokenizer, client, limits, pooling, ChatFormat(tokenizer, chat_options), watchdog_timeout)
+
+    @property
+    def scheduler(self) -> SchedulerClient:
+        """Where requests go."""
+        return self._client
 
     @cached_property
     def fingerprint(self) -> str:
@@ -166,7 +173,11 @@ class Engine:
         self._client.lose(error)
 
     async def drain(self, answered: Awaitable[None], timeout: float) -> None:
-        """Waits until all calls are answered, at most `timeout` seconds, then fails what still runs."""
+        """Waits until all calls are answered, at most `timeout` seconds, then fails what still runs.
+
+        Onlookers' streams, which have no end of their own, end at once.
+        """
+        self.monitor.end()
         try:
             async with asyncio.timeout(timeout):
                 await answered
@@ -176,6 +187,7 @@ class Engine:
 
     async def close(self) -> None:
         """Aborts what runs and leaves nothing behind."""
+        self.monitor.end()
         self._fail_running()
         await self._client.close()
         await self.validator.close()

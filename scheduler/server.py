@@ -19,6 +19,8 @@ from quire.scheduler.executor_client import ExecutorClient
 from quire.scheduler.executor_link import ExecutorConnector, ExecutorLink
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.lane import Lane, scheduler_state
+from quire.scheduler.metrics import MetricStore
+from quire.scheduler.monitor.service import MonitorService
 from quire.scheduler.outputs import OutputRouter
 from quire.scheduler.pool_growth import grow
 from quire.scheduler.pool_home import PoolHome, open_pool
@@ -27,6 +29,7 @@ from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.service import SchedulerService
 from quire.scheduler.step_loop import StepLoop, Work
 from quire.scheduler.watchdog import Watchdog
+from quire.v1 import monitor_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +50,17 @@ async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSig
         router, work = OutputRouter(), Work()
         router.announce(scheduler_state(scheduler))
         lanes = _make_lanes(settings, met, scheduler, router, work)
+        metrics = MetricStore(met.description.max_model_len)
         for lane in lanes:
             cleanup.push_async_callback(lane.close)
+            lane.steps.observers.append(metrics.observe_step)
 
         server = new_server()
         admission = _make_admission(settings, scheduler)
-        service = SchedulerService(met.description, scheduler, admission, router, work, lanes)
+        service = SchedulerService(met.description, scheduler, admission, router, work, lanes, metrics)
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(service, server)
+        monitor = MonitorService(scheduler, met.description.model)
+        monitor_pb2_grpc.add_MonitorServiceServicer_to_server(monitor, server)
         bind(server, settings.listen)
         await server.start()
         cleanup.push_async_callback(server.stop, 1.0)

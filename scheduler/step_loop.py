@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -66,6 +67,8 @@ class StepLoop:
         self._stops = False
         self._in_flight: deque[tuple[StepPlan, StepRecord]] = deque()
         self.records: deque[StepRecord] = deque(maxlen=_NUM_RECORDS)
+        # Are told of every step whose result has been taken in; must be quick and must not raise.
+        self.observers: list[Callable[[StepRecord], None]] = []
 
     @property
     def is_busy(self) -> bool:
@@ -120,5 +123,7 @@ class StepLoop:
         events = self._scheduler.update_from_output(plan, result)
         self._in_flight.popleft()
         self._router.publish(events)
+        for observe in self.observers:
+            observe(record)
         # Blocks and slots may be free now that another executor's sequences wait for.
         self._work.notify()

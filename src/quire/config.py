@@ -262,13 +262,16 @@ class TraceOptions(Settings):
     )
 
 
+MetricsAlias: TypeAlias = Literal["vllm"]
+
+
 class ObservationOptions(Settings):
     """What the server tells of itself."""
 
     panel: ClassVar[Panel] = Panel.OBSERVABILITY
 
-    metrics_alias: Literal["vllm"] | None = Field(
-        None, description="Give each metric of /metrics a second time under vLLM's prefix, for boards made for vLLM."
+    metrics_alias: MetricsAlias | None = Field(
+        None, description="Give the metrics that vLLM has a second time under its prefix, for boards made for it."
     )
     enable_log_requests: bool = Field(True, description="Log a line for each request when it ends, with its timings.")
     log_prompts: bool = Field(False, description="Write prompts and outputs into these lines too.")

@@ -20,6 +20,7 @@ from quire.cli.settings_command import add_command
 from quire.config import ExecutorSettings, GatewaySettings, SchedulerSettings
 from quire.errors import QuireError
 from quire.grpc_cli import app as grpc_app
+from quire.inspect.command import inspect as inspect_pool
 from quire.process import run_process
 from quire.supervision.commands import status, upgrade
 
@@ -119,6 +120,7 @@ app.command(rich_help_panel=_USE)(complete)
 app.add_typer(grpc_app, name="grpc", rich_help_panel=_USE)
 app.add_typer(bench, name="bench", rich_help_panel=_MEASURE)
 app.command(rich_help_panel=_LOOK)(status)
+app.command("inspect", rich_help_panel=_LOOK)(inspect_pool)
 app.command(rich_help_panel=_LOOK)(version)
 add_command(
     app, "gateway", GatewaySettings, _gateway, "Run a gateway alone: gRPC and REST for clients.", panel=_PROCESSES
