@@ -70,7 +70,9 @@ def check_reusable(
         raise KvPoolError("it is of another model, KV format or block size")
     exact = _exact_size(settings, layout.block_bytes)
     if exact is not None and layout.num_blocks != exact[1] // layout.block_bytes:
-        raise KvPoolError(f"it has {_gib(layout.num_blocks * layout.block_bytes)}, {flag_name(exact[0])} is {_gib(exact[1])}")
+        raise KvPoolError(
+            f"it has {_gib(layout.num_blocks * layout.block_bytes)}, {flag_name(exact[0])} is {_gib(exact[1])}"
+        )
     _check_longest(layout.num_blocks, layout, model)
 
 
