@@ -15,8 +15,9 @@ import typer
 
 from quire.bench.settings import CompareSettings, LatencySettings, ServeBenchSettings, ThroughputSettings
 from quire.cli.clients import chat, complete, hash_key
+from quire.cli.serve_command import add_serve
 from quire.cli.settings_command import add_command
-from quire.config import ExecutorSettings, GatewaySettings, SchedulerSettings, ServeSettings
+from quire.config import ExecutorSettings, GatewaySettings, SchedulerSettings
 from quire.errors import QuireError
 from quire.grpc_cli import app as grpc_app
 from quire.inspect.command import inspect as inspect_pool
@@ -62,12 +63,6 @@ def _options(
     ] = False,
 ) -> None:
     """Serve large language models."""
-
-
-def _serve(settings: ServeSettings) -> None:
-    from quire.serve import serve
-
-    raise typer.Exit(serve(settings))
 
 
 def _gateway(settings: GatewaySettings) -> None:
@@ -124,15 +119,7 @@ _MEASURE: Final = "Measure"
 _LOOK: Final = "Look inside"
 _PROCESSES: Final = "Single processes, as `quire serve` starts them"
 
-add_command(
-    app,
-    "serve",
-    ServeSettings,
-    _serve,
-    "Serve a model on this host: gateway, scheduler and executors.",
-    panel=_SERVE,
-    takes_model=True,
-)
+add_serve(app, _SERVE)
 app.command(rich_help_panel=_SERVE)(upgrade)
 app.command("hash-key", rich_help_panel=_SERVE)(hash_key)
 app.command(rich_help_panel=_USE)(chat)
