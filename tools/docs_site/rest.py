@@ -11,23 +11,35 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 from docs_site.grpc import field_comments
 from quire.config import AccessOptions
 from quire.gateway.access import Access
-from quire.gateway.engine import Engine
 from quire.gateway.rest import create_app
 
 _METHODS = ("get", "post", "put", "delete", "patch")
 _FIELD = re.compile(r"^ {4}(\w+): ")
 
 
+class _Absent:
+    """Stands for what routes use only when they are called, which they are not."""
+
+    def __getattr__(self, name: str) -> _Absent:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+
 @cache
 def document() -> dict[str, Any]:
-    """What /openapi.json gives. Routes do nothing with the engine until they are called, so there is none."""
+    """What /openapi.json gives, without a server."""
     options = AccessOptions.load({})
-    return create_app(cast(Engine, None), options, Access(options)).openapi()
+    parts: dict[str, Any] = {"options": options, "access": Access(options)}
+    for name, parameter in inspect.signature(create_app).parameters.items():
+        if parameter.default is inspect.Parameter.empty:
+            parts.setdefault(name, _Absent())
+    return create_app(**parts).openapi()
 
 
 def render_paths() -> str:
@@ -45,7 +57,7 @@ def render_paths() -> str:
 def render_schemas() -> str:
     """A section per schema, in the order of their names."""
     schemas = document()["components"]["schemas"]
-    return "\n\n".join(part for name in sorted(schemas, key=str.lower) for part in _schema(name, schemas[name]))
+    return "\n\n".join(part for name in sorted(schemas, key=_sort_key) for part in _schema(name, schemas[name]))
 
 
 def _operation(path: str, method: str, operation: Mapping[str, Any]) -> Iterator[str]:
@@ -150,6 +162,10 @@ def _bounds(kind: Mapping[str, Any]) -> str:
 def _public(name: str) -> str:
     """A schema's name without what generics and private classes add."""
     return name.strip("_").replace("_", "")
+
+
+def _sort_key(name: str) -> str:
+    return _public(name).lower()
 
 
 def _one_line(text: str) -> str:
