@@ -49,6 +49,7 @@ def test_finished_html_is_followed(tmp_path):
     ]
 
 
+@pytest.mark.slow  # it starts a server
 def test_the_rest_reference_has_every_path_and_field():
     paths, schemas = rest.render_paths(), rest.render_schemas()
     for path, methods in rest.document()["paths"].items():

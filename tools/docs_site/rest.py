@@ -9,37 +9,30 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import sys
+import urllib.request
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
 from docs_site.grpc import field_comments
-from quire.config import AccessOptions
-from quire.gateway.access import Access
-from quire.gateway.rest import create_app
+from quire.config import ServeSettings
+from quire.supervisor import Supervisor
 
+_TIMEOUT_S = 60
 _METHODS = ("get", "post", "put", "delete", "patch")
 _FIELD = re.compile(r"^ {4}(\w+): ")
 
 
-class _Absent:
-    """Stands for what routes use only when they are called, which they are not."""
-
-    def __getattr__(self, name: str) -> _Absent:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self
-
-
 @cache
 def document() -> dict[str, Any]:
-    """What /openapi.json gives, without a server."""
-    options = AccessOptions.load({})
-    parts: dict[str, Any] = {"options": options, "access": Access(options)}
-    for name, parameter in inspect.signature(create_app).parameters.items():
-        if parameter.default is inspect.Parameter.empty:
-            parts.setdefault(name, _Absent())
-    return create_app(**parts).openapi()
+    """What /openapi.json of a real server gives: nothing else makes sure that it is the same."""
+    settings = ServeSettings.load({"port": 0, "grpc_port": 0, "kv_cache_memory": "16MiB", "log_level": "error"})
+    with Supervisor(settings) as supervisor:
+        port = supervisor.start(gateway=settings)["port"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/openapi.json", timeout=_TIMEOUT_S) as answer:
+            description: dict[str, Any] = json.load(answer)
+    return description
 
 
 def render_paths() -> str:
@@ -192,8 +185,8 @@ def _comments() -> dict[str, dict[str, str]]:
 
 
 def _classes() -> Iterator[type]:
-    """All classes of the gateway's modules that are loaded, which all that have schemas are."""
-    import sys
+    """All classes of the gateway's modules that its application loads, which all that have schemas are."""
+    import quire.gateway.rest  # noqa: F401
 
     for name, module in list(sys.modules.items()):
         if name.startswith("quire.gateway."):
