@@ -19,11 +19,11 @@ from quire.gateway.anthropic import routes as anthropic_routes
 from quire.gateway.api_docs import docs_routes
 from quire.gateway.cors import CorsPolicy, RawHeaders
 from quire.gateway.engine import Engine
+from quire.gateway.live_page import FILES_PATH, page_routes
 from quire.gateway.metrics import RequestMetrics
 from quire.gateway.metrics_report import MetricsReporter
 from quire.gateway.metrics_routes import metrics_routes
 from quire.gateway.monitor_routes import monitor_routes
-from quire.gateway.live_page import FILES_PATH, page_routes
 from quire.gateway.openai import embeddings, models, routes, similarity, tokenization
 from quire.gateway.openai.errors import error_response, install_error_handlers
 from quire.gateway.openai.responses import routes as responses_routes
