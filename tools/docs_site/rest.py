@@ -21,6 +21,7 @@ from quire.supervisor import Supervisor
 
 _TIMEOUT_S = 60
 _METHODS = ("get", "post", "put", "delete", "patch")
+_DEFAULT = re.compile(r"Default:? ([^.]+)\.")
 _FIELD = re.compile(r"^ {4}(\w+): ")
 
 
@@ -107,7 +108,8 @@ def _schema(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
             ignored.append(f"`{field}`")
         else:
             about = _one_line(about or comments.get(field) or _sampling_comments().get(field, ""))
-            default = "required" if field in required else _default(kind)
+            about, default = _split_default(about)
+            default = "required" if field in required else _default(kind) or default
             fields.append(f"| `{field}` | {_type(kind)} | {default} | {about} |")
     if fields:
         yield "\n".join(["| field | type | default | |", "|---|---|---|---|", *fields])
@@ -115,6 +117,12 @@ def _schema(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
         yield f"Taken, and without influence on the answer: {', '.join(ignored)}."
     if refused:
         yield f"Known but not implemented, and refused but for the values named: {', '.join(refused)}."
+
+
+def _split_default(about: str) -> tuple[str, str]:
+    """What a description says, and what it says of the default."""
+    match = _DEFAULT.search(about)
+    return (about, "") if match is None else (about.replace(match[0], "").strip(), match[1])
 
 
 def _default(kind: Mapping[str, Any]) -> str:
