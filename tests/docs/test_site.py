@@ -89,6 +89,6 @@ def test_errors_and_examples_are_whole():
 
 
 def test_every_flag_of_serve_is_in_the_reference():
-    text = pages.generators()["serve_flags"]()
+    text = pages.generators()["flags"]()
     missing = [name for name in ServeSettings.model_fields if f"--{name.replace('_', '-')}" not in text]
     assert not missing
