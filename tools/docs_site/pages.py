@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from docs_site import errors, examples, grpc, python_api, rest
+from docs_site import errors, examples, grpc, metrics, python_api, rest
 from docs_site.links import SiteMap, for_site
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +46,7 @@ def generators() -> dict[str, Callable[[], str]]:
         "rest_schemas": rest.render_schemas,
         "grpc": grpc.render_services,
         "python_api": python_api.render,
+        "vllm_metrics": metrics.render,
         "errors": errors.render,
         "examples": examples.render,
     }
