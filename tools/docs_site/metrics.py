@@ -8,8 +8,9 @@ from quire.metrics import METRICS, Metric
 def render() -> str:
     """A row per metric that both have, then what only Quire has."""
     rows = ["| vLLM | Quire | kind |", "|---|---|---|"]
-    rows += [f"| `vllm:{_name(metric)}` | `quire:{_name(metric)}` | {_kind(metric)} |" for metric in METRICS if metric.is_vllms]
-    own = ", ".join(f"`quire:{_name(metric)}`" for metric in METRICS if not metric.is_vllms)
+    shared = [metric for metric in METRICS.values() if metric.is_vllms]
+    rows += [f"| `vllm:{_name(metric)}` | `quire:{_name(metric)}` | {_kind(metric)} |" for metric in shared]
+    own = ", ".join(f"`quire:{_name(metric)}`" for metric in METRICS.values() if not metric.is_vllms)
     return "\n".join(rows) + f"\n\nOnly Quire has {own}."
 
 
