@@ -12,13 +12,15 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from quire.errors import DeadlineError, InvalidRequestError, ServiceUnavailableError
-from quire.gateway.access import Access, tenant_of_call
+from quire.errors import DeadlineError, InvalidRequestError, QuireError, ServiceUnavailableError
+from quire.gateway.access import Access, headers_of, tenant_of_call
 from quire.gateway.engine import Engine
 from quire.gateway.grpc_api.embeddings import embed
 from quire.gateway.grpc_api.idempotency import RunRegistry, run_once
 from quire.gateway.grpc_api.requests import chat_prompt, check_well_formed
 from quire.gateway.grpc_api.runs import AbortReason, ResponseRun, start_run
+from quire.gateway.origin import Origin
+from quire.gateway.refusal_log import RefusalLog
 from quire.gateway.tenants import Tenant
 from quire.internal.v1 import scheduler_pb2
 from quire.rpc import errors_to_status
@@ -29,6 +31,9 @@ _MAX_REQUEST_ID_LENGTH = 256
 # of time.
 _DEADLINE_SLACK_S = 0.05
 
+# Of the methods' names.
+_PREFIX = "/quire.v1.GenerateService/"
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -38,8 +43,9 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
     A deadline that passes and a client that cancels end the call's task, wherever it waits; that aborts the request.
     """
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, refusals: RefusalLog) -> None:
         self._access = access
+        self._refusals = refusals
         self._attached: Engine | None = None
         self._calls: set[Context] = set()
         self._idle = asyncio.Event()
@@ -62,8 +68,9 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
         self, request: generate_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[generate_pb2.GenerateResponse]:
         """See the proto."""
-        async with errors_to_status(context):
+        async with errors_to_status(context), self._noting("Generate", request):
             engine, tenant = self._begin(request, context)
+            origin = _origin("Generate", context)
             _check_time_left(context)
             if len(request.request_id) > _MAX_REQUEST_ID_LENGTH:
                 message = f"request_id is longer than {_MAX_REQUEST_ID_LENGTH} characters"
@@ -71,7 +78,7 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
             request_id = request.request_id or uuid.uuid4().hex
 
             async def start() -> ResponseRun:
-                return await start_run(engine, request, request_id, tenant)
+                return await start_run(engine, request, request_id, tenant, origin)
 
             def leaving() -> AbortReason:
                 return _leaving(context)
@@ -127,9 +134,9 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
         self, request: generate_pb2.EmbedRequest, context: Context
     ) -> generate_pb2.EmbedResponse:
         """See the proto."""
-        async with errors_to_status(context):
+        async with errors_to_status(context), self._noting("Embed", request):
             engine, tenant = self._begin(request, context)
-            return await embed(engine, request, tenant)
+            return await embed(engine, request, tenant, _origin("Embed", context))
 
     def _begin(self, request: Message, context: Context) -> tuple[Engine, Tenant]:
         """The engine, if it serves the request's model, and who calls; an empty name means whichever it serves."""
@@ -144,10 +151,23 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
         context.add_done_callback(self._end)  # type: ignore[arg-type]  # the stubs want a class of theirs
         return self._attached, tenant
 
+    @contextlib.asynccontextmanager
+    async def _noting(self, method: str, request: Message) -> AsyncIterator[None]:
+        """Notes what is refused in the block."""
+        try:
+            yield
+        except QuireError as error:
+            self._refusals.note(error, _PREFIX + method, getattr(request, "request_id", ""))
+            raise
+
     def _end(self, context: Context) -> None:
         self._calls.discard(context)
         if not self._calls:
             self._idle.set()
+
+
+def _origin(method: str, context: Context) -> Origin:
+    return Origin.of(_PREFIX + method, headers_of(context.invocation_metadata()))
 
 
 def _content(request: generate_pb2.GenerateRequest) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from quire.errors import QuireError
 from quire.gateway.best_of import BestOf
 from quire.gateway.detokenizer import Detokenizer
@@ -123,7 +125,7 @@ class Generation:
                 chunk = await self._stream.next_chunk()
             except QuireError as error:
                 self._closed = True  # whoever failed the stream has ended the request
-                self._keeper.end((), error)
+                self._end((), error)
                 raise
             delta = self._advance(chunk)
             if delta.deltas:
@@ -135,7 +137,7 @@ class Generation:
         if not self._closed:
             self._closed = True
             self._client.abort(self._stream, reason)
-            self._keeper.end(["abort"])
+            self._end(["abort"])
 
     def _advance(self, chunk: StepChunk) -> GenerationDelta:
         if chunk.cached_tokens is not None:
@@ -154,6 +156,9 @@ class Generation:
         if self._best_of is not None:
             self._best_of.add(deltas)
             deltas = [] if self._num_unfinished else self._best_of.best()
+        if self._keeper.record.outputs is not None:
+            for delta in deltas:
+                self._keeper.text(delta.index, delta.text)
         prompt_logprobs = None
         if deltas and self._prompt_logprobs is not None:
             prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, None
@@ -161,8 +166,12 @@ class Generation:
             return GenerationDelta(deltas, prompt_logprobs=prompt_logprobs)
         self._closed = True
         self._client.release(self._stream)
-        self._keeper.end(self._finish_reasons)
+        self._end(self._finish_reasons)
         return GenerationDelta(deltas, self._usage(), prompt_logprobs)
+
+    def _end(self, reasons: Iterable[FinishReason], error: QuireError | None = None) -> None:
+        self._keeper.record.num_attempts = max(1, self._stream.attempt + 1)
+        self._keeper.end(reasons, error)
 
     def _keep_prompt_logprobs(self, chunk: StepChunk) -> None:
         known = self._prompt_logprobs

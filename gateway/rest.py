@@ -23,9 +23,11 @@ from quire.gateway.openai import embeddings, models, routes, similarity, tokeniz
 from quire.gateway.openai.errors import error_response, install_error_handlers
 from quire.gateway.openai.responses import routes as responses_routes
 from quire.gateway.openai.schemas import add_components
+from quire.gateway.origin import Origin, set_origin
+from quire.gateway.refusal_log import RefusalLog
 from quire.gateway.request_ids import begin_request_id, request_id_of
 from quire.gateway.server_routes import server_routes
-from quire.gateway.tenants import set_tenant, tenant_of
+from quire.gateway.tenants import ANONYMOUS, set_tenant, tenant_of
 from quire.gateway.tls import peer_name
 
 logger = logging.getLogger(__name__)
@@ -42,9 +44,9 @@ _GATEWAY_ONLY = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_token
 _PARTS = (routes, responses_routes, embeddings, similarity, tokenization, anthropic_routes)
 
 
-def create_app(engine: Engine, options: AccessOptions, access: Access) -> FastAPI:
+def create_app(engine: Engine, options: AccessOptions, access: Access, refusals: RefusalLog) -> FastAPI:
     """The application for one served model."""
-    app = _Application(engine, options, access)
+    app = _Application(engine, options, access, refusals)
     install_error_handlers(app)
     for router in (
         routes.generation_routes(engine),
@@ -73,11 +75,12 @@ class _Application(FastAPI):
     applications leave to middleware is done here: request ids, API keys, CORS, the root path.
     """
 
-    def __init__(self, engine: Engine, options: AccessOptions, access: Access) -> None:
+    def __init__(self, engine: Engine, options: AccessOptions, access: Access, refusals: RefusalLog) -> None:
         description = "OpenAI-compatible REST API of Quire."
         super().__init__(title="Quire", version=__version__, description=description, docs_url=None, redoc_url=None)
         self._engine = engine
         self._access = access
+        self._refusals = refusals
         self._cors = CorsPolicy(options)
         self._root_path = options.root_path
         # By path; all are POST.
@@ -106,7 +109,8 @@ class _Application(FastAPI):
         elif (response := self._refusal(scope, path, headers)) is not None:
             pass
         elif endpoint is not None:
-            response = await _call(endpoint, Request(scope, receive), self._error_writers[path])
+            set_origin(scope, Origin.of(path, headers))
+            response = await self._call(endpoint, Request(scope, receive), path)
         else:
             # A server leaves out the body of an answer to HEAD.
             get = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
@@ -138,8 +142,23 @@ class _Application(FastAPI):
             if path in self._short_ways and path not in _GATEWAY_ONLY and scope["method"] == "POST":
                 self._engine.check_load(tenant_of(scope))
         except QuireError as error:
-            return self._error_writers.get(path, _answer_error)(error, scope)
+            return self._refuse(error, scope, path)
         return None
+
+    async def _call(self, endpoint: Endpoint, request: Request, path: str) -> Response:
+        try:
+            return await endpoint(request)
+        except QuireError as error:
+            return self._refuse(error, request.scope, path)
+        except Exception as error:
+            logger.exception("request %s failed", request_id_of(request.scope))
+            return self._error_writers[path](error, request.scope)
+
+    def _refuse(self, error: QuireError, scope: Scope, path: str) -> Response:
+        if path in self._short_ways:
+            tenant = scope["state"].get("tenant", ANONYMOUS)
+            self._refusals.note(error, path, request_id_of(scope), tenant.name)
+        return self._error_writers.get(path, _answer_error)(error, scope)
 
     def _local_path(self, scope: Scope) -> str:
         """The path below the root path, which a proxy may have taken off or not; the scope then has both."""
@@ -148,15 +167,6 @@ class _Application(FastAPI):
         if root:
             scope["root_path"], scope["path"] = root, root + local
         return local
-
-
-async def _call(endpoint: Endpoint, request: Request, answer_error: ErrorWriter) -> Response:
-    try:
-        return await endpoint(request)
-    except Exception as error:
-        if not isinstance(error, QuireError):
-            logger.exception("request %s failed", request_id_of(request.scope))
-        return answer_error(error, request.scope)
 
 
 def _id_header(scope: Scope) -> tuple[bytes, bytes]:

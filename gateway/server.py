@@ -8,6 +8,8 @@ import resource
 from quire.config import GatewaySettings
 from quire.gateway.engine import Engine
 from quire.gateway.listeners import Listeners
+from quire.gateway.refusal_log import RefusalLog
+from quire.gateway.request_log import RequestLog
 from quire.process import StatusReporter, StopSignal, settle_garbage_collection, unless_stopped
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
         settings,
         settings,
         settings,
+        RefusalLog(enabled=settings.enable_log_requests),
         reuse_port=settings.reuse_port,
     )
     try:
@@ -35,6 +38,7 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
         if engine is None:
             return
         try:
+            _observe(engine, settings)
             await listeners.serve(engine, settings.shutdown_timeout)
             settle_garbage_collection()
             status.ready(port=listeners.port, grpc_port=listeners.grpc_port)
@@ -48,6 +52,13 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
             await engine.close()
     finally:
         await listeners.close()
+
+
+def _observe(engine: Engine, settings: GatewaySettings) -> None:
+    """Has requests written to the log."""
+    if settings.enable_log_requests:
+        engine.observers.append(RequestLog(settings.log_format, settings.max_log_len))
+        engine.recorder.keeps_text = settings.log_prompts
 
 
 def _allow_descriptors() -> None:
