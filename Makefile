@@ -15,7 +15,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-clients lint types protos native format bench bench-peers bench-chaos test-chaos soak clean
+.PHONY: help run test test-slow test-clients lint types protos native format bench bench-peers bench-chaos test-chaos soak docs clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -80,6 +80,9 @@ bench-peers: setup ## The same work by vLLM, llama.cpp, OpenVINO GenAI and us (h
 
 bench-chaos: setup ## What recovery takes, measured by the chaos tests, into docs/reliability.md
 	$(PYTHON) benchmarks/chaos.py
+
+docs: setup ## The documents as one site, in build/docs/index.html
+	@PYTHONPATH=tools $(PYTHON) -m docs_site
 
 clean: ## Remove everything that was built or installed
 	rm -rf .venv .venv-clients tests/clients/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from quire.kv_journal import KvJournal
+from quire.kv_journal import KvJournal, chain_hash
 from quire.scheduler.block_pool import Block, BlockPool, CachedPrefix
-from quire.scheduler.prefix_cache import PrefixCache, chain_hash
+from quire.scheduler.prefix_cache import PrefixCache
 from quire.scheduler.prefix_journal import PrefixJournal
 from quire.scheduler.sequence import Sequence
 

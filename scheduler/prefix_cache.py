@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 
+from quire.kv_journal import chain_hash
 from quire.scheduler.block_pool import Block, BlockPool, CachedPrefix
 from quire.scheduler.prefix_journal import PrefixJournal
 
@@ -16,11 +17,6 @@ from quire.scheduler.prefix_journal import PrefixJournal
 def extra_key_digest(key: bytes) -> bytes:
     """What separates prompts, as the prefix cache and the journal keep it: 32 bytes, or none where there is no key."""
     return hashlib.sha256(key).digest() if key else b""
-
-
-def chain_hash(parent: bytes, tokens: bytes, extra_key: bytes) -> bytes:
-    """The 32-byte name of a block; `parent` is empty for a sequence's first block."""
-    return hashlib.sha256(parent + tokens + extra_key).digest()
 
 
 class PrefixCache:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from quire.columns import pack_u32, unpack_u32
+from quire.columns import pack_u32, pack_u64, unpack_u32
 from quire.errors import InvalidRequestError, UnreachedError
 from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
 from quire.rpc import errors_to_status
@@ -125,6 +125,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
     ) -> scheduler_pb2.GetKvCacheStateResponse:
         scheduler, cache = self._scheduler, self._scheduler.kv_cache
         live = [sequence for request_ in scheduler.requests.values() for sequence in request_.sequences]
+        blocks = cache.pool.blocks if request.with_blocks else []
         return scheduler_pb2.GetKvCacheStateResponse(
             num_blocks=cache.pool.num_blocks,
             block_size=cache.block_size,
@@ -151,6 +152,10 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             num_copied_blocks=cache.num_copies,
             num_lost_executors=scheduler.num_lost_lanes,
             num_restored_blocks=cache.num_restored,
+            ref_counts=pack_u32(block.ref_count for block in blocks),
+            retiring=pack_u32(block.retiring for block in blocks),
+            content_numbers=pack_u64(block.prefix.number if block.prefix else 0 for block in blocks),
+            num_usable_blocks=cache.pool.num_usable,
         )
 
     async def ListStepRecords(  # noqa: N802

@@ -20,6 +20,7 @@ Torch-free, since the scheduler imports it.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
 from collections.abc import Iterator
@@ -35,6 +36,11 @@ _LAST_USE: Final = struct.Struct("<Q")
 _NO_KEY: Final = bytes(HASH_BYTES)
 # Nobody counts so far.
 _MAX_LAST_USE: Final = 2**63
+
+
+def chain_hash(parent: bytes, tokens: bytes, extra_key: bytes) -> bytes:
+    """The 32-byte name of a block's content; `parent` is empty for a sequence's first block."""
+    return hashlib.sha256(parent + tokens + extra_key).digest()
 
 
 def record_bytes(block_size: int) -> int:

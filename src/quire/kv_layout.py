@@ -39,6 +39,8 @@ MAGIC: Final = b"QUIREKV\0"
 _HEADER: Final = struct.Struct("<8sIIIIQ16s32sII")
 _GROUP: Final = struct.Struct("<IIIII")
 _CRC: Final = struct.Struct("<I")
+# Where every version of the format has its own number.
+_VERSION: Final = struct.Struct("<8sI")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +155,14 @@ class KvPoolHeader:
         """Reads a header page. Raises KvPoolError for one that is damaged or of another version."""
         if len(header) < HEADER_BYTES:
             raise KvPoolError(f"the KV pool's header has {len(header)} bytes instead of {HEADER_BYTES}")
-        magic, version, block_size, num_blocks, num_ranks, epoch, boot, fingerprint, state, num_groups = (
-            _HEADER.unpack_from(header)
-        )
-        if magic != MAGIC:
+        version = find_version(header)
+        if version is None:
             raise KvPoolError("not a KV pool: its first bytes are not a KV pool's magic")
         if version != LAYOUT_VERSION:
             raise KvPoolError(f"the KV pool has layout version {version}, this program reads {LAYOUT_VERSION}")
+        _, _, block_size, num_blocks, num_ranks, epoch, boot, fingerprint, state, num_groups = _HEADER.unpack_from(
+            header
+        )
         end = _HEADER.size + num_groups * _GROUP.size
         if end + _CRC.size > HEADER_BYTES or _CRC.unpack_from(header, end) != (zlib.crc32(header[:end]),):
             raise KvPoolError("the KV pool's header is damaged: its checksum does not match")
@@ -170,6 +173,14 @@ class KvPoolHeader:
             raise KvPoolError(f"the KV pool is in state {state}, which this program does not know")
         layout = KvPoolLayout(block_size, num_blocks, num_ranks, epoch, fingerprint, groups)
         return cls(layout, PoolState(state), boot)
+
+
+def find_version(header: bytes) -> int | None:
+    """The layout version of what begins as a pool does; None for all else."""
+    if len(header) < _VERSION.size or not header.startswith(MAGIC):
+        return None
+    version: int = _VERSION.unpack_from(header)[1]
+    return version
 
 
 def _whole_pages(size: int) -> int:

@@ -13,9 +13,8 @@ from support.fake_executor import FakeKvMemory, digests
 from support.scheduling import Bench
 
 from quire.columns import unpack_u32
-from quire.kv_journal import KvJournal, record_bytes
+from quire.kv_journal import KvJournal, chain_hash, record_bytes
 from quire.scheduler.block_pool import CachedPrefix
-from quire.scheduler.prefix_cache import chain_hash
 from quire.scheduler.prefix_journal import PrefixJournal
 
 MAX_IN_FLIGHT = 3

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 
 import quire.scheduler.prefix_cache as module
+from quire.kv_journal import chain_hash
 from quire.scheduler.block_pool import Block, BlockPool, CachedPrefix
-from quire.scheduler.prefix_cache import PrefixCache, chain_hash
+from quire.scheduler.prefix_cache import PrefixCache
 
 
 def _hash(parent: CachedPrefix | None, tokens: bytes, extra_key: bytes) -> bytes:
