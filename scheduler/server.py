@@ -25,6 +25,7 @@ from quire.scheduler.pool_home import PoolHome, open_pool
 from quire.scheduler.request_checks import SchedulerLimits
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.service import SchedulerService
+from quire.scheduler.stats_log import log_stats
 from quire.scheduler.step_loop import StepLoop, Work
 from quire.scheduler.watchdog import Watchdog
 
@@ -61,6 +62,8 @@ async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSig
         settle_garbage_collection()
         status.ready()
         activities = [lane.run() for lane in lanes]
+        if not settings.disable_log_stats:
+            activities.append(log_stats(scheduler, [lane.steps for lane in lanes]))
         if met.home.pool is not None:
             activities.append(grow(met.home.pool, scheduler.kv_cache.pool, work))
         await unless_stopped(_run_all(activities), stop)

@@ -66,6 +66,9 @@ class StepLoop:
         self._stops = False
         self._in_flight: deque[tuple[StepPlan, StepRecord]] = deque()
         self.records: deque[StepRecord] = deque(maxlen=_NUM_RECORDS)
+        # Computed tokens of prompts, and tokens of outputs.
+        self.num_prompt_tokens = 0
+        self.num_generated_tokens = 0
 
     @property
     def is_busy(self) -> bool:
@@ -120,5 +123,7 @@ class StepLoop:
         events = self._scheduler.update_from_output(plan, result)
         self._in_flight.popleft()
         self._router.publish(events)
+        self.num_prompt_tokens += record.num_prefill_tokens
+        self.num_generated_tokens += len(events.token_ids)
         # Blocks and slots may be free now that another executor's sequences wait for.
         self._work.notify()

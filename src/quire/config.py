@@ -290,11 +290,21 @@ class OperationOptions(_Settings):
     log_format: Literal["text", "json"] = Field("text", description="Lines for people, or one JSON object each.")
 
 
+class StatisticsOptions(_Settings):
+    """Statistics."""
+
+    disable_log_stats: bool = Field(
+        False, description="Do not log throughput, requests and cache usage every ten seconds."
+    )
+
+
 class TraceOptions(_Settings):
     """Traces."""
 
     otlp_traces_endpoint: str | None = Field(
-        None, description="Collector that gets a trace of each request (OTLP over gRPC), such as http://localhost:4317."
+        None,
+        pattern=r"^https?://[^/\s]+/?$",
+        description="Collector that gets a trace of each request (OTLP over gRPC), such as http://localhost:4317.",
     )
 
 
@@ -347,7 +357,9 @@ class ExecutorSettings(ModelOptions, PrecisionOptions, SandboxOptions, ListenOpt
     index: int = Field(0, ge=0, description="Number of this executor, for its name.")
 
 
-class SchedulerSettings(CacheOptions, SchedulingOptions, TraceOptions, ListenOptions, ProcessOptions):
+class SchedulerSettings(
+    CacheOptions, SchedulingOptions, StatisticsOptions, TraceOptions, ListenOptions, ProcessOptions
+):
     """`quire scheduler`."""
 
     executors: list[str] = Field(min_length=1, description="Addresses of the executors (repeat the flag).")
@@ -387,6 +399,7 @@ class ServeSettings(
     EdgeOptions,
     ChatOptions,
     ObservationOptions,
+    StatisticsOptions,
     TraceOptions,
 ):
     """`quire serve`: everything on this host."""

@@ -76,9 +76,9 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        given = record.__dict__
-        for name in given.keys() - _OWN_ATTRIBUTES:
-            line.setdefault(name, given[name])
+        for name, value in record.__dict__.items():
+            if name not in _OWN_ATTRIBUTES:
+                line.setdefault(name, value)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
