@@ -144,7 +144,11 @@ class Engine:
             cache_salt=request.context.cache_salt.encode(),
             trace_parent=keeper.record.trace_parent,
         )
-        stream = await self._client.submit(message)
+        try:
+            stream = await self._client.submit(message)
+        except QuireError as error:
+            keeper.refused(error)
+            raise
         keeper.submitted()
         return Generation(request, stream, self._client, self.tokenizer, keeper)
 

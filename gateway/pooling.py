@@ -149,8 +149,12 @@ class Embedder:
             cache_salt=context.cache_salt.encode(),
             trace_parent=keeper.record.trace_parent,
         )
-        async with self._submitting:
-            stream = await self._client.submit(message)
+        try:
+            async with self._submitting:
+                stream = await self._client.submit(message)
+        except QuireError as error:
+            keeper.refused(error)
+            raise
         keeper.submitted()
         try:
             chunk = await stream.next_chunk()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from quire.errors import QuireError
 from quire.gateway.origin import Origin
@@ -40,8 +40,10 @@ class RequestRecord:
     # Prompt and outputs (by sequence, in pieces): only for --log-prompts.
     prompt: str | Sequence[int] | None = None
     outputs: dict[int, list[str]] | None = None
-    # W3C `traceparent` of its own span, or empty: it is not traced.
+    # Of its own span, if it is traced: W3C `traceparent`, the span, and what makes a time since the epoch of our clock.
     trace_parent: str = ""
+    span: Any = None
+    clock_offset_ns: int = 0
     submitted_s: float = 0.0
     # How long the scheduler's queue held it before its first step.
     queued_s: float = 0.0
@@ -100,7 +102,10 @@ class RequestTracer(Protocol):
     """Begins the span of a request."""
 
     def begin(self, record: RequestRecord) -> None:
-        """Sets `record.trace_parent` if the request is traced. The rest is told as to an observer."""
+        """Sets `record.trace_parent` if the request is traced."""
+
+    def on_end(self, record: RequestRecord) -> None:
+        """The record is complete, be it that the scheduler has refused the request."""
 
 
 class Recorder:
@@ -138,17 +143,26 @@ class Recorder:
             record.prompt, record.outputs = prompt, {}
         if self.tracer is not None:
             self.tracer.begin(record)
-        return RecordKeeper(record, self.observers)
+        return RecordKeeper(record, self.observers, self.tracer)
 
 
 class RecordKeeper:
     """Writes one record and tells the observers."""
 
-    __slots__ = ("_observers", "record")
+    __slots__ = ("_observers", "_tracer", "record")
 
-    def __init__(self, record: RequestRecord, observers: Sequence[RequestObserver]) -> None:
+    def __init__(
+        self, record: RequestRecord, observers: Sequence[RequestObserver], tracer: RequestTracer | None = None
+    ) -> None:
         self.record = record
         self._observers = observers
+        self._tracer = tracer
+
+    def refused(self, error: QuireError) -> None:
+        """The scheduler does not take it: that is no request for the observers."""
+        self.record.ended_s, self.record.error = time.monotonic(), error
+        if self._tracer is not None:
+            self._tracer.on_end(self.record)
 
     def submitted(self) -> None:
         """The scheduler has it."""
@@ -184,3 +198,5 @@ class RecordKeeper:
         record.error = error
         for observer in self._observers:
             observer.on_end(record)
+        if self._tracer is not None:
+            self._tracer.on_end(record)

@@ -6,13 +6,16 @@ import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from quire.errors import QuireError
 from quire.scheduler.executor_client import StepChannel
 from quire.scheduler.outputs import OutputRouter
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.step_plan import StepPlan
+
+if TYPE_CHECKING:
+    from quire.scheduler.tracing import SchedulerTracing  # imports OpenTelemetry
 
 # One that is computed and one that waits for it: planning then costs the executor no time.
 MAX_STEPS_IN_FLIGHT: Final = 2
@@ -55,7 +58,14 @@ class StepLoop:
     """The loop of one lane."""
 
     def __init__(
-        self, lane: int, scheduler: Scheduler, channel: StepChannel, router: OutputRouter, work: Work, epoch: int
+        self,
+        lane: int,
+        scheduler: Scheduler,
+        channel: StepChannel,
+        router: OutputRouter,
+        work: Work,
+        epoch: int,
+        tracing: SchedulerTracing | None = None,
     ) -> None:
         self.lane = lane
         self._scheduler = scheduler
@@ -63,6 +73,7 @@ class StepLoop:
         self._router = router
         self._work = work
         self._epoch = epoch
+        self._tracing = tracing
         self._stops = False
         self._in_flight: deque[tuple[StepPlan, StepRecord]] = deque()
         self.records: deque[StepRecord] = deque(maxlen=_NUM_RECORDS)
@@ -113,6 +124,8 @@ class StepLoop:
         for chunk in plan.chunks:
             request = plan.sequences[chunk.row].request
             request.first_planned_ns = request.first_planned_ns or now
+        if self._tracing is not None and not self._tracing.is_idle:
+            self._tracing.planned(plan, now)
 
     async def _receive(self) -> None:
         result = await self._channel.receive()
@@ -122,6 +135,8 @@ class StepLoop:
         record.result_received_ns = time.monotonic_ns()
         events = self._scheduler.update_from_output(plan, result)
         self._in_flight.popleft()
+        if self._tracing is not None and not self._tracing.is_idle:
+            self._tracing.computed(plan, record, result, events)
         self._router.publish(events)
         self.num_prompt_tokens += record.num_prefill_tokens
         self.num_generated_tokens += len(events.token_ids)
