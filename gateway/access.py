@@ -66,6 +66,14 @@ class Access:
             return tenant_by_name
         raise AuthenticationError("no API key was sent; send it as `Authorization: Bearer KEY`")
 
+    def known_tenant(self, headers: Mapping[bytes, bytes], certificate_name: str | None = None) -> Tenant | None:
+        """The same where nobody has to say who they are; None for whoever would have to, and has not.
+
+        Raises AuthenticationError for a wrong key.
+        """
+        is_nameless = not _key(headers) and self.tenant_of_certificate(certificate_name) is None
+        return None if self.needs_key and is_nameless else self.tenant(headers, certificate_name)
+
     def tenant_of_certificate(self, name: str | None) -> Tenant | None:
         """Whom a client certificate's common name stands for: a tenant of the key file, or without one itself."""
         if not name:

@@ -15,6 +15,7 @@ from quire.config import ChatOptions
 from quire.errors import QuireError, ServiceUnavailableError
 from quire.gateway.chat.format import ChatFormat
 from quire.gateway.generation import Generation
+from quire.gateway.monitor import Monitor
 from quire.gateway.pooling import Embedder, Embedding, field_names, own_pooling
 from quire.gateway.readiness import Readiness
 from quire.gateway.request_record import Recorder, RequestObserver
@@ -51,6 +52,7 @@ class Engine:
         self.chat_format = chat_format
         self.readiness = Readiness(client, watchdog_timeout)
         self.recorder = Recorder()
+        self.monitor = Monitor(client.connection, limits.models[0])
         self._client = client
         self._embedder = Embedder(self.validator, client, limits, pooling, self.recorder)
 
@@ -104,6 +106,11 @@ class Engine:
     def observers(self) -> list[RequestObserver]:
         """Are told of every request; add before the first one."""
         return self.recorder.observers
+
+    @property
+    def scheduler(self) -> SchedulerClient:
+        """Where requests go."""
+        return self._client
 
     @cached_property
     def fingerprint(self) -> str:
@@ -181,7 +188,11 @@ class Engine:
         self._client.lose(error)
 
     async def drain(self, answered: Awaitable[None], timeout: float) -> None:
-        """Waits until all calls are answered, at most `timeout` seconds, then fails what still runs."""
+        """Waits until all calls are answered, at most `timeout` seconds, then fails what still runs.
+
+        Onlookers' streams, which have no end of their own, end at once.
+        """
+        self.monitor.end()
         try:
             async with asyncio.timeout(timeout):
                 await answered
@@ -191,6 +202,7 @@ class Engine:
 
     async def close(self) -> None:
         """Aborts what runs and leaves nothing behind."""
+        self.monitor.end()
         self._fail_running()
         await self._client.close()
         await self.validator.close()

@@ -19,6 +19,7 @@ from quire.gateway.grpc_api.embeddings import embed
 from quire.gateway.grpc_api.idempotency import RunRegistry, run_once
 from quire.gateway.grpc_api.requests import chat_prompt, check_well_formed
 from quire.gateway.grpc_api.runs import AbortReason, ResponseRun, start_run
+from quire.gateway.metrics import RequestMetrics
 from quire.gateway.origin import Origin
 from quire.gateway.refusal_log import RefusalLog
 from quire.gateway.tenants import Tenant
@@ -47,14 +48,15 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
         self._access = access
         self._refusals = refusals
         self._attached: Engine | None = None
+        self._counts: RequestMetrics | None = None
         self._calls: set[Context] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._runs = RunRegistry()
 
-    def attach(self, engine: Engine) -> None:
-        """Begins to serve."""
-        self._attached = engine
+    def attach(self, engine: Engine, counts: RequestMetrics) -> None:
+        """Begins to serve, and to count what the calls come to."""
+        self._attached, self._counts = engine, counts
 
     def detach(self) -> None:
         """Takes no more calls; those that run go on."""
@@ -68,7 +70,7 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
         self, request: generate_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[generate_pb2.GenerateResponse]:
         """See the proto."""
-        async with errors_to_status(context), self._noting("Generate", request):
+        async with self._answering("Generate", request, context):
             engine, tenant = self._begin(request, context)
             origin = _origin("Generate", context)
             _check_time_left(context)
@@ -95,7 +97,7 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
         self, request: generate_pb2.ListModelsRequest, context: Context
     ) -> generate_pb2.ListModelsResponse:
         """See the proto."""
-        async with errors_to_status(context):
+        async with self._answering("ListModels", request, context):
             engine, _ = self._begin(request, context)
             limits = engine.limits
             return generate_pb2.ListModelsResponse(
@@ -109,7 +111,7 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
         self, request: generate_pb2.TokenizeRequest, context: Context
     ) -> generate_pb2.TokenizeResponse:
         """See the proto."""
-        async with errors_to_status(context):
+        async with self._answering("Tokenize", request, context):
             engine, _ = self._begin(request, context)
             field = request.WhichOneof("input")
             if field is None:
@@ -125,7 +127,7 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
         self, request: generate_pb2.DetokenizeRequest, context: Context
     ) -> generate_pb2.DetokenizeResponse:
         """See the proto."""
-        async with errors_to_status(context):
+        async with self._answering("Detokenize", request, context):
             engine, _ = self._begin(request, context)
             engine.validator.check_token_ids(request.token_ids, "token_ids")
             return generate_pb2.DetokenizeResponse(text=await engine.tokenizer.decode(request.token_ids))
@@ -134,9 +136,30 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
         self, request: generate_pb2.EmbedRequest, context: Context
     ) -> generate_pb2.EmbedResponse:
         """See the proto."""
-        async with errors_to_status(context), self._noting("Embed", request):
+        async with self._answering("Embed", request, context):
             engine, tenant = self._begin(request, context)
             return await embed(engine, request, tenant, _origin("Embed", context))
+
+    @contextlib.asynccontextmanager
+    async def _answering(self, method: str, request: Message, context: Context) -> AsyncIterator[None]:
+        """Turns errors into the call's status, counts that, and logs what is refused."""
+        status = "UNKNOWN"  # what gRPC makes of a defect
+        try:
+            async with errors_to_status(context):
+                try:
+                    yield
+                except QuireError as error:
+                    status = error.grpc_code
+                    self._refusals.note(error, _PREFIX + method, getattr(request, "request_id", ""))
+                    raise
+            status = "OK"
+        except (asyncio.CancelledError, GeneratorExit):
+            has_time = _leaving(context) == scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED
+            status = "CANCELLED" if has_time else "DEADLINE_EXCEEDED"
+            raise
+        finally:
+            if self._counts is not None:
+                self._counts.count_grpc(status)
 
     def _begin(self, request: Message, context: Context) -> tuple[Engine, Tenant]:
         """The engine, if it serves the request's model, and who calls; an empty name means whichever it serves."""
@@ -150,15 +173,6 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
         self._idle.clear()
         context.add_done_callback(self._end)  # type: ignore[arg-type]  # the stubs want a class of theirs
         return self._attached, tenant
-
-    @contextlib.asynccontextmanager
-    async def _noting(self, method: str, request: Message) -> AsyncIterator[None]:
-        """Notes what is refused in the block."""
-        try:
-            yield
-        except QuireError as error:
-            self._refusals.note(error, _PREFIX + method, getattr(request, "request_id", ""))
-            raise
 
     def _end(self, context: Context) -> None:
         self._calls.discard(context)

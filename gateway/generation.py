@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from quire.errors import QuireError
 from quire.gateway.best_of import BestOf
 from quire.gateway.detokenizer import Detokenizer
@@ -125,7 +123,7 @@ class Generation:
                 chunk = await self._stream.next_chunk()
             except QuireError as error:
                 self._closed = True  # whoever failed the stream has ended the request
-                self._end((), error)
+                self._end_record(error=error)
                 raise
             delta = self._advance(chunk)
             if delta.deltas:
@@ -137,7 +135,7 @@ class Generation:
         if not self._closed:
             self._closed = True
             self._client.abort(self._stream, reason)
-            self._end(["abort"])
+            self._end_record(num_aborted=self._num_unfinished)
 
     def _advance(self, chunk: StepChunk) -> GenerationDelta:
         if chunk.cached_tokens is not None:
@@ -166,12 +164,8 @@ class Generation:
             return GenerationDelta(deltas, prompt_logprobs=prompt_logprobs)
         self._closed = True
         self._client.release(self._stream)
-        self._end(self._finish_reasons)
+        self._end_record()
         return GenerationDelta(deltas, self._usage(), prompt_logprobs)
-
-    def _end(self, reasons: Iterable[FinishReason], error: QuireError | None = None) -> None:
-        self._keeper.record.num_attempts = max(1, self._stream.attempt + 1)
-        self._keeper.end(reasons, error)
 
     def _keep_prompt_logprobs(self, chunk: StepChunk) -> None:
         known = self._prompt_logprobs
@@ -188,6 +182,13 @@ class Generation:
             if chunk.end is None:
                 self._client.abort_sequence(self._stream, index, scheduler_pb2.ABORT_REASON_STOP_STRING)
         return delta
+
+    def _end_record(self, *, num_aborted: int = 0, error: QuireError | None = None) -> None:
+        """`num_aborted`: sequences that did not end by themselves."""
+        self._finish_reasons += ["abort"] * num_aborted
+        self._keeper.record.num_attempts = max(1, self._stream.attempt + 1)
+        lengths = [sequence.num_tokens for sequence in self._sequences]
+        self._keeper.end(self._finish_reasons, lengths, error)
 
     def _usage(self) -> Usage:
         return Usage(

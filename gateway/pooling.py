@@ -160,7 +160,7 @@ class Embedder:
             chunk = await stream.next_chunk()
         except BaseException as error:
             self._client.abort(stream, scheduler_pb2.ABORT_REASON_CLIENT_CANCELLED)
-            keeper.end((), error) if isinstance(error, QuireError) else keeper.end(["abort"])
+            keeper.end((), error=error) if isinstance(error, QuireError) else keeper.end(["abort"])
             raise
         # There is nothing to come but the embedding, which ends the request.
         self._client.release(stream)

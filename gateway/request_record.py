@@ -52,8 +52,10 @@ class RequestRecord:
     ended_s: float | None = None
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
-    # Of the sequences that were answered, in the order of their ends.
+    # Of the sequences that have ended, in the order of their ends.
     finish_reasons: list[FinishReason] = field(default_factory=list)
+    # Of each sequence, in tokens.
+    output_lengths: list[int] = field(default_factory=list)
     # What ended it before its time.
     error: QuireError | None = None
     # How often a scheduler was given it: once, unless one was lost.
@@ -188,13 +190,16 @@ class RecordKeeper:
         if self.record.outputs is not None:
             self.record.outputs.setdefault(index, []).append(piece)
 
-    def end(self, reasons: Iterable[FinishReason], error: QuireError | None = None) -> None:
+    def end(
+        self, reasons: Iterable[FinishReason], output_lengths: Iterable[int] = (), error: QuireError | None = None
+    ) -> None:
         """Nothing more comes; only the first call counts."""
         record = self.record
         if record.ended_s is not None:
             return
         record.ended_s = time.monotonic()
         record.finish_reasons.extend(reasons)
+        record.output_lengths.extend(output_lengths)
         record.error = error
         for observer in self._observers:
             observer.on_end(record)

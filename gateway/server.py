@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from quire.config import GatewaySettings
 from quire.gateway.engine import Engine
 from quire.gateway.listeners import Listeners
+from quire.gateway.metrics import RequestMetrics
+from quire.gateway.metrics_report import MetricsReporter
 from quire.gateway.refusal_log import RefusalLog
 from quire.gateway.request_log import RequestLog
 from quire.process import StatusReporter, StopSignal, settle_garbage_collection, unless_stopped
@@ -37,17 +39,19 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
         settings,
         RefusalLog(enabled=settings.enable_log_requests),
         reuse_port=settings.reuse_port,
+        live_page=settings.live_page,
     )
     try:
         await listeners.start()
         engine = await unless_stopped(_start_engine(settings), stop)
         if engine is None:
             return
+        metrics = _observe(engine)
         try:
             _log_requests(engine, settings)
             if traces is not None:
                 _trace_requests(engine, settings, traces)
-            await listeners.serve(engine, settings.shutdown_timeout)
+            await listeners.serve(engine, metrics, settings.metrics_alias, settings.shutdown_timeout)
             settle_garbage_collection()
             status.ready(port=listeners.port, grpc_port=listeners.grpc_port)
             logger.info("serving REST on port %d and gRPC on port %d", listeners.port, listeners.grpc_port)
@@ -57,6 +61,7 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
                 raise lost
             await engine.drain(listeners.until_answered(), settings.shutdown_timeout)
         finally:
+            await metrics.close()
             await engine.close()
     finally:
         await listeners.close()
@@ -83,6 +88,15 @@ def _allow_descriptors() -> None:
     """Raises the limit on open descriptors, of which each connection is one, as far as the process may."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _observe(engine: Engine) -> MetricsReporter:
+    """Begins to count what becomes of requests, and to report it."""
+    counts = RequestMetrics(engine.limits.max_model_len)
+    engine.observers.append(counts)
+    reporter = MetricsReporter(counts, engine.scheduler)
+    reporter.start()
+    return reporter
 
 
 async def _start_engine(settings: GatewaySettings) -> Engine:

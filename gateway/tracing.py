@@ -69,7 +69,6 @@ class GatewayTracing:
             "gen_ai.request.model": self._model,
             "gen_ai.response.model": self._model,
             "gen_ai.request.id": record.request_id,
-            "gen_ai.response.id": _response_id(record),
             "gen_ai.usage.input_tokens": record.num_prompt_tokens,
             "gen_ai.usage.output_tokens": record.num_output_tokens,
             "gen_ai.usage.cache_read.input_tokens": record.num_cached_tokens,
@@ -77,7 +76,7 @@ class GatewayTracing:
             **_latencies(record),
         }
         if record.params is not None:
-            attributes |= _sampling(record.params)
+            attributes |= {"gen_ai.response.id": _response_id(record), **_sampling(record.params)}
         if record.num_sequences != 1:
             attributes["gen_ai.request.choice.count"] = record.num_sequences
         if record.finish_reasons:

@@ -67,8 +67,9 @@ class KvCache:
         self.prefixes = PrefixCache(self.pool, self.journal)
         self.lanes = [Lane() for _ in range(num_lanes)]
         self.prefix_caching = prefix_caching
-        self.num_queries = 0
-        self.num_hits = 0
+        # Tokens of sequences that were looked for in the prefix cache when these first ran, and those that were found.
+        self.num_queried_tokens = 0
+        self.num_hit_tokens = 0
         self.num_copies = 0
         self.num_restored = 0
 

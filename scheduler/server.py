@@ -20,6 +20,8 @@ from quire.scheduler.executor_client import ExecutorClient
 from quire.scheduler.executor_link import ExecutorConnector, ExecutorLink
 from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.lane import Lane, scheduler_state
+from quire.scheduler.metrics import MetricStore
+from quire.scheduler.monitor.service import MonitorService
 from quire.scheduler.outputs import OutputRouter
 from quire.scheduler.pool_growth import grow
 from quire.scheduler.pool_home import PoolHome, open_pool
@@ -30,6 +32,7 @@ from quire.scheduler.stats_log import log_stats
 from quire.scheduler.step_loop import StepLoop, Work
 from quire.scheduler.watchdog import Watchdog
 from quire.tracing import open_export
+from quire.v1 import monitor_pb2_grpc
 
 if TYPE_CHECKING:
     from quire.scheduler.tracing import SchedulerTracing
@@ -54,13 +57,17 @@ async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSig
         router.announce(scheduler_state(scheduler))
         tracing = _make_tracing(settings, scheduler, cleanup)
         lanes = _make_lanes(settings, met, scheduler, router, work, tracing)
+        metrics = MetricStore(met.description.max_model_len)
         for lane in lanes:
             cleanup.push_async_callback(lane.close)
+            lane.steps.observers.append(metrics.observe_step)
 
         server = new_server()
         admission = _make_admission(settings, scheduler)
-        service = SchedulerService(met.description, scheduler, admission, router, work, lanes, tracing)
+        service = SchedulerService(met.description, scheduler, admission, router, work, lanes, metrics, tracing)
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(service, server)
+        monitor = MonitorService(scheduler, met.description.model)
+        monitor_pb2_grpc.add_MonitorServiceServicer_to_server(monitor, server)
         bind(server, settings.listen)
         await server.start()
         cleanup.push_async_callback(server.stop, 1.0)
@@ -69,7 +76,7 @@ async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSig
         status.ready()
         activities = [lane.run() for lane in lanes]
         if not settings.disable_log_stats:
-            activities.append(log_stats(scheduler, [lane.steps for lane in lanes]))
+            activities.append(log_stats(scheduler))
         if met.home.pool is not None:
             activities.append(grow(met.home.pool, scheduler.kv_cache.pool, work))
         await unless_stopped(_run_all(activities), stop)

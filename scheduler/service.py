@@ -11,14 +11,16 @@ import grpc
 
 from quire.columns import pack_u32, pack_u64, unpack_u32
 from quire.errors import InvalidRequestError, UnreachedError
-from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
+from quire.internal.v1 import metrics_pb2, scheduler_pb2, scheduler_pb2_grpc
 from quire.rpc import errors_to_status
 from quire.scheduler.admission import Admission
 from quire.scheduler.lane import Lane
+from quire.scheduler.metrics import MetricStore
 from quire.scheduler.outputs import OutputRouter
 from quire.scheduler.prefix_cache import extra_key_digest
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import Request, RequestKey
+from quire.scheduler.server_metrics import server_metrics
 from quire.scheduler.step_loop import Work
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         router: OutputRouter,
         work: Work,
         lanes: list[Lane],
+        metrics: MetricStore,
         tracing: SchedulerTracing | None = None,
     ) -> None:
         self._description = description
@@ -49,6 +52,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         self._work = work
         self._lanes = lanes
         self._tracing = tracing
+        self._metrics = metrics
 
     async def Describe(  # noqa: N802
         self, request: scheduler_pb2.DescribeRequest, context: Context
@@ -153,8 +157,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 if not sequence.is_finished
             ],
             num_preemptions=scheduler.num_preemptions,
-            prefix_cache_queries=cache.num_queries,
-            prefix_cache_hits=cache.num_hits,
+            prefix_cache_queries=cache.num_queried_tokens,
+            prefix_cache_hits=cache.num_hit_tokens,
             num_requests_waiting=len(scheduler.waiting),
             num_requests_running=len(scheduler.running),
             num_copied_blocks=cache.num_copies,
@@ -183,6 +187,20 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 for record in lane.steps.records
             ]
         )
+
+    async def ReportMetrics(  # noqa: N802
+        self, request: metrics_pb2.ReportMetricsRequest, context: Context
+    ) -> metrics_pb2.ReportMetricsResponse:
+        self._metrics.add(request)
+        return metrics_pb2.ReportMetricsResponse()
+
+    async def CollectMetrics(  # noqa: N802
+        self, request: metrics_pb2.CollectMetricsRequest, context: Context
+    ) -> metrics_pb2.CollectMetricsResponse:
+        if request.HasField("report"):
+            self._metrics.add(request.report)
+        values = server_metrics(self._metrics, self._scheduler, self._router, with_tenants=request.with_tenants)
+        return metrics_pb2.CollectMetricsResponse(values=values)
 
     def _end_older_attempt(self, message: scheduler_pb2.SubmitRequest) -> None:
         """A gateway that has not heard of its submission submits again, and hears only of the latest attempt."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from quire.scheduler.scheduler import Scheduler
-from quire.scheduler.step_loop import StepLoop
 
 logger = logging.getLogger(__name__)
 
@@ -29,24 +27,24 @@ class _Counts:
     preemptions: int
 
 
-async def log_stats(scheduler: Scheduler, loops: Sequence[StepLoop], period_s: float = _PERIOD_S) -> None:
+async def log_stats(scheduler: Scheduler, period_s: float = _PERIOD_S) -> None:
     """Runs until it is cancelled."""
-    before, since = _count(scheduler, loops), time.monotonic()
+    before, since = _count(scheduler), time.monotonic()
     while True:
         await asyncio.sleep(period_s)
-        now, current = time.monotonic(), _count(scheduler, loops)
+        now, current = time.monotonic(), _count(scheduler)
         if current != before or scheduler.has_work:
             _log(scheduler, before, current, now - since)
         before, since = current, now
 
 
-def _count(scheduler: Scheduler, loops: Sequence[StepLoop]) -> _Counts:
+def _count(scheduler: Scheduler) -> _Counts:
     cache = scheduler.kv_cache
     return _Counts(
-        sum(loop.num_prompt_tokens for loop in loops),
-        sum(loop.num_generated_tokens for loop in loops),
-        cache.num_queries,
-        cache.num_hits,
+        scheduler.counts.num_prompt_tokens,
+        scheduler.counts.num_generation_tokens,
+        cache.num_queried_tokens,
+        cache.num_hit_tokens,
         scheduler.num_preemptions,
     )
 
@@ -61,7 +59,7 @@ def _log(scheduler: Scheduler, before: _Counts, now: _Counts, seconds: float) ->
         "requests_running": scheduler.num_running,
         "requests_waiting": len(scheduler.waiting),
         "kv_cache_usage": round(pool.num_held / pool.num_blocks, 4),
-        # Of the blocks that were looked up in this time; None if none were.
+        # Of the tokens that were looked up in this time; None if none were.
         "prefix_hit_rate": round((now.prefix_hits - before.prefix_hits) / queries, 4) if queries else None,
         "preemptions": now.preemptions - before.preemptions,
     }

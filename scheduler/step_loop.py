@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -77,9 +78,8 @@ class StepLoop:
         self._stops = False
         self._in_flight: deque[tuple[StepPlan, StepRecord]] = deque()
         self.records: deque[StepRecord] = deque(maxlen=_NUM_RECORDS)
-        # Computed tokens of prompts, and tokens of outputs.
-        self.num_prompt_tokens = 0
-        self.num_generated_tokens = 0
+        # Are told of every step whose result has been taken in; must be quick and must not raise.
+        self.observers: list[Callable[[StepRecord], None]] = []
 
     @property
     def is_busy(self) -> bool:
@@ -119,8 +119,9 @@ class StepLoop:
         record = StepRecord(plan.step, self.lane, plan.num_prefill_tokens, plan.num_decode_tokens, 0)
         self._in_flight.append((plan, record))
         self.records.append(record)
+        now = time.monotonic_ns()
         await self._channel.send(plan.to_proto(self._epoch))
-        record.plan_sent_ns = now = time.monotonic_ns()
+        record.plan_sent_ns = time.monotonic_ns()
         for chunk in plan.chunks:
             request = plan.sequences[chunk.row].request
             request.first_planned_ns = request.first_planned_ns or now
@@ -138,7 +139,7 @@ class StepLoop:
         if self._tracing is not None and not self._tracing.is_idle:
             self._tracing.computed(plan, record, result, events)
         self._router.publish(events)
-        self.num_prompt_tokens += record.num_prefill_tokens
-        self.num_generated_tokens += len(events.token_ids)
+        for observe in self.observers:
+            observe(record)
         # Blocks and slots may be free now that another executor's sequences wait for.
         self._work.notify()

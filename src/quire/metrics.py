@@ -159,7 +159,7 @@ SETUP_METRICS: Final = (
     _gauge(
         "cache_config_info",
         "The KV pool; always 1. num_gpu_blocks counts its blocks wherever they are.",
-        *("block_size", "cache_dtype", "enable_prefix_caching", "num_gpu_blocks"),
+        *("block_size", "enable_prefix_caching", "kv_cache_memory_bytes", "num_gpu_blocks"),
     ),
     _gauge("build_info", "The server's version; always 1.", "version", own=True),
 )

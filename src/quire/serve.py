@@ -17,6 +17,7 @@ from quire.config import ServeSettings
 from quire.errors import QuireError
 from quire.logs import configure_logging
 from quire.supervisor import Supervisor
+from quire.units import format_bytes
 
 if TYPE_CHECKING:
     from quire.internal.v1 import scheduler_pb2
@@ -102,9 +103,9 @@ def budget_table(model: scheduler_pb2.DescribeResponse) -> Table:
     tokens = model.num_blocks * model.block_size
     table = Table(title="Memory", title_justify="left", show_header=False)
     table.add_row(
-        "weights", _bytes(model.weight_bytes), f"{model.executors[0].architecture}, {model.executors[0].dtype}"
+        "weights", format_bytes(model.weight_bytes), f"{model.executors[0].architecture}, {model.executors[0].dtype}"
     )
-    table.add_row("KV pool", _bytes(model.kv_cache_bytes), f"{_bytes(model.kv_bytes_per_token)} per token")
+    table.add_row("KV pool", format_bytes(model.kv_cache_bytes), f"{format_bytes(model.kv_bytes_per_token)} per token")
     table.add_row("blocks", f"{model.num_blocks:,}", f"of {model.block_size} tokens")
     table.add_row("tokens", f"{tokens:,}", "fit the pool")
     full = tokens / (-(-model.max_model_len // model.block_size) * model.block_size)
@@ -157,11 +158,3 @@ def _stop_signals(supervisor: Supervisor) -> Iterator[None]:
 def _handle(handler: Callable[[int, object], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handler)
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:,.4g} {unit}"
-        size /= 1024
-    return f"{size:,.4g} GiB"

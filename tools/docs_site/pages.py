@@ -18,21 +18,15 @@ OUT = ROOT / "build" / "docs"
 # By heading; a page is named as its file, from the root.
 NAVIGATION: dict[str, tuple[str, ...]] = {
     "Use it": ("docs/quick_start.md", "docs/serving.md", "docs/examples.md", "docs/migration.md"),
-    "Reference": ("docs/flags.md", "docs/rest_api.md", "docs/grpc_api.md", "docs/python_api.md", "docs/metrics.md"),
+    "Reference": ("docs/flags.md", "docs/rest_api.md", "docs/grpc_api.md", "docs/python_api.md"),
     "Operate it": (
-        "docs/deployment.md",
         "docs/operations.md",
         "docs/observability.md",
         "docs/reliability.md",
         "docs/security.md",
         "docs/troubleshooting.md",
     ),
-    "How it works": (
-        "docs/architecture.md",
-        "docs/recovery_model.md",
-        "docs/benchmarks.md",
-        "docs/bench_compare.md",
-    ),
+    "How it works": ("docs/architecture.md", "docs/recovery_model.md", "docs/benchmarks.md"),
     "The project": ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
 }
 # Names that would otherwise differ only in case from another page's.
@@ -60,7 +54,9 @@ def generators() -> dict[str, Callable[[], str]]:
 def site_map() -> SiteMap:
     """Which file is which page."""
     sources = [_INDEX, *(page for pages in NAVIGATION.values() for page in pages)]
-    return SiteMap(ROOT, SOURCE, {ROOT / page: _RENAMED.get(page, Path(page).name.lower()) for page in sources})
+    names = {ROOT / page: _RENAMED.get(page, Path(page).name.lower()) for page in sources}
+    # The repository's first page is the site's.
+    return SiteMap(ROOT, SOURCE, names, {ROOT / "README.md": names[ROOT / _INDEX]})
 
 
 def stage() -> None:

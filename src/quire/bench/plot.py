@@ -14,10 +14,10 @@ from quire.bench.timeline import Timeline
 from quire.errors import StartupError
 
 
-def require_matplotlib() -> None:
+def require_matplotlib(flag: str = "--plot") -> None:
     """Raises StartupError, which says how to get it, before a run whose picture could not be drawn."""
     if find_spec("matplotlib") is None:
-        raise StartupError("--plot needs matplotlib: pip install 'quire[bench]'", field="plot")
+        raise StartupError(f"{flag} needs matplotlib: pip install 'quire[bench]'", field=flag[2:])
 
 
 def plot_run(timelines: Sequence[Timeline], path: Path, *, title: str) -> None:
