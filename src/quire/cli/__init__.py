@@ -13,10 +13,11 @@ from typing import Annotated, Final
 
 import typer
 
-from quire.bench.settings import LatencySettings, ServeBenchSettings, ThroughputSettings
+from quire.bench.settings import CompareSettings, LatencySettings, ServeBenchSettings, ThroughputSettings
 from quire.cli.clients import chat, complete, hash_key
+from quire.cli.serve_command import add_serve
 from quire.cli.settings_command import add_command
-from quire.config import ExecutorSettings, GatewaySettings, SchedulerSettings, ServeSettings
+from quire.config import ExecutorSettings, GatewaySettings, SchedulerSettings
 from quire.errors import QuireError
 from quire.grpc_cli import app as grpc_app
 from quire.inspect.command import inspect as inspect_pool
@@ -64,12 +65,6 @@ def _options(
     """Serve large language models."""
 
 
-def _serve(settings: ServeSettings) -> None:
-    from quire.serve import serve
-
-    raise typer.Exit(serve(settings))
-
-
 def _gateway(settings: GatewaySettings) -> None:
     gc.disable()  # until settle_garbage_collection
     from quire.gateway.server import run
@@ -112,21 +107,19 @@ def _bench_latency(settings: LatencySettings) -> None:
     bench_latency(settings)
 
 
+def _bench_compare(settings: CompareSettings) -> None:
+    from quire.bench.compare import bench_compare
+
+    bench_compare(settings)
+
+
 _SERVE: Final = "Serve"
 _USE: Final = "Use a running server"
 _MEASURE: Final = "Measure"
 _LOOK: Final = "Look inside"
 _PROCESSES: Final = "Single processes, as `quire serve` starts them"
 
-add_command(
-    app,
-    "serve",
-    ServeSettings,
-    _serve,
-    "Serve a model on this host: gateway, scheduler and executors.",
-    panel=_SERVE,
-    takes_model=True,
-)
+add_serve(app, _SERVE)
 app.command(rich_help_panel=_SERVE)(upgrade)
 app.command("hash-key", rich_help_panel=_SERVE)(hash_key)
 app.command(rich_help_panel=_USE)(chat)
@@ -148,3 +141,6 @@ add_command(
 )
 add_command(bench, "throughput", ThroughputSettings, _bench_throughput, "Time many requests given at once.")
 add_command(bench, "latency", LatencySettings, _bench_latency, "Time a batch, again and again.")
+add_command(
+    bench, "compare", CompareSettings, _bench_compare, "Hugging Face generate and Quire, side by side, at 1 to N users."
+)
