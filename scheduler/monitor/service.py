@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 
+from quire.scheduler.metrics import MetricStore
 from quire.scheduler.monitor.block_map import BlockStates
 from quire.scheduler.monitor.kv_stream import KvEventStreams
 from quire.scheduler.monitor.pace import Pace
@@ -25,8 +26,8 @@ _STATES_SHARE: Final = 0.02
 class MonitorService(monitor_pb2_grpc.MonitorServiceServicer):
     """What onlookers are told. As long as there are none, nothing is computed."""
 
-    def __init__(self, scheduler: Scheduler, model: str) -> None:
-        self._maker = StateMaker(scheduler, model)
+    def __init__(self, scheduler: Scheduler, metrics: MetricStore, model: str) -> None:
+        self._maker = StateMaker(scheduler, metrics, model)
         pace = Pace(_STATES_SHARE)
         self._watch = Watch(self._maker, pace, None)
         self._watch_with_blocks = Watch(self._maker, pace, BlockStates(scheduler.kv_cache.pool))
