@@ -20,6 +20,7 @@
     weights.py         the tensors of a checkpoint, laid out for decoder.py
     model.py           all of the above for one model: configuration, weights, fingerprint
     memory.py          how much the KV pool may take
+    processors.py      how many threads compute
 
 It keeps nothing that a scheduler cannot send again: losing an executor loses no token.
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 
 import torch
 
@@ -13,6 +12,7 @@ from quire.config import ExecutorSettings
 from quire.errors import StartupError
 from quire.executor.model import Model, load_model
 from quire.executor.model_runner import ModelRunner
+from quire.executor.processors import usable_processors
 from quire.executor.sandbox import enter_sandbox
 from quire.executor.service import ExecutorService
 from quire.internal.v1 import executor_pb2_grpc
@@ -56,7 +56,7 @@ async def _load(settings: ExecutorSettings) -> Model:
 
 
 def _set_up_kernels(settings: ExecutorSettings) -> None:
-    threads = settings.threads or len(os.sched_getaffinity(0))
+    threads = settings.threads or usable_processors()
     torch.set_num_threads(threads)
     try:
         kernels.set_num_threads(threads)

@@ -67,6 +67,11 @@ class SchedulerClient:
         return client
 
     @property
+    def connection(self) -> SchedulerConnection:
+        """For calls that have nothing to do with requests."""
+        return self._connection
+
+    @property
     def description(self) -> scheduler_pb2.DescribeResponse:
         """What is served; the same over all schedulers that come and go."""
         return self._connection.description

@@ -26,6 +26,7 @@ from quire.scheduler.readouts import embeddings, first_run, logprobs_of_live, ne
 from quire.scheduler.request_checks import SchedulerLimits, check_request
 from quire.scheduler.request_queue import ArrivalQueue, RequestQueue
 from quire.scheduler.sequence import Request, RequestKey, Sequence, SequenceStatus, arrival_order
+from quire.scheduler.step_counts import StepCounts
 from quire.scheduler.step_plan import SlotChanges, StepPlan
 from quire.scheduler.step_result import check_result
 from quire.scheduler.tenants import TenantAccounts, meter_outputs, meter_prompt
@@ -43,6 +44,7 @@ class Scheduler:
         self.requests: dict[RequestKey, Request] = {}
         self.num_preemptions = 0
         self.num_lost_lanes = 0
+        self.counts = StepCounts()
         # Lanes whose executor takes steps. Only these are planned.
         self.live_lanes = set(range(len(kv_cache.lanes)))
         # Lanes with a running sequence that waits for blocks: whoever is admitted now would take them away.
@@ -129,6 +131,7 @@ class Scheduler:
         self.kv_cache.acknowledge(plan.lane, plan.step)
         for beams in record_candidates(plan, sampled, result):
             self._advance(beams, events)
+        self.counts.add(plan, events)
         return events
 
     # Lanes

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from quire.config import LocalSettings, _Settings
+from quire.config import LocalSettings
+from quire.settings import Panel, Settings
 
 METRICS = ("ttft", "tpot", "itl", "e2el")
 
@@ -21,8 +22,10 @@ def _drawable(path: Path | None) -> Path | None:
     return path
 
 
-class TargetOptions(_Settings):
+class TargetOptions(Settings):
     """Which server."""
+
+    panel: ClassVar[Panel] = Panel.TARGET
 
     backend: Backend = Field(
         "openai", description="openai: /v1/completions; openai-chat: /v1/chat/completions; grpc: Quire's gRPC API."
@@ -46,8 +49,10 @@ class TargetOptions(_Settings):
         return url.rstrip("/")
 
 
-class WorkloadOptions(_Settings):
+class WorkloadOptions(Settings):
     """The prompts and the answers, in tokens."""
+
+    panel: ClassVar[Panel] = Panel.WORKLOAD
 
     num_prompts: int = Field(1000, ge=1, description="Requests to send.")
     num_warmups: int = Field(0, ge=0, description="Requests that are sent before and not counted.")
@@ -62,8 +67,10 @@ class WorkloadOptions(_Settings):
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy.")
 
 
-class ArrivalOptions(_Settings):
+class ArrivalOptions(Settings):
     """When requests are sent."""
+
+    panel: ClassVar[Panel] = Panel.ARRIVALS
 
     request_rate: float = Field(
         math.inf, gt=0, description="Requests per second on average; inf: as soon as --max-concurrency lets them."
@@ -74,8 +81,10 @@ class ArrivalOptions(_Settings):
     max_concurrency: int | None = Field(None, ge=1, description="Most requests in flight; default: no limit.")
 
 
-class ReportOptions(_Settings):
+class ReportOptions(Settings):
     """What is reported."""
+
+    panel: ClassVar[Panel] = Panel.REPORT
 
     percentile_metrics: str = Field(
         "ttft,tpot,itl", description="Comma-separated metrics that are summarised: ttft, tpot, itl, e2el."
@@ -125,6 +134,8 @@ class ServeBenchSettings(TargetOptions, WorkloadOptions, ArrivalOptions, ReportO
 class ThroughputSettings(LocalSettings):
     """`quire bench throughput`."""
 
+    panel: ClassVar[Panel] = Panel.WORKLOAD
+
     input_len: int = Field(1024, ge=1, description="Tokens of a prompt.")
     output_len: int = Field(128, ge=1, description="Tokens of an answer.")
     num_prompts: int = Field(1000, ge=1, description="Requests, all given at once.")
@@ -135,6 +146,8 @@ class ThroughputSettings(LocalSettings):
 
 class LatencySettings(LocalSettings):
     """`quire bench latency`."""
+
+    panel: ClassVar[Panel] = Panel.WORKLOAD
 
     input_len: int = Field(32, ge=1, description="Tokens of a prompt.")
     output_len: int = Field(128, ge=1, description="Tokens of an answer.")
