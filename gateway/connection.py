@@ -20,6 +20,7 @@ from quire.errors import (
 )
 from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
 from quire.rpc import errors_from_status, from_rpc_error, open_channel
+from quire.v1 import monitor_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class SchedulerConnection:
         self.address = address
         self._channel = open_channel(address)
         self.stub = scheduler_pb2_grpc.SchedulerServiceStub(self._channel)
+        self.monitor = monitor_pb2_grpc.MonitorServiceStub(self._channel)
         # The same to every scheduler, which aborts what it still runs for an older stream.
         self.gateway_id = secrets.token_hex(8)
         # Of the first scheduler; others that follow serve the same.

@@ -123,7 +123,7 @@ class Generation:
                 chunk = await self._stream.next_chunk()
             except QuireError as error:
                 self._closed = True  # whoever failed the stream has ended the request
-                self._keeper.end((), error)
+                self._end_record(error=error)
                 raise
             delta = self._advance(chunk)
             if delta.deltas:
@@ -135,7 +135,7 @@ class Generation:
         if not self._closed:
             self._closed = True
             self._client.abort(self._stream, reason)
-            self._keeper.end(["abort"])
+            self._end_record(num_aborted=self._num_unfinished)
 
     def _advance(self, chunk: StepChunk) -> GenerationDelta:
         if chunk.cached_tokens is not None:
@@ -154,6 +154,9 @@ class Generation:
         if self._best_of is not None:
             self._best_of.add(deltas)
             deltas = [] if self._num_unfinished else self._best_of.best()
+        if self._keeper.record.outputs is not None:
+            for delta in deltas:
+                self._keeper.text(delta.index, delta.text)
         prompt_logprobs = None
         if deltas and self._prompt_logprobs is not None:
             prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, None
@@ -161,7 +164,7 @@ class Generation:
             return GenerationDelta(deltas, prompt_logprobs=prompt_logprobs)
         self._closed = True
         self._client.release(self._stream)
-        self._keeper.end(self._finish_reasons)
+        self._end_record()
         return GenerationDelta(deltas, self._usage(), prompt_logprobs)
 
     def _keep_prompt_logprobs(self, chunk: StepChunk) -> None:
@@ -179,6 +182,13 @@ class Generation:
             if chunk.end is None:
                 self._client.abort_sequence(self._stream, index, scheduler_pb2.ABORT_REASON_STOP_STRING)
         return delta
+
+    def _end_record(self, *, num_aborted: int = 0, error: QuireError | None = None) -> None:
+        """`num_aborted`: sequences that did not end by themselves."""
+        self._finish_reasons += ["abort"] * num_aborted
+        self._keeper.record.num_attempts = max(1, self._stream.attempt + 1)
+        lengths = [sequence.num_tokens for sequence in self._sequences]
+        self._keeper.end(self._finish_reasons, lengths, error)
 
     def _usage(self) -> Usage:
         return Usage(

@@ -13,20 +13,24 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from quire import rpc
-from quire.config import AccessOptions, EdgeOptions, TlsOptions
+from quire.config import AccessOptions, EdgeOptions, ObservationOptions, TlsOptions
 from quire.errors import StartupError
 from quire.gateway.access import Access, KeyInterceptor
 from quire.gateway.engine import Engine
 from quire.gateway.generate_service import GenerateService
 from quire.gateway.grpc_api.requests import TolerateMalformed
 from quire.gateway.http_protocol import LimitedConfig, end_overdue
+from quire.gateway.metrics_report import MetricsReporter
+from quire.gateway.monitor_service import MonitorService
 from quire.gateway.readiness import Readiness
+from quire.gateway.refusal_log import RefusalLog
 from quire.gateway.rest import create_app
 from quire.gateway.tls import server_certificates
 from quire.ports import take_port
-from quire.v1 import generate_pb2, generate_pb2_grpc
+from quire.v1 import generate_pb2, generate_pb2_grpc, monitor_pb2, monitor_pb2_grpc
 
 GENERATE_SERVICE = generate_pb2.DESCRIPTOR.services_by_name["GenerateService"].full_name
+MONITOR_SERVICE = monitor_pb2.DESCRIPTOR.services_by_name["MonitorService"].full_name
 
 # How long a closing server gets to send what it still has to say, in seconds.
 _CLOSE_S = 1
@@ -84,6 +88,7 @@ class Listeners:
         access: AccessOptions,
         tls: TlsOptions,
         limits: EdgeOptions,
+        refusals: RefusalLog,
         *,
         reuse_port: bool = False,
     ) -> None:
@@ -95,13 +100,14 @@ class Listeners:
         self._access = Access(access)
         self._watching: asyncio.Task[None] | None = None
         self._limits = limits
+        self._refusals = refusals
         self._certificates = server_certificates(tls)
         self._socket = take_port(host, port, shared=reuse_port)
         self._reuse_port = reuse_port
         self._grpc_address = f"[{host}]:{grpc_port}" if ":" in host else f"{host}:{grpc_port}"
         self.grpc_port = grpc_port
         try:
-            keys = KeyInterceptor(self._access, with_certificates=self._certificates is not None)
+            keys = KeyInterceptor(self._access, refusals, with_certificates=self._certificates is not None)
             interceptors = [*([keys] if self._access.needs_key else []), TolerateMalformed(GENERATE_SERVICE)]
             self._grpc = rpc.new_public_server(interceptors, limits.max_connections, reuse_port=reuse_port)
             if not reuse_port:
@@ -111,7 +117,8 @@ class Listeners:
             raise
         self.port: int = self._socket.getsockname()[1]
         self._health = health.aio.HealthServicer()
-        self._service = GenerateService(self._access)
+        self._service = GenerateService(self._access, refusals)
+        self._monitor = MonitorService(self._access)
         self._rest: RestServer | None = None
         self._rest_task: asyncio.Task[None] | None = None
         self._grpc_stop: asyncio.Task[None] | None = None
@@ -121,19 +128,22 @@ class Listeners:
     async def start(self) -> None:
         """Starts gRPC, so that health checks have an answer while the engine starts."""
         generate_pb2_grpc.add_GenerateServiceServicer_to_server(self._service, self._grpc)
+        monitor_pb2_grpc.add_MonitorServiceServicer_to_server(self._monitor, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        names = (GENERATE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (GENERATE_SERVICE, MONITOR_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._grpc)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         if not self._reuse_port:
             await self._grpc.start()
         self._watching = asyncio.create_task(self._access.watch(), name="API keys")
 
-    async def serve(self, engine: Engine, drain_s: float) -> None:
+    async def serve(
+        self, engine: Engine, metrics: MetricsReporter, observation: ObservationOptions, drain_s: float
+    ) -> None:
         """Starts REST, and takes calls on both; `drain_s` is how long calls may go on after `refuse`."""
         self._drain_s = drain_s
         config = LimitedConfig(
-            create_app(engine, self._options, self._access),
+            create_app(engine, self._options, self._access, self._refusals, metrics, observation),
             self._limits,
             self._certificates,
             lifespan="off",
@@ -153,7 +163,8 @@ class Listeners:
         if self._rest_task.done():
             self._rest_task.result()
             raise StartupError("the REST server ended while it started", field="port")
-        self._service.attach(engine)
+        self._service.attach(engine, metrics.counts)
+        self._monitor.attach(engine)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._following = asyncio.create_task(self._follow(engine.readiness), name="health")
         if self._reuse_port:
@@ -165,6 +176,7 @@ class Listeners:
         await self._stop_following()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._service.detach()
+        self._monitor.detach()
         if self._rest is not None:
             self._rest.stop()
         # Tells clients to go elsewhere (GOAWAY).

@@ -18,7 +18,7 @@ from quire.gateway.instructions import Instructions
 from quire.gateway.overload import Refusals
 from quire.gateway.request_stream import RequestStream
 from quire.gateway.running_requests import RunningRequests
-from quire.internal.v1 import scheduler_pb2
+from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
 from quire.rpc import errors_from_status
 
 # How long a new request waits for a scheduler that is away, or that does not answer.
@@ -67,9 +67,24 @@ class SchedulerClient:
         return client
 
     @property
+    def connection(self) -> SchedulerConnection:
+        """For calls that have nothing to do with requests."""
+        return self._connection
+
+    @property
     def description(self) -> scheduler_pb2.DescribeResponse:
         """What is served; the same over all schedulers that come and go."""
         return self._connection.description
+
+    @property
+    def stub(self) -> scheduler_pb2_grpc.SchedulerServiceAsyncStub:
+        """For calls that concern no request."""
+        return self._connection.stub
+
+    @property
+    def gateway_id(self) -> str:
+        """Names this gateway to every scheduler."""
+        return self._connection.gateway_id
 
     @property
     def is_connected(self) -> bool:

@@ -63,6 +63,8 @@ class BlockPool:
         self.num_usable = 0
         self.num_cached = 0
         self.num_held = 0
+        # Blocks that have come to be in another state, while somebody looks at them (`monitor/block_map.py`).
+        self.changed: set[Block] | None = None
         # Sentinels spare every list operation its empty-list case.
         self._front = Block(-1)
         self._back = Block(-2)
@@ -103,6 +105,8 @@ class BlockPool:
         block.ref_count = 1
         self.num_held += 1
         self.num_cached -= block.prefix is not None
+        if self.changed is not None:
+            self.changed.add(block)
         return block
 
     def acquire(self, block: Block) -> None:
@@ -112,11 +116,15 @@ class BlockPool:
             self.num_held += 1
             self.num_cached -= block.prefix is not None
         block.ref_count += 1
+        if self.changed is not None:
+            self.changed.add(block)
 
     def release(self, block: Block) -> None:
         """Drops a reference; the last one puts the block into the list."""
         assert block.ref_count > 0, f"released {block} more often than it was acquired"
         block.ref_count -= 1
+        if self.changed is not None:
+            self.changed.add(block)
         if block.ref_count:
             return
         self.num_held -= 1
@@ -132,6 +140,8 @@ class BlockPool:
         if block.prefix is None:
             return
         block.prefix = None
+        if self.changed is not None:
+            self.changed.add(block)
         if block.ref_count == 0:
             self.num_cached -= 1
             self._unlink(block)

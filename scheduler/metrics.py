@@ -9,6 +9,7 @@ from typing import Final
 
 from quire.internal.v1 import metrics_pb2
 from quire.metrics import GATEWAY_METRICS, METRICS, SCHEDULER_METRICS, TENANT_METRICS, HistogramCounts
+from quire.scheduler.step_loop import StepRecord
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,10 @@ class MetricStore:
         }
         # By gateway: the number of its latest report.
         self._reports: OrderedDict[str, int] = OrderedDict()
-        self._tenants: set[str] = set()
+        # In the order of their first requests.
+        self._tenants: dict[str, None] = {}
+        # By executor: when the result of its latest step came, CLOCK_MONOTONIC nanoseconds.
+        self._latest_result_ns: dict[int, int] = {}
         self._iteration_tokens = self._histograms["iteration_tokens_total"]
         self._step_duration = self._histograms["step_duration_seconds"]
 
@@ -53,10 +57,17 @@ class MetricStore:
             return self._counters.get((name, *labels), 0.0)
         return sum(value for (own, *_), value in self._counters.items() if own == name)
 
-    def observe_step(self, num_tokens: int, duration_s: float) -> None:
-        """An executor has computed a step."""
-        self._iteration_tokens.observe(num_tokens)
-        self._step_duration.observe(duration_s)
+    @property
+    def tenants(self) -> list[str]:
+        """Those that are shown by name."""
+        return list(self._tenants)
+
+    def observe_step(self, step: StepRecord) -> None:
+        """An executor has computed a step. It began when the plan was there and the step before it was done."""
+        began_ns = max(step.plan_sent_ns, self._latest_result_ns.get(step.executor, 0))
+        self._latest_result_ns[step.executor] = step.result_received_ns
+        self._iteration_tokens.observe(step.num_prefill_tokens + step.num_decode_tokens)
+        self._step_duration.observe((step.result_received_ns - began_ns) / 1e9)
 
     def add(self, report: metrics_pb2.ReportMetricsRequest) -> None:
         """Takes in what a gateway has counted, unless it has done so already."""
@@ -86,7 +97,7 @@ class MetricStore:
         if name not in self._tenants:
             if len(self._tenants) >= MAX_TENANTS:
                 return OTHER_TENANTS
-            self._tenants.add(name)
+            self._tenants[name] = None
         return name
 
     def _add_number(self, number: metrics_pb2.MetricNumber) -> None:

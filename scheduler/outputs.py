@@ -102,6 +102,11 @@ class OutputRouter:
         self._state: scheduler_pb2.SchedulerState | None = None
         self._addresses = _Addresses([])
 
+    @property
+    def num_gateways(self) -> int:
+        """Gateways that have a stream."""
+        return len(self._gateways)
+
     def open(self, gateway_id: str) -> GatewayOutputs:
         """A new stream for a gateway; an older one of the same gateway ends."""
         self.close(gateway_id)

@@ -26,6 +26,7 @@ from quire.scheduler.readouts import embeddings, first_run, logprobs_of_live, ne
 from quire.scheduler.request_checks import SchedulerLimits, check_request
 from quire.scheduler.request_queue import ArrivalQueue, RequestQueue
 from quire.scheduler.sequence import Request, RequestKey, Sequence, SequenceStatus, arrival_order
+from quire.scheduler.step_counts import StepCounts
 from quire.scheduler.step_plan import SlotChanges, StepPlan
 from quire.scheduler.step_result import check_result
 from quire.scheduler.tenants import TenantAccounts, meter_outputs, meter_prompt
@@ -43,6 +44,7 @@ class Scheduler:
         self.requests: dict[RequestKey, Request] = {}
         self.num_preemptions = 0
         self.num_lost_lanes = 0
+        self.counts = StepCounts()
         # Lanes whose executor takes steps. Only these are planned.
         self.live_lanes = set(range(len(kv_cache.lanes)))
         # Lanes with a running sequence that waits for blocks: whoever is admitted now would take them away.
@@ -129,6 +131,7 @@ class Scheduler:
         self.kv_cache.acknowledge(plan.lane, plan.step)
         for beams in record_candidates(plan, sampled, result):
             self._advance(beams, events)
+        self.counts.add(plan, events)
         return events
 
     # Lanes
@@ -400,12 +403,14 @@ class Scheduler:
         return head if len(self._running[lane]) < share else None
 
     def _admit(self, sequence: Sequence, lane: int, num_cached_blocks: int) -> None:
+        num_cached = num_cached_blocks * self.kv_cache.block_size
+        # What a sequence finds after a preemption is mostly its own.
+        if self.kv_cache.prefix_caching and sequence.status is SequenceStatus.WAITING:
+            self.kv_cache.num_queried_tokens += len(sequence.token_ids)
+            self.kv_cache.num_hit_tokens += num_cached
         for member in members(sequence):
             self._start(member, lane)
-        self.kv_cache.num_queries += len(sequence.token_ids) // self.kv_cache.block_size
-        self.kv_cache.num_hits += num_cached_blocks
         if sequence.request.num_cached_tokens is None:
-            num_cached = num_cached_blocks * self.kv_cache.block_size
             sequence.request.num_cached_tokens = min(num_cached, sequence.num_prompt_tokens)
 
     def _fork_siblings(self, parent: Sequence) -> None:

@@ -5,21 +5,26 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
 from quire.columns import pack_u32, pack_u64, unpack_u32
 from quire.errors import InvalidRequestError, UnreachedError
-from quire.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
+from quire.internal.v1 import metrics_pb2, scheduler_pb2, scheduler_pb2_grpc
 from quire.rpc import errors_to_status
 from quire.scheduler.admission import Admission
 from quire.scheduler.lane import Lane
+from quire.scheduler.metrics import MetricStore
 from quire.scheduler.outputs import OutputRouter
 from quire.scheduler.prefix_cache import extra_key_digest
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import Request, RequestKey
+from quire.scheduler.server_metrics import server_metrics
 from quire.scheduler.step_loop import Work
+
+if TYPE_CHECKING:
+    from quire.scheduler.tracing import SchedulerTracing  # imports OpenTelemetry
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +42,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         router: OutputRouter,
         work: Work,
         lanes: list[Lane],
+        metrics: MetricStore,
+        tracing: SchedulerTracing | None = None,
     ) -> None:
         self._description = description
         self._scheduler = scheduler
@@ -44,6 +51,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         self._router = router
         self._work = work
         self._lanes = lanes
+        self._tracing = tracing
+        self._metrics = metrics
 
     async def Describe(  # noqa: N802
         self, request: scheduler_pb2.DescribeRequest, context: Context
@@ -65,7 +74,10 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             outputs = {state.index: _token_ids(state.output_token_ids, "sequences") for state in request.sequences}
             if not request.attempt:
                 self._admission.admit(request.tenant, len(prompt), is_first=not request.prompt_index)
-            self._scheduler.add_request(self._to_request(request, len(prompt)), prompt, outputs)
+            added = self._to_request(request, len(prompt))
+            self._scheduler.add_request(added, prompt, outputs)
+            if self._tracing is not None:
+                self._tracing.begin(added)
             self._work.notify()
         return scheduler_pb2.SubmitResponse()
 
@@ -75,7 +87,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         reason = scheduler_pb2.AbortReason.Name(request.reason)
         logger.debug("gateway %s aborts request %d: %s", request.gateway_id, request.request_key, reason)
         self._scheduler.abort(RequestKey(request.gateway_id, request.request_key), request.sequence_indices)
-        self._work.notify()
+        self._changed()
         return scheduler_pb2.AbortResponse()
 
     async def SetFlow(  # noqa: N802
@@ -86,7 +98,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             self._scheduler.pause(key)
         else:
             self._scheduler.resume(key)
-        self._work.notify()
+        self._changed("paused")
         return scheduler_pb2.SetFlowResponse()
 
     async def StreamOutputs(  # noqa: N802
@@ -95,7 +107,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         if self._router.is_open(request.gateway_id):
             # Its gateway gave up on the older stream, and submits again what it still wants.
             self._scheduler.abort_gateway(request.gateway_id)
-            self._work.notify()
+            self._changed()
         outputs = self._router.open(request.gateway_id)
         try:
             # Tells the gateway that its stream is open, before it submits.
@@ -106,7 +118,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         finally:
             if self._router.close(request.gateway_id, outputs):
                 self._scheduler.abort_gateway(request.gateway_id)
-                self._work.notify()
+                self._changed()
                 logger.info("gateway %s disconnected", request.gateway_id)
 
     async def ReplaceExecutor(  # noqa: N802
@@ -145,8 +157,8 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
                 if not sequence.is_finished
             ],
             num_preemptions=scheduler.num_preemptions,
-            prefix_cache_queries=cache.num_queries,
-            prefix_cache_hits=cache.num_hits,
+            prefix_cache_queries=cache.num_queried_tokens,
+            prefix_cache_hits=cache.num_hit_tokens,
             num_requests_waiting=len(scheduler.waiting),
             num_requests_running=len(scheduler.running),
             num_copied_blocks=cache.num_copies,
@@ -176,12 +188,33 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             ]
         )
 
+    async def ReportMetrics(  # noqa: N802
+        self, request: metrics_pb2.ReportMetricsRequest, context: Context
+    ) -> metrics_pb2.ReportMetricsResponse:
+        self._metrics.add(request)
+        return metrics_pb2.ReportMetricsResponse()
+
+    async def CollectMetrics(  # noqa: N802
+        self, request: metrics_pb2.CollectMetricsRequest, context: Context
+    ) -> metrics_pb2.CollectMetricsResponse:
+        if request.HasField("report"):
+            self._metrics.add(request.report)
+        values = server_metrics(self._metrics, self._scheduler, self._router, with_tenants=request.with_tenants)
+        return metrics_pb2.CollectMetricsResponse(values=values)
+
     def _end_older_attempt(self, message: scheduler_pb2.SubmitRequest) -> None:
         """A gateway that has not heard of its submission submits again, and hears only of the latest attempt."""
         key = RequestKey(message.gateway_id, message.request_key)
         running = self._scheduler.requests.get(key)
         if running is not None and running.attempt < message.attempt:
             self._scheduler.abort(key)
+            self._changed()
+
+    def _changed(self, what: str = "") -> None:
+        """Requests were ended, or `what` happened to some."""
+        self._work.notify()
+        if self._tracing is not None:
+            self._tracing.look(what, time.monotonic_ns())
 
     def _to_request(self, message: scheduler_pb2.SubmitRequest, num_prompt_tokens: int) -> Request:
         return Request(

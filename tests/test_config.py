@@ -15,10 +15,9 @@ from quire.config import (
     GatewaySettings,
     SchedulerSettings,
     ServeSettings,
-    flags,
-    secret_variables,
 )
 from quire.errors import StartupError
+from quire.settings import flags, secret_variables
 
 
 def test_flag_beats_variable_beats_file_beats_default(tmp_path: Path, monkeypatch):

@@ -91,7 +91,7 @@ def _table(case: OfflineCase | ServedCase, figures: Figures, limits: Limits) -> 
     offline = isinstance(case, OfflineCase)
     kind = f"offline, {case.number_format}" if offline else "served over HTTP, streaming"
     prefix = "" if offline or not case.prefix_len else f"{case.prefix_len} shared + "
-    yield f"#### `{case.name}`: {case.shape}, {kind}; {prefix}{case.input_len} in, {case.output_len} out"
+    yield f"### `{case.name}`: {case.shape}, {kind}; {prefix}{case.input_len} in, {case.output_len} out"
     yield ""
     unit = "batch" if offline else "concurrency"
     share = " of the limit |" if offline else ""

@@ -17,6 +17,7 @@ REQUEST_ID_HEADER = "request-id"
 _KINDS = {
     400: (400, "invalid_request_error"),
     401: (401, "authentication_error"),
+    403: (403, "permission_error"),
     404: (404, "not_found_error"),
     409: (409, "invalid_request_error"),
     413: (413, "request_too_large"),

@@ -1,100 +1,25 @@
-"""All settings, with their defaults, once.
+"""All settings of a server, with their defaults, once.
 
-A setting comes from, in falling precedence: a flag, a `QUIRE_*` variable, the YAML file of `--config`, the
-default written here. The groups below are mixed into one settings class per process; `flags()` passes a
-process's share of `quire serve`'s settings on to it. Settings are frozen: what is computed from them (how many
-blocks fit) is a result and lives elsewhere.
+The groups below are mixed into one settings class per process; `settings.flags()` passes a process's share of
+`quire serve`'s settings on to it. What is computed from settings (how many blocks fit) is a result and lives elsewhere.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
-import yaml
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    ByteSize,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic import ByteSize, Field, ValidationInfo, field_validator
 
-from quire.errors import StartupError
+from quire.settings import Panel, Settings, Texts
 
 BUNDLED_MODEL = Path(__file__).parent / "bundled" / "quire-tiny"
 
 
-def _split_texts(value: object) -> object:
-    """A list of texts as flags, variables and files give it: repeated, with commas between, or as JSON."""
-    if isinstance(value, list):
-        return [text for entry in value for text in _split_text(entry)]
-    return _split_text(value)
-
-
-def _split_text(value: object) -> list[object]:
-    if not isinstance(value, str):
-        return [value]
-    return list(json.loads(value)) if value.startswith("[") else [*value.split(",")]
-
-
-def _check_texts(texts: list[str]) -> list[str]:
-    if not all(text and text.isprintable() and text == text.strip() for text in texts):
-        raise ValueError("must not be empty, nor begin or end with a space")
-    return texts
-
-
-# A setting with several values.
-Texts = Annotated[list[str], NoDecode, BeforeValidator(_split_texts), AfterValidator(_check_texts)]
-
-
-class _Settings(BaseSettings):
-    model_config = SettingsConfigDict(
-        env_prefix="QUIRE_",
-        frozen=True,
-        extra="forbid",
-        protected_namespaces=(),
-        # A process uses one of these classes and would spend 0.15 s of its start on the others.
-        defer_build=True,
-    )
-
-    @classmethod
-    def load(cls, given: Mapping[str, Any], config_file: Path | None = None) -> Self:
-        """Settings from `given` (flags), the environment and a YAML file. Raises StartupError."""
-
-        class Loader(cls):  # type: ignore[valid-type, misc]
-            @classmethod
-            def settings_customise_sources(
-                cls,
-                settings_cls: type[BaseSettings],
-                init_settings: PydanticBaseSettingsSource,
-                env_settings: PydanticBaseSettingsSource,
-                dotenv_settings: PydanticBaseSettingsSource,
-                file_secret_settings: PydanticBaseSettingsSource,
-            ) -> tuple[PydanticBaseSettingsSource, ...]:
-                return init_settings, env_settings, InitSettingsSource(settings_cls, from_file)
-
-        from_file = {} if config_file is None else _read_file(config_file)
-        try:
-            loaded = Loader(**given)
-        except ValidationError as error:
-            raise StartupError(_explain(error), field=_flag_names(error)[0]) from error
-        return cls.model_construct(**{name: getattr(loaded, name) for name in cls.model_fields})
-
-
-class ModelOptions(_Settings):
+class ModelOptions(Settings):
     """Which model is served."""
+
+    panel: ClassVar[Panel] = Panel.MODEL
 
     model: str = Field(
         str(BUNDLED_MODEL), description="Folder or hub id of a Hugging Face checkpoint; default: the bundled model."
@@ -102,8 +27,10 @@ class ModelOptions(_Settings):
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
 
 
-class PrecisionOptions(_Settings):
+class PrecisionOptions(Settings):
     """How the model is held and computed."""
+
+    panel: ClassVar[Panel] = Panel.MODEL
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type of weights and arithmetic; auto: the checkpoint's."
@@ -117,6 +44,13 @@ class PrecisionOptions(_Settings):
     max_model_len: int | None = Field(
         None, ge=1, description="Longest prompt plus output, in tokens; default: the model's context."
     )
+
+
+class ComputeOptions(Settings):
+    """What the model is computed with."""
+
+    panel: ClassVar[Panel] = Panel.EXECUTORS
+
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one, else cpu.")
     isa: Literal["auto", "amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "portable"] = Field(
         "auto", description="Instruction set of the kernels on the CPU; auto: the best that the machine has."
@@ -129,8 +63,10 @@ class PrecisionOptions(_Settings):
 Sandbox: TypeAlias = Literal["auto", "require", "off"]
 
 
-class SandboxOptions(_Settings):
+class SandboxOptions(Settings):
     """What executors may do besides computing."""
+
+    panel: ClassVar[Panel] = Panel.EXECUTORS
 
     sandbox: Sandbox = Field(
         "auto",
@@ -139,12 +75,24 @@ class SandboxOptions(_Settings):
     )
 
 
-class CacheOptions(_Settings):
+class CacheOptions(Settings):
     """The KV pool."""
+
+    panel: ClassVar[Panel] = Panel.MEMORY
 
     block_size: int = Field(16, ge=1, le=1024, description="Tokens in a KV block.")
     kv_cache_memory: ByteSize | None = Field(
         None, description="Size of the KV pool, such as 2GiB; default: what the requests can use, within free memory."
+    )
+    gpu_memory_utilization: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of the device's memory (a GPU's, else the host's) for weights and KV pool together, where "
+        "--kv-cache-memory gives no size.",
+    )
+    num_gpu_blocks_override: int | None = Field(
+        None, ge=1, description="Size of the KV pool in blocks, where --kv-cache-memory gives none."
     )
     kv_pool: Path | None = Field(
         None, description="File that holds the KV pool and outlives the server; default: anonymous memory."
@@ -156,8 +104,10 @@ SchedulingPolicy: TypeAlias = Literal["fcfs", "priority", "fair"]
 StepTransport: TypeAlias = Literal["auto", "ring", "grpc"]
 
 
-class SchedulingOptions(_Settings):
+class SchedulingOptions(Settings):
     """What a step may hold, and how it travels."""
+
+    panel: ClassVar[Panel] = Panel.SCHEDULING
 
     max_num_seqs: int = Field(256, ge=1, description="Sequences that run at the same time.")
     max_num_batched_tokens: int = Field(
@@ -181,6 +131,8 @@ class SchedulingOptions(_Settings):
 
 class ServingOptions(ModelOptions):
     """Where clients connect."""
+
+    panel: ClassVar[Panel] = Panel.API
 
     host: str = Field("127.0.0.1", description="Address for REST and gRPC.")
     port: int = Field(8000, ge=0, le=65535, description="REST port; 0 picks a free one.")
@@ -213,8 +165,10 @@ class ServingOptions(ModelOptions):
         return self.model_names[0]
 
 
-class AccessOptions(_Settings):
+class AccessOptions(Settings):
     """Who may call, and from where."""
+
+    panel: ClassVar[Panel] = Panel.SECURITY
 
     api_keys: Path | None = Field(
         None,
@@ -236,8 +190,10 @@ class AccessOptions(_Settings):
     )
 
 
-class TlsOptions(_Settings):
+class TlsOptions(Settings):
     """TLS for REST and gRPC."""
+
+    panel: ClassVar[Panel] = Panel.SECURITY
 
     ssl_certfile: Path | None = Field(None, description="Certificate chain of the server (PEM).")
     ssl_keyfile: Path | None = Field(None, description="Its private key (PEM).")
@@ -247,8 +203,10 @@ class TlsOptions(_Settings):
     )
 
 
-class EdgeOptions(_Settings):
+class EdgeOptions(Settings):
     """What a client's connection may take."""
+
+    panel: ClassVar[Panel] = Panel.API
 
     max_connections: int = Field(
         4096, ge=1, description="Connections that each gateway holds, on REST and on gRPC; one more is refused."
@@ -263,8 +221,10 @@ ToolCallParser: TypeAlias = Literal["auto", "hermes", "llama3_json", "mistral", 
 ReasoningParser: TypeAlias = Literal["auto", "qwen3", "deepseek_r1", "mistral", "none"]
 
 
-class ChatOptions(_Settings):
+class ChatOptions(Settings):
     """How the model's chats are read."""
+
+    panel: ClassVar[Panel] = Panel.CHAT
 
     tool_call_parser: ToolCallParser = Field(
         "auto", description="How the model writes calls of tools; auto: as its chat template does."
@@ -276,8 +236,10 @@ class ChatOptions(_Settings):
     trust_request_chat_template: bool = Field(False, description="Take a chat_template in a request.")
 
 
-class OperationOptions(_Settings):
+class OperationOptions(Settings):
     """Starting, stopping and logging."""
+
+    panel: ClassVar[Panel] = Panel.OPERATION
 
     startup_timeout: float = Field(600.0, gt=0, description="Seconds until a start that is not ready is given up.")
     shutdown_timeout: float = Field(
@@ -290,19 +252,38 @@ class OperationOptions(_Settings):
     log_format: Literal["text", "json"] = Field("text", description="Lines for people, or one JSON object each.")
 
 
-class TraceOptions(_Settings):
-    """Traces."""
+class StatisticsOptions(Settings):
+    """Statistics."""
 
-    otlp_traces_endpoint: str | None = Field(
-        None, description="Collector that gets a trace of each request (OTLP over gRPC), such as http://localhost:4317."
+    panel: ClassVar[Panel] = Panel.OBSERVABILITY
+
+    disable_log_stats: bool = Field(
+        False, description="Do not log throughput, requests and cache usage every ten seconds."
     )
 
 
-class ObservationOptions(_Settings):
+class TraceOptions(Settings):
+    """Traces."""
+
+    panel: ClassVar[Panel] = Panel.OBSERVABILITY
+
+    otlp_traces_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^/\s]+/?$",
+        description="Collector that gets a trace of each request (OTLP over gRPC), such as http://localhost:4317.",
+    )
+
+
+MetricsAlias: TypeAlias = Literal["vllm"]
+
+
+class ObservationOptions(Settings):
     """What the server tells of itself."""
 
-    metrics_alias: Literal["vllm"] | None = Field(
-        None, description="Give each metric of /metrics a second time under vLLM's prefix, for boards made for vLLM."
+    panel: ClassVar[Panel] = Panel.OBSERVABILITY
+
+    metrics_alias: MetricsAlias | None = Field(
+        None, description="Give the metrics that vLLM has a second time under its prefix, for boards made for it."
     )
     enable_log_requests: bool = Field(True, description="Log a line for each request when it ends, with its timings.")
     log_prompts: bool = Field(False, description="Write prompts and outputs into these lines too.")
@@ -312,8 +293,10 @@ class ObservationOptions(_Settings):
     live_page: bool = Field(True, description="Serve the page at / with a playground and a view of the server.")
 
 
-class InternalTlsOptions(_Settings):
+class InternalTlsOptions(Settings):
     """TLS between processes on several hosts."""
+
+    panel: ClassVar[Panel] = Panel.SECURITY
 
     internal_tls_cert: Path | None = Field(None, description="Certificate that this process shows to others (PEM).")
     internal_tls_key: Path | None = Field(None, description="Its private key (PEM).")
@@ -326,20 +309,26 @@ class InternalTlsOptions(_Settings):
 class ProcessOptions(OperationOptions, InternalTlsOptions):
     """How a single process is watched."""
 
+    panel: ClassVar[Panel] = Panel.PROCESS
+
     parent_pid: int | None = Field(None, description="Process whose death ends this one.")
     runtime_dir: Path | None = Field(None, description="Folder of that process, removed if it has died.")
     status_fd: int | None = Field(None, description="Descriptor for one JSON line per status change.")
     progress_fd: int | None = Field(None, description="Descriptor of a page in which the process counts.")
 
 
-class ListenOptions(_Settings):
+class ListenOptions(Settings):
     """Where other processes of ours connect."""
+
+    panel: ClassVar[Panel] = Panel.PROCESS
 
     listen: str = Field(description="Address to serve, such as unix:/run/quire/a.sock or host:port.")
 
 
-class ExecutorSettings(ModelOptions, PrecisionOptions, SandboxOptions, ListenOptions, ProcessOptions):
+class ExecutorSettings(ModelOptions, PrecisionOptions, ComputeOptions, SandboxOptions, ListenOptions, ProcessOptions):
     """`quire executor`."""
+
+    panel: ClassVar[Panel] = Panel.PROCESS
 
     weight_store: Path | None = Field(
         None, description="Socket of a supervisor that keeps packed weights for all executors of its host."
@@ -347,8 +336,12 @@ class ExecutorSettings(ModelOptions, PrecisionOptions, SandboxOptions, ListenOpt
     index: int = Field(0, ge=0, description="Number of this executor, for its name.")
 
 
-class SchedulerSettings(CacheOptions, SchedulingOptions, TraceOptions, ListenOptions, ProcessOptions):
+class SchedulerSettings(
+    CacheOptions, SchedulingOptions, StatisticsOptions, TraceOptions, ListenOptions, ProcessOptions
+):
     """`quire scheduler`."""
+
+    panel: ClassVar[Panel] = Panel.PROCESS
 
     executors: list[str] = Field(min_length=1, description="Addresses of the executors (repeat the flag).")
     pool_store: Path | None = Field(
@@ -368,13 +361,19 @@ class GatewaySettings(
 ):
     """`quire gateway`."""
 
+    panel: ClassVar[Panel] = Panel.PROCESS
+
     scheduler: str = Field(description="Address of the scheduler.")
     index: int = Field(0, ge=0, description="Number of this gateway, for its name.")
     reuse_port: bool = Field(False, description="Share the ports with other gateways that do (SO_REUSEPORT).")
 
 
-class LocalSettings(ModelOptions, PrecisionOptions, SandboxOptions, CacheOptions, SchedulingOptions, OperationOptions):
+class LocalSettings(
+    ModelOptions, PrecisionOptions, ComputeOptions, SandboxOptions, CacheOptions, SchedulingOptions, OperationOptions
+):
     """A scheduler and its executors on this host, as `LLM` starts them."""
+
+    panel: ClassVar[Panel] = Panel.EXECUTORS
 
     num_executors: int = Field(1, ge=1, le=64, description="Executor processes on one KV pool.")
 
@@ -387,61 +386,11 @@ class ServeSettings(
     EdgeOptions,
     ChatOptions,
     ObservationOptions,
+    StatisticsOptions,
     TraceOptions,
 ):
     """`quire serve`: everything on this host."""
 
+    panel: ClassVar[Panel] = Panel.API
+
     gateways: int = Field(1, ge=1, le=64, description="Gateway processes, which share the ports.")
-
-
-# Command lines are for everyone to see.
-_SECRETS = frozenset({"api_key"})
-
-
-def secret_variables(settings: _Settings, process: type[_Settings]) -> dict[str, str]:
-    """The environment that gives a process its share of what `flags` leaves out."""
-    names = _SECRETS & process.model_fields.keys() & type(settings).model_fields.keys()
-    return {f"QUIRE_{name.upper()}": ",".join(value) for name in names if (value := getattr(settings, name))}
-
-
-def flags(settings: _Settings, process: type[_Settings], **own: object) -> list[str]:
-    """The command line that gives a process its share of `settings`, but for secrets, and its `own` settings."""
-    names = (process.model_fields.keys() & type(settings).model_fields.keys()) - _SECRETS
-    shared = {name: getattr(settings, name) for name in process.model_fields if name in names}
-    line: list[str] = []
-    for name, value in {**shared, **own}.items():
-        flag = "--" + name.replace("_", "-")
-        if value is None:
-            continue
-        if isinstance(value, bool):
-            line.append(flag if value else "--no-" + flag[2:])
-        elif isinstance(value, list):
-            line += [part for entry in value for part in (flag, str(entry))]
-        else:
-            line += [flag, str(int(value)) if isinstance(value, ByteSize) else str(value)]
-    return line
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    """The settings of a YAML file, spelled as the flags or with underscores. Raises StartupError."""
-    if not path.is_file():
-        raise StartupError(f"--config: no such file: {path}", field="config")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StartupError(f"--config: {path} is not valid YAML: {error}", field="config") from error
-    if not isinstance(content, dict):
-        raise StartupError(f"--config: {path} holds no settings by name", field="config")
-    return {str(name).replace("-", "_"): value for name, value in content.items()}
-
-
-def _flag_names(error: ValidationError) -> list[str]:
-    return [str(problem["loc"][0]) if problem["loc"] else "" for problem in error.errors()]
-
-
-def _explain(error: ValidationError) -> str:
-    problems = (
-        f"--{name.replace('_', '-')}: {problem['msg']}"
-        for name, problem in zip(_flag_names(error), error.errors(), strict=True)
-    )
-    return "; ".join(problems)

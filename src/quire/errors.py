@@ -6,6 +6,7 @@
     │   ├── BodyTooLargeError         INVALID_ARGUMENT     413  code body_too_large
     │   └── MediaTypeError            INVALID_ARGUMENT     415  code unsupported_media_type
     ├── AuthenticationError           UNAUTHENTICATED      401  code invalid_api_key
+    ├── PermissionDeniedError         PERMISSION_DENIED    403  code permission_denied
     ├── ModelNotFoundError            NOT_FOUND            404  code model_not_found
     ├── DuplicateRequestError         ALREADY_EXISTS       409  code duplicate_request_id
     ├── RequestAbortedError           CANCELLED            499  code request_aborted
@@ -41,6 +42,8 @@ class QuireError(Exception):
         super().__init__(message)
         self.message = message
         self.field = field
+        # Whether the line of a request in the log tells of it already.
+        self.is_logged = False
         if retry_after is not None:
             self.retry_after = retry_after
 
@@ -81,6 +84,15 @@ class AuthenticationError(QuireError):
     http_status = 401
     type = "invalid_request_error"
     code = "invalid_api_key"
+
+
+class PermissionDeniedError(QuireError):
+    """The caller is known and may not do this."""
+
+    grpc_code = "PERMISSION_DENIED"
+    http_status = 403
+    type = "invalid_request_error"
+    code = "permission_denied"
 
 
 class ModelNotFoundError(QuireError):

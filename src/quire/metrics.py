@@ -113,7 +113,13 @@ SCHEDULER_METRICS: Final = (
 
 # What gateways count, one request at a time: a prompt, with all its continuations.
 GATEWAY_METRICS: Final = (
-    _counter("prompt_tokens", "Tokens of the prompts that were computed, or found in the prefix cache."),
+    _counter("prompt_tokens", "Tokens of prompts, whether computed or found in the prefix cache."),
+    _counter(
+        "prompt_tokens_by_source",
+        "The same, by where their keys and values come from.",
+        "source",
+        values=("local_compute", "local_cache_hit"),
+    ),
     _counter("prompt_tokens_cached", "Of these, the tokens that were found in the prefix cache."),
     _counter("generation_tokens", "Tokens that were generated."),
     _counter(
@@ -159,7 +165,7 @@ SETUP_METRICS: Final = (
     _gauge(
         "cache_config_info",
         "The KV pool; always 1. num_gpu_blocks counts its blocks wherever they are.",
-        *("block_size", "cache_dtype", "enable_prefix_caching", "num_gpu_blocks"),
+        *("block_size", "enable_prefix_caching", "kv_cache_memory_bytes", "num_gpu_blocks"),
     ),
     _gauge("build_info", "The server's version; always 1.", "version", own=True),
 )

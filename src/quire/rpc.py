@@ -24,6 +24,7 @@ from quire.errors import (
     InvalidRequestError,
     ModelNotFoundError,
     OverloadedError,
+    PermissionDeniedError,
     QuireError,
     RequestAbortedError,
     ServiceUnavailableError,
@@ -84,6 +85,7 @@ _BARE_STATUS: dict[str, type[QuireError]] = {
     for cls in (
         AuthenticationError,
         InvalidRequestError,
+        PermissionDeniedError,
         ModelNotFoundError,
         RequestAbortedError,
         DeadlineError,

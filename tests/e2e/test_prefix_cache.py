@@ -23,7 +23,7 @@ def _complete(client, prompt):
 
 @pytest.mark.parametrize("at_once", [False, True])
 def test_shared_system_prompt_is_computed_once(server, client, at_once):
-    """Five requests share 500 tokens; counted in blocks and visible in `cached_tokens`."""
+    """Five requests share 500 tokens; counted in tokens and visible in `cached_tokens`."""
     system = [(7 * i + at_once) % 1900 + 40 for i in range(500)]
     prompts = [[*system, *range(300 + i, 320 + i)] for i in range(5)]
     before = server.kv_state()
@@ -33,7 +33,7 @@ def test_shared_system_prompt_is_computed_once(server, client, at_once):
     full_blocks = 500 // BLOCK
     cached = sorted(answer.usage.prompt_tokens_details.cached_tokens for answer in answers)
     assert cached == [0] + [full_blocks * BLOCK] * 4
-    assert after.prefix_cache_hits - before.prefix_cache_hits == 4 * full_blocks
+    assert after.prefix_cache_hits - before.prefix_cache_hits == 4 * full_blocks * BLOCK
 
 
 def test_second_turn_reuses_the_generated_first_turn(server, client):

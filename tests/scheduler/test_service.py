@@ -20,6 +20,7 @@ from quire.errors import DuplicateRequestError, UnreachedError
 from quire.internal.v1 import executor_pb2, scheduler_pb2, scheduler_pb2_grpc
 from quire.scheduler.admission import Admission
 from quire.scheduler.kv_cache import KvCache
+from quire.scheduler.metrics import MetricStore
 from quire.scheduler.outputs import OutputRouter
 from quire.scheduler.request_checks import SchedulerLimits
 from quire.scheduler.scheduler import Scheduler
@@ -74,7 +75,8 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     executor = executor_pb2.ExecutorDescription()
     lane: Any = SimpleNamespace(description=executor)
     description = scheduler_pb2.DescribeResponse(executors=[executor])
-    service = SchedulerService(description, scheduler, Admission(scheduler, 8), OutputRouter(), Work(), [lane])
+    router, admission = OutputRouter(), Admission(scheduler, 8)
+    service = SchedulerService(description, scheduler, admission, router, Work(), [lane], MetricStore(64))
     server = rpc.new_server()
     scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(service, server)
     address = f"unix:{tmp_path}/s.sock"

@@ -20,7 +20,8 @@ import grpc
 from quire import rpc
 from quire.columns import pack_u32, pack_u64, unpack_u32
 from quire.errors import QuireError, UnreachedError
-from quire.internal.v1 import executor_pb2, scheduler_pb2, scheduler_pb2_grpc
+from quire.internal.v1 import executor_pb2, metrics_pb2, scheduler_pb2, scheduler_pb2_grpc
+from quire.scheduler.metrics import MetricStore
 from quire.v1 import generate_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -114,6 +115,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             executors=[executor_pb2.ExecutorDescription(hidden_size=HIDDEN_SIZE)],
         )
         self.requests: list[Submitted] = []
+        self.metrics = MetricStore(max_model_len)
         self.reset()
         self._streams: dict[str, asyncio.Queue[scheduler_pb2.StepOutputs | None]] = {}
         self._server: grpc.aio.Server | None = None
@@ -154,6 +156,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
 
     async def crash(self) -> None:
         """Ends without a word, as SIGKILL does; `start` starts its successor, which knows nothing."""
+        self.metrics = MetricStore(self.description.max_model_len)
         server, self._server = self._server, None
         assert server is not None, "it does not run"
         for request in self.requests:
@@ -291,6 +294,18 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
         message.embeddings.add(**name, values=pseudo_state(request))
         if (stream := self._streams.get(request.gateway_id)) is not None:
             stream.put_nowait(message)
+
+    async def ReportMetrics(  # noqa: N802
+        self, request: metrics_pb2.ReportMetricsRequest, context: Context
+    ) -> metrics_pb2.ReportMetricsResponse:
+        self.metrics.add(request)
+        return metrics_pb2.ReportMetricsResponse()
+
+    async def CollectMetrics(  # noqa: N802
+        self, request: metrics_pb2.CollectMetricsRequest, context: Context
+    ) -> metrics_pb2.CollectMetricsResponse:
+        self.metrics.add(request.report)
+        return metrics_pb2.CollectMetricsResponse(values=self.metrics.values(with_tenants=request.with_tenants))
 
     async def SetFlow(  # noqa: N802
         self, request: scheduler_pb2.SetFlowRequest, context: Context

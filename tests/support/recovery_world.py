@@ -22,6 +22,7 @@ from quire.config import SchedulingPolicy
 from quire.internal.v1 import executor_pb2, scheduler_pb2
 from quire.scheduler.admission import Admission
 from quire.scheduler.kv_cache import KvCache
+from quire.scheduler.metrics import MetricStore
 from quire.scheduler.outputs import OutputRouter
 from quire.scheduler.request_checks import SchedulerLimits
 from quire.scheduler.scheduler import Scheduler
@@ -147,7 +148,8 @@ class World:
         self.router = OutputRouter()
         admission = Admission(self.scheduler, max_queued_requests=1000)
         description = scheduler_pb2.DescribeResponse(executors=[executor_pb2.ExecutorDescription()])
-        self.service = SchedulerService(description, self.scheduler, admission, self.router, Work(), [])
+        metrics = MetricStore(sizes.capacity)
+        self.service = SchedulerService(description, self.scheduler, admission, self.router, Work(), [], metrics)
 
     def crash_scheduler(self, num_computed: int, torn_byte: int | None) -> None:
         """All that it knew is lost. Executors compute up to `num_computed` steps more before they let go of the pool.

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # Where the site keeps the repository's files that pages link to.
@@ -26,6 +26,8 @@ class SiteMap:
     source: Path
     # File name of the page, by path of its file.
     names: Mapping[Path, str]
+    # Files that are no pages, and the page to show instead.
+    instead: Mapping[Path, str] = field(default_factory=dict)
 
 
 def targets(text: str) -> Iterator[str]:
@@ -58,11 +60,13 @@ def for_site(text: str, path: Path, pages: SiteMap) -> str:
 
 def _page_or_copy(file: Path, page: Path, pages: SiteMap) -> str:
     file = Path(os.path.normpath(file))
-    if file in pages.names:
-        return pages.names[file]
+    if (name := pages.names.get(file) or pages.instead.get(file)) is not None:
+        return name
     if not file.is_file():
         raise ValueError(f"{page.relative_to(pages.root)}: a link to {file}, which is no file; name one in the folder")
     copy = Path(FILES) / file.relative_to(pages.root)
+    if copy.suffix == ".md":  # Sphinx would take it for a page
+        copy = copy.with_suffix(".md.txt")
     (pages.source / copy).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(file, pages.source / copy)
     return str(copy)

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from docs_site import errors, examples, grpc, python_api, rest
+from docs_site import errors, examples, grpc, metrics, python_api, rest
 from docs_site.links import SiteMap, for_site
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,21 +18,15 @@ OUT = ROOT / "build" / "docs"
 # By heading; a page is named as its file, from the root.
 NAVIGATION: dict[str, tuple[str, ...]] = {
     "Use it": ("docs/quick_start.md", "docs/serving.md", "docs/examples.md", "docs/migration.md"),
-    "Reference": ("docs/flags.md", "docs/rest_api.md", "docs/grpc_api.md", "docs/python_api.md", "docs/metrics.md"),
+    "Reference": ("docs/flags.md", "docs/rest_api.md", "docs/grpc_api.md", "docs/python_api.md"),
     "Operate it": (
-        "docs/deployment.md",
         "docs/operations.md",
         "docs/observability.md",
         "docs/reliability.md",
         "docs/security.md",
         "docs/troubleshooting.md",
     ),
-    "How it works": (
-        "docs/architecture.md",
-        "docs/recovery_model.md",
-        "docs/benchmarks.md",
-        "docs/bench_compare.md",
-    ),
+    "How it works": ("docs/architecture.md", "docs/recovery_model.md", "docs/benchmarks.md"),
     "The project": ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
 }
 # Names that would otherwise differ only in case from another page's.
@@ -46,12 +40,13 @@ def generators() -> dict[str, Callable[[], str]]:
     import docs_reference  # tools/docs_reference.py
 
     return {
-        "serve_flags": docs_reference.render_flags,
+        "flags": lambda: _one_deeper("\n\n".join(docs_reference.render_flags().values())),
         "vllm_flags": docs_reference.render_vllm_flags,
         "rest_paths": rest.render_paths,
         "rest_schemas": rest.render_schemas,
         "grpc": grpc.render_services,
         "python_api": python_api.render,
+        "vllm_metrics": metrics.render,
         "errors": errors.render,
         "examples": examples.render,
     }
@@ -60,7 +55,9 @@ def generators() -> dict[str, Callable[[], str]]:
 def site_map() -> SiteMap:
     """Which file is which page."""
     sources = [_INDEX, *(page for pages in NAVIGATION.values() for page in pages)]
-    return SiteMap(ROOT, SOURCE, {ROOT / page: _RENAMED.get(page, Path(page).name.lower()) for page in sources})
+    names = {ROOT / page: _RENAMED.get(page, Path(page).name.lower()) for page in sources}
+    # The repository's first page is the site's.
+    return SiteMap(ROOT, SOURCE, names, {ROOT / "README.md": names[ROOT / _INDEX]})
 
 
 def stage() -> None:
@@ -83,6 +80,11 @@ def _generate(writers: dict[str, Callable[[], str]], name: str) -> str:
     if name not in writers:
         raise ValueError(f"nothing generates {name}; known: {', '.join(writers)}")
     return writers[name]()
+
+
+def _one_deeper(text: str) -> str:
+    """The same with headings of one level more, below a page's own."""
+    return re.sub(r"^(#+) ", r"#\1 ", text, flags=re.MULTILINE)
 
 
 def _toctrees() -> str:

@@ -97,7 +97,7 @@ def _parameter(one: inspect.Parameter) -> str:
 
 def _default(value: object) -> str:
     text = repr(value)
-    return "…" if text.startswith("<") else text  # a dataclass's factory
+    return "..." if text.startswith("<") else text  # a dataclass's factory
 
 
 def _annotation(annotation: Any) -> str:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from quire.config import LocalSettings, _Settings
+from quire.config import LocalSettings
+from quire.settings import Panel, Settings
 
 METRICS = ("ttft", "tpot", "itl", "e2el")
 
 Backend = Literal["openai", "openai-chat", "grpc"]
 
 
-class TargetOptions(_Settings):
+def _drawable(path: Path | None) -> Path | None:
+    if path is not None and path.suffix not in (".png", ".svg"):
+        raise ValueError(f"{path} is neither a .png nor a .svg")
+    return path
+
+
+class TargetOptions(Settings):
     """Which server."""
+
+    panel: ClassVar[Panel] = Panel.TARGET
 
     backend: Backend = Field(
         "openai", description="openai: /v1/completions; openai-chat: /v1/chat/completions; grpc: Quire's gRPC API."
@@ -40,8 +49,10 @@ class TargetOptions(_Settings):
         return url.rstrip("/")
 
 
-class WorkloadOptions(_Settings):
+class WorkloadOptions(Settings):
     """The prompts and the answers, in tokens."""
+
+    panel: ClassVar[Panel] = Panel.WORKLOAD
 
     num_prompts: int = Field(1000, ge=1, description="Requests to send.")
     num_warmups: int = Field(0, ge=0, description="Requests that are sent before and not counted.")
@@ -56,8 +67,10 @@ class WorkloadOptions(_Settings):
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy.")
 
 
-class ArrivalOptions(_Settings):
+class ArrivalOptions(Settings):
     """When requests are sent."""
+
+    panel: ClassVar[Panel] = Panel.ARRIVALS
 
     request_rate: float = Field(
         math.inf, gt=0, description="Requests per second on average; inf: as soon as --max-concurrency lets them."
@@ -68,8 +81,10 @@ class ArrivalOptions(_Settings):
     max_concurrency: int | None = Field(None, ge=1, description="Most requests in flight; default: no limit.")
 
 
-class ReportOptions(_Settings):
+class ReportOptions(Settings):
     """What is reported."""
+
+    panel: ClassVar[Panel] = Panel.REPORT
 
     percentile_metrics: str = Field(
         "ttft,tpot,itl", description="Comma-separated metrics that are summarised: ttft, tpot, itl, e2el."
@@ -99,12 +114,7 @@ class ReportOptions(_Settings):
             raise ValueError("percentiles lie between 0 and 100")
         return value
 
-    @field_validator("plot")
-    @classmethod
-    def _drawable(cls, path: Path | None) -> Path | None:
-        if path is not None and path.suffix not in (".png", ".svg"):
-            raise ValueError(f"{path} is neither a .png nor a .svg")
-        return path
+    _drawable = field_validator("plot")(_drawable)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -124,6 +134,8 @@ class ServeBenchSettings(TargetOptions, WorkloadOptions, ArrivalOptions, ReportO
 class ThroughputSettings(LocalSettings):
     """`quire bench throughput`."""
 
+    panel: ClassVar[Panel] = Panel.WORKLOAD
+
     input_len: int = Field(1024, ge=1, description="Tokens of a prompt.")
     output_len: int = Field(128, ge=1, description="Tokens of an answer.")
     num_prompts: int = Field(1000, ge=1, description="Requests, all given at once.")
@@ -134,6 +146,8 @@ class ThroughputSettings(LocalSettings):
 
 class LatencySettings(LocalSettings):
     """`quire bench latency`."""
+
+    panel: ClassVar[Panel] = Panel.WORKLOAD
 
     input_len: int = Field(32, ge=1, description="Tokens of a prompt.")
     output_len: int = Field(128, ge=1, description="Tokens of an answer.")
@@ -150,3 +164,47 @@ class LatencySettings(LocalSettings):
                 f"a batch of {self.batch_size} does not run at once with --max-num-seqs {self.max_num_seqs}"
             )
         return self
+
+
+class CompareSettings(LocalSettings):
+    """`quire bench compare`."""
+
+    users: str = Field("1,5,10,20", description="Comma-separated numbers of users, each with one request at a time.")
+    requests_per_user: int = Field(2, ge=1, description="Requests that each user sends, one after another.")
+    output_len: int = Field(64, ge=1, description="Tokens of an answer; both sides generate exactly so many.")
+    prompts: Path | None = Field(
+        None, description="Text file with a prompt on each line; default: built-in ones of 5 to 60 words."
+    )
+    hf_mode: Literal["sequential", "batch"] = Field(
+        "sequential",
+        description="How generate serves several users: one request after another, or all users' as one padded batch.",
+    )
+    rounds: int = Field(3, ge=1, description="How often both are measured, in turn; medians count.")
+    round_timeout: float = Field(3600.0, gt=0, description="Seconds that one side may take for one number of users.")
+    output_json: Path | None = Field(None, description="Where the result is written.")
+    plot: Path | None = Field(
+        None, description="Draw throughput, latency and ratios against users to a .png or .svg (extra: bench)."
+    )
+    # So that the texts can be compared: with fewer bits, equal arithmetic in another order gives other tokens.
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "float32", description="Type of weights and arithmetic on both sides; auto: the checkpoint's."
+    )
+    # Prompts come again in each round, and generate has no cache of them.
+    enable_prefix_caching: bool = Field(False, description="Reuse KV blocks of equal prefixes, on Quire's side.")
+
+    _drawable = field_validator("plot")(_drawable)
+
+    @field_validator("users")
+    @classmethod
+    def _numbers(cls, value: str) -> str:
+        parts = value.split(",")
+        if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+            raise ValueError("numbers of users are positive and separated by commas, such as 1,5,10,20")
+        if len(set(map(int, parts))) < len(parts):
+            raise ValueError("a number of users comes twice")
+        return value
+
+    @property
+    def user_counts(self) -> tuple[int, ...]:
+        """As they were given."""
+        return tuple(int(part) for part in self.users.split(","))

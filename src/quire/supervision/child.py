@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import quire.errors
-from quire.config import LocalSettings, ProcessOptions, flags, secret_variables
+from quire.config import LocalSettings, ProcessOptions
 from quire.errors import StartupError
 from quire.progress import ProgressPage
+from quire.settings import flags, secret_variables
 
 logger = logging.getLogger(__name__)
 
