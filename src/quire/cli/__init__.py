@@ -9,9 +9,10 @@ import gc
 import os
 import signal
 import sys
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
 from quire.bench.settings import LatencySettings, ServeBenchSettings, ThroughputSettings
 from quire.cli.clients import chat, complete, hash_key
@@ -24,8 +25,32 @@ from quire.inspect.command import inspect as inspect_pool
 from quire.process import run_process
 from quire.supervision.commands import status, upgrade
 
+# The groups of `quire --help`, in their order.
+_SERVE: Final = "Serve"
+_USE: Final = "Use a running server"
+_MEASURE: Final = "Measure"
+_LOOK: Final = "Look inside"
+_PROCESSES: Final = "Single processes, as `quire serve` starts them"
+_GROUPS: Final = (_SERVE, _USE, _MEASURE, _LOOK, _PROCESSES)
+
+
+class _Commands(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order of their groups."""
+
+        def place(name: str) -> int:
+            group = getattr(self.commands[name], "rich_help_panel", None)
+            return _GROUPS.index(group) if group in _GROUPS else len(_GROUPS)
+
+        return sorted(self.commands, key=place)
+
+
 app = typer.Typer(
-    name="quire", help="Serve large language models.", no_args_is_help=True, pretty_exceptions_enable=False
+    name="quire",
+    cls=_Commands,
+    help="Serve large language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
 )
 bench = typer.Typer(help="Measure a running server, or this machine without one.", no_args_is_help=True)
 
@@ -105,12 +130,6 @@ def _bench_latency(settings: LatencySettings) -> None:
 
     bench_latency(settings)
 
-
-_SERVE: Final = "Serve"
-_USE: Final = "Use a running server"
-_MEASURE: Final = "Measure"
-_LOOK: Final = "Look inside"
-_PROCESSES: Final = "Single processes, as `quire serve` starts them"
 
 add_serve(app, _SERVE)
 app.command(rich_help_panel=_SERVE)(upgrade)
