@@ -30,7 +30,6 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
         settings,
         settings,
         reuse_port=settings.reuse_port,
-        live_page=settings.live_page,
     )
     try:
         await listeners.start()
@@ -39,7 +38,7 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
             return
         metrics = _observe(engine)
         try:
-            await listeners.serve(engine, metrics, settings.metrics_alias, settings.shutdown_timeout)
+            await listeners.serve(engine, metrics, settings, settings.shutdown_timeout)
             settle_garbage_collection()
             status.ready(port=listeners.port, grpc_port=listeners.grpc_port)
             logger.info("serving REST on port %d and gRPC on port %d", listeners.port, listeners.grpc_port)

@@ -14,11 +14,14 @@ from rich.console import Console
 from rich.table import Table
 
 from quire.config import ServeSettings
+from quire.service_manager import notify
 from quire.supervisor import Supervisor
 from quire.units import format_bytes
 
 if TYPE_CHECKING:
     from quire.internal.v1 import scheduler_pb2
+
+logger = logging.getLogger(__name__)
 
 
 def serve(settings: ServeSettings) -> int:
@@ -37,13 +40,30 @@ def serve(settings: ServeSettings) -> int:
                 ready = supervisor.start(gateway=settings)
                 console.print(budget_table(supervisor.describe()))
                 console.print(how_to_call(settings, ready["port"], ready["grpc_port"]), soft_wrap=True)
+                if admits_everybody(settings):
+                    logger.warning(
+                        "whoever reaches %s may use this server: it asks for no API key (--api-key, --api-keys) and no "
+                        "client certificate (--ssl-cert-reqs)",
+                        settings.host,
+                    )
+                notify("READY=1")
                 failure = supervisor.wait()
         except _Stopped:
             console.print("Stopping …")
+            notify("STOPPING=1")
             supervisor.stop()
             return 0
         console.print(f"[red]quire serve: error:[/red] {failure.message}; stopping the other processes")
         return 1
+
+
+def admits_everybody(settings: ServeSettings) -> bool:
+    """Whether other hosts may call, and nobody asks them who they are."""
+    # Imported now: with grpc, which would delay the start of the children.
+    from quire.process_links import is_loopback
+
+    asks = bool(settings.api_key) or settings.api_keys is not None or settings.ssl_cert_reqs == "required"
+    return not asks and not is_loopback(f"[{settings.host}]:{settings.port}")
 
 
 def budget_table(model: scheduler_pb2.DescribeResponse) -> Table:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from quire.bench.settings import LatencySettings, ServeBenchSettings, ThroughputSettings
+from quire.bench.settings import CompareSettings, LatencySettings, ServeBenchSettings, ThroughputSettings
 from quire.cli.clients import chat, complete, hash_key
 from quire.cli.serve_command import add_serve
 from quire.cli.settings_command import add_command
@@ -24,6 +24,7 @@ from quire.grpc_cli import app as grpc_app
 from quire.inspect.command import inspect as inspect_pool
 from quire.process import run_process
 from quire.supervision.commands import status, upgrade
+from quire.top.command import top
 
 # The groups of `quire --help`, in their order.
 _SERVE: Final = "Serve"
@@ -131,6 +132,12 @@ def _bench_latency(settings: LatencySettings) -> None:
     bench_latency(settings)
 
 
+def _bench_compare(settings: CompareSettings) -> None:
+    from quire.bench.compare import bench_compare
+
+    bench_compare(settings)
+
+
 add_serve(app, _SERVE)
 app.command(rich_help_panel=_SERVE)(upgrade)
 app.command("hash-key", rich_help_panel=_SERVE)(hash_key)
@@ -138,6 +145,7 @@ app.command(rich_help_panel=_USE)(chat)
 app.command(rich_help_panel=_USE)(complete)
 app.add_typer(grpc_app, name="grpc", rich_help_panel=_USE)
 app.add_typer(bench, name="bench", rich_help_panel=_MEASURE)
+app.command(rich_help_panel=_LOOK)(top)
 app.command(rich_help_panel=_LOOK)(status)
 app.command("inspect", rich_help_panel=_LOOK)(inspect_pool)
 app.command(rich_help_panel=_LOOK)(version)
@@ -152,3 +160,6 @@ add_command(
 )
 add_command(bench, "throughput", ThroughputSettings, _bench_throughput, "Time many requests given at once.")
 add_command(bench, "latency", LatencySettings, _bench_latency, "Time a batch, again and again.")
+add_command(
+    bench, "compare", CompareSettings, _bench_compare, "Hugging Face generate and Quire, side by side, at 1 to N users."
+)
