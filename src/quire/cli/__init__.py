@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from quire.bench.settings import CompareSettings, LatencySettings, ServeBenchSettings, ThroughputSettings
+from quire.cli.about import collect_env, version
 from quire.cli.clients import chat, complete, hash_key
 from quire.cli.serve_command import add_serve
 from quire.cli.settings_command import add_command
@@ -66,13 +67,6 @@ def main() -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
-
-
-def version() -> None:
-    """Print the version."""
-    from quire import __version__
-
-    typer.echo(__version__)
 
 
 def _print_version(wanted: bool) -> None:
@@ -148,6 +142,7 @@ app.add_typer(bench, name="bench", rich_help_panel=_MEASURE)
 app.command(rich_help_panel=_LOOK)(top)
 app.command(rich_help_panel=_LOOK)(status)
 app.command("inspect", rich_help_panel=_LOOK)(inspect_pool)
+app.command("collect-env", rich_help_panel=_LOOK)(collect_env)
 app.command(rich_help_panel=_LOOK)(version)
 add_command(
     app, "gateway", GatewaySettings, _gateway, "Run a gateway alone: gRPC and REST for clients.", panel=_PROCESSES
