@@ -23,6 +23,7 @@ from quire.gateway.http_protocol import LimitedConfig, end_overdue
 from quire.gateway.metrics_report import MetricsReporter
 from quire.gateway.monitor_service import MonitorService
 from quire.gateway.readiness import Readiness
+from quire.gateway.refusal_log import RefusalLog
 from quire.gateway.rest import create_app
 from quire.gateway.tls import server_certificates
 from quire.ports import take_port
@@ -87,6 +88,7 @@ class Listeners:
         access: AccessOptions,
         tls: TlsOptions,
         limits: EdgeOptions,
+        refusals: RefusalLog,
         *,
         reuse_port: bool = False,
     ) -> None:
@@ -98,13 +100,14 @@ class Listeners:
         self._access = Access(access)
         self._watching: asyncio.Task[None] | None = None
         self._limits = limits
+        self._refusals = refusals
         self._certificates = server_certificates(tls)
         self._socket = take_port(host, port, shared=reuse_port)
         self._reuse_port = reuse_port
         self._grpc_address = f"[{host}]:{grpc_port}" if ":" in host else f"{host}:{grpc_port}"
         self.grpc_port = grpc_port
         try:
-            keys = KeyInterceptor(self._access, with_certificates=self._certificates is not None)
+            keys = KeyInterceptor(self._access, refusals, with_certificates=self._certificates is not None)
             interceptors = [*([keys] if self._access.needs_key else []), TolerateMalformed(GENERATE_SERVICE)]
             self._grpc = rpc.new_public_server(interceptors, limits.max_connections, reuse_port=reuse_port)
             if not reuse_port:
@@ -114,7 +117,7 @@ class Listeners:
             raise
         self.port: int = self._socket.getsockname()[1]
         self._health = health.aio.HealthServicer()
-        self._service = GenerateService(self._access)
+        self._service = GenerateService(self._access, refusals)
         self._monitor = MonitorService(self._access)
         self._rest: RestServer | None = None
         self._rest_task: asyncio.Task[None] | None = None
@@ -140,7 +143,7 @@ class Listeners:
         """Starts REST, and takes calls on both; `drain_s` is how long calls may go on after `refuse`."""
         self._drain_s = drain_s
         config = LimitedConfig(
-            create_app(engine, self._options, self._access, metrics, observation),
+            create_app(engine, self._options, self._access, self._refusals, metrics, observation),
             self._limits,
             self._certificates,
             lifespan="off",

@@ -252,13 +252,25 @@ class OperationOptions(Settings):
     log_format: Literal["text", "json"] = Field("text", description="Lines for people, or one JSON object each.")
 
 
+class StatisticsOptions(Settings):
+    """Statistics."""
+
+    panel: ClassVar[Panel] = Panel.OBSERVABILITY
+
+    disable_log_stats: bool = Field(
+        False, description="Do not log throughput, requests and cache usage every ten seconds."
+    )
+
+
 class TraceOptions(Settings):
     """Traces."""
 
     panel: ClassVar[Panel] = Panel.OBSERVABILITY
 
     otlp_traces_endpoint: str | None = Field(
-        None, description="Collector that gets a trace of each request (OTLP over gRPC), such as http://localhost:4317."
+        None,
+        pattern=r"^https?://[^/\s]+/?$",
+        description="Collector that gets a trace of each request (OTLP over gRPC), such as http://localhost:4317.",
     )
 
 
@@ -324,7 +336,9 @@ class ExecutorSettings(ModelOptions, PrecisionOptions, ComputeOptions, SandboxOp
     index: int = Field(0, ge=0, description="Number of this executor, for its name.")
 
 
-class SchedulerSettings(CacheOptions, SchedulingOptions, TraceOptions, ListenOptions, ProcessOptions):
+class SchedulerSettings(
+    CacheOptions, SchedulingOptions, StatisticsOptions, TraceOptions, ListenOptions, ProcessOptions
+):
     """`quire scheduler`."""
 
     panel: ClassVar[Panel] = Panel.PROCESS
@@ -372,6 +386,7 @@ class ServeSettings(
     EdgeOptions,
     ChatOptions,
     ObservationOptions,
+    StatisticsOptions,
     TraceOptions,
 ):
     """`quire serve`: everything on this host."""
