@@ -1,4 +1,4 @@
-"""`quire collect-env`: what a report of a fault should say of the machine and the installation. No secret is printed."""
+"""`quire collect-env`: what a report of a fault should say of machine and installation. No secret is printed."""
 
 from __future__ import annotations
 
@@ -25,24 +25,10 @@ _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - looked at, not written
 _COMMAND_TIMEOUT_S: Final = 20.0
 
 # Flags of /proc/cpuinfo that the kernels ask for.
-_CPU_FLAGS: Final = [
-    "avx2",
-    "fma",
-    "avx512f",
-    "avx512bw",
-    "avx512dq",
-    "avx512vl",
-    "avx512_vnni",
-    "avx512_bf16",
-    "amx_tile",
-    "amx_bf16",
-    "amx_int8",
-    "asimd",
-    "asimddp",
-    "bf16",
-    "i8mm",
-    "sve",
-]
+_CPU_FLAGS: Final = frozenset(
+    ("avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16")
+    + ("amx_tile", "amx_bf16", "amx_int8", "asimd", "asimddp", "bf16", "i8mm", "sve")
+)
 
 _VARIABLES: Final = re.compile(
     r"(QUIRE|VLLM|OMP|GOMP|KMP|MKL|OPENBLAS|CUDA|NVIDIA|NCCL|TORCH|PYTORCH|HF|HUGGINGFACE|TRANSFORMERS|GRPC|MALLOC)_\w+"
@@ -129,7 +115,7 @@ def _cpu() -> dict[str, Any]:
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     return {
         "model": fields.get("model name") or platform.processor(),
-        "flags": " ".join(flag for flag in _CPU_FLAGS if flag in flags),
+        "flags": " ".join(sorted(_CPU_FLAGS & flags)),
         "cores": psutil.cpu_count(logical=False),
         "processors": psutil.cpu_count(),
         "may run on": len(os.sched_getaffinity(0)),
