@@ -16,6 +16,7 @@ import grpc
 from quire import rpc
 from quire.config import AccessOptions
 from quire.errors import AuthenticationError, StartupError
+from quire.gateway.refusal_log import RefusalLog
 from quire.gateway.tenants import ANONYMOUS, DEFAULT_NAME, KeyFile, Tenant, read_key_file
 from quire.gateway.tls import grpc_peer_name
 
@@ -118,8 +119,9 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
     It does not see certificates: a call without a key is left to `tenant_of_call` where there may be one.
     """
 
-    def __init__(self, access: Access, *, with_certificates: bool) -> None:
+    def __init__(self, access: Access, refusals: RefusalLog, *, with_certificates: bool) -> None:
         self._access = access
+        self._refusals = refusals
         self._with_certificates = with_certificates
 
     async def intercept_service(
@@ -131,19 +133,20 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith(_GUARDED_PACKAGE):
             return handler
-        headers = _headers(handler_call_details.invocation_metadata)
+        headers = headers_of(handler_call_details.invocation_metadata)
         if self._with_certificates and not _key(headers):
             return handler
         try:
             self._access.tenant(headers)
         except AuthenticationError as error:
+            self._refusals.note(error, handler_call_details.method)
             return _refusal(handler, error)
         return handler
 
 
 def tenant_of_call(access: Access, context: Context) -> Tenant:
     """The tenant of a gRPC call. Raises AuthenticationError."""
-    return access.tenant(_headers(context.invocation_metadata()), grpc_peer_name(context))
+    return access.tenant(headers_of(context.invocation_metadata()), grpc_peer_name(context))
 
 
 def _refusal(handler: grpc.RpcMethodHandler[Any, Any], error: AuthenticationError) -> grpc.RpcMethodHandler[Any, Any]:
@@ -162,7 +165,8 @@ def _key(headers: Mapping[bytes, bytes]) -> bytes:
     return (given if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")).strip()
 
 
-def _headers(metadata: Any) -> dict[bytes, bytes]:
+def headers_of(metadata: Any) -> dict[bytes, bytes]:
+    """The metadata of a gRPC call as REST has them; of several of one name the last."""
     return {_to_bytes(name): _to_bytes(value) for name, value in metadata or ()}
 
 

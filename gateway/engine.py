@@ -18,7 +18,7 @@ from quire.gateway.generation import Generation
 from quire.gateway.monitor import Monitor
 from quire.gateway.pooling import Embedder, Embedding, field_names, own_pooling
 from quire.gateway.readiness import Readiness
-from quire.gateway.request_record import RecordKeeper, RequestObserver, RequestRecord
+from quire.gateway.request_record import Recorder, RequestObserver
 from quire.gateway.scheduler_client import SchedulerClient
 from quire.gateway.tenants import Tenant
 from quire.gateway.tokenizer import ModelTokenizer
@@ -51,11 +51,10 @@ class Engine:
         self.validator = Validator(tokenizer, limits)
         self.chat_format = chat_format
         self.readiness = Readiness(client, watchdog_timeout)
+        self.recorder = Recorder()
         self.monitor = Monitor(client.connection, limits.models[0])
-        # Are told of every request; add before the first one.
-        self.observers: list[RequestObserver] = []
         self._client = client
-        self._embedder = Embedder(self.validator, client, limits, pooling, self.observers)
+        self._embedder = Embedder(self.validator, client, limits, pooling, self.recorder)
 
     @classmethod
     async def start(
@@ -104,6 +103,11 @@ class Engine:
         return cls(tokenizer, client, limits, pooling, ChatFormat(tokenizer, chat_options), watchdog_timeout)
 
     @property
+    def observers(self) -> list[RequestObserver]:
+        """Are told of every request; add before the first one."""
+        return self.recorder.observers
+
+    @property
     def scheduler(self) -> SchedulerClient:
         """Where requests go."""
         return self._client
@@ -126,6 +130,14 @@ class Engine:
         params = request.params.to_proto()
         if request.needs_logprobs:
             params.logprobs = request.params.logprobs or 0
+        keeper = self.recorder.begin(
+            request.context,
+            request.prompt or request.prompt_token_ids,
+            len(request.prompt_token_ids),
+            "chat" if request.is_chat else "text_completion",
+            params,
+            request.num_sequences,
+        )
         message = scheduler_pb2.SubmitRequest(
             request_id=request.request_id,
             prompt_token_ids=pack_u32(request.prompt_token_ids),
@@ -137,10 +149,13 @@ class Engine:
             tenant=request.context.tenant.message,
             prompt_index=request.context.prompt_index,
             cache_salt=request.context.cache_salt.encode(),
+            trace_parent=keeper.record.trace_parent,
         )
-        record = RequestRecord.of(request.context, request.prompt_token_ids, request.num_sequences, params.max_tokens)
-        keeper = RecordKeeper(record, self.observers)
-        stream = await self._client.submit(message)
+        try:
+            stream = await self._client.submit(message)
+        except QuireError as error:
+            keeper.refused(error)
+            raise
         keeper.submitted()
         return Generation(request, stream, self._client, self.tokenizer, keeper)
 

@@ -13,13 +13,15 @@ import grpc
 from google.protobuf.message import Message
 
 from quire.errors import DeadlineError, InvalidRequestError, QuireError, ServiceUnavailableError
-from quire.gateway.access import Access, tenant_of_call
+from quire.gateway.access import Access, headers_of, tenant_of_call
 from quire.gateway.engine import Engine
 from quire.gateway.grpc_api.embeddings import embed
 from quire.gateway.grpc_api.idempotency import RunRegistry, run_once
 from quire.gateway.grpc_api.requests import chat_prompt, check_well_formed
 from quire.gateway.grpc_api.runs import AbortReason, ResponseRun, start_run
 from quire.gateway.metrics import RequestMetrics
+from quire.gateway.origin import Origin
+from quire.gateway.refusal_log import RefusalLog
 from quire.gateway.tenants import Tenant
 from quire.internal.v1 import scheduler_pb2
 from quire.rpc import errors_to_status
@@ -30,6 +32,9 @@ _MAX_REQUEST_ID_LENGTH = 256
 # of time.
 _DEADLINE_SLACK_S = 0.05
 
+# Of the methods' names.
+_PREFIX = "/quire.v1.GenerateService/"
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -39,8 +44,9 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
     A deadline that passes and a client that cancels end the call's task, wherever it waits; that aborts the request.
     """
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, refusals: RefusalLog) -> None:
         self._access = access
+        self._refusals = refusals
         self._attached: Engine | None = None
         self._counts: RequestMetrics | None = None
         self._calls: set[Context] = set()
@@ -64,8 +70,9 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
         self, request: generate_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[generate_pb2.GenerateResponse]:
         """See the proto."""
-        async with self._answering(context):
+        async with self._answering("Generate", request, context):
             engine, tenant = self._begin(request, context)
+            origin = _origin("Generate", context)
             _check_time_left(context)
             if len(request.request_id) > _MAX_REQUEST_ID_LENGTH:
                 message = f"request_id is longer than {_MAX_REQUEST_ID_LENGTH} characters"
@@ -73,7 +80,7 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
             request_id = request.request_id or uuid.uuid4().hex
 
             async def start() -> ResponseRun:
-                return await start_run(engine, request, request_id, tenant)
+                return await start_run(engine, request, request_id, tenant, origin)
 
             def leaving() -> AbortReason:
                 return _leaving(context)
@@ -90,7 +97,7 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
         self, request: generate_pb2.ListModelsRequest, context: Context
     ) -> generate_pb2.ListModelsResponse:
         """See the proto."""
-        async with self._answering(context):
+        async with self._answering("ListModels", request, context):
             engine, _ = self._begin(request, context)
             limits = engine.limits
             return generate_pb2.ListModelsResponse(
@@ -104,7 +111,7 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
         self, request: generate_pb2.TokenizeRequest, context: Context
     ) -> generate_pb2.TokenizeResponse:
         """See the proto."""
-        async with self._answering(context):
+        async with self._answering("Tokenize", request, context):
             engine, _ = self._begin(request, context)
             field = request.WhichOneof("input")
             if field is None:
@@ -120,7 +127,7 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
         self, request: generate_pb2.DetokenizeRequest, context: Context
     ) -> generate_pb2.DetokenizeResponse:
         """See the proto."""
-        async with self._answering(context):
+        async with self._answering("Detokenize", request, context):
             engine, _ = self._begin(request, context)
             engine.validator.check_token_ids(request.token_ids, "token_ids")
             return generate_pb2.DetokenizeResponse(text=await engine.tokenizer.decode(request.token_ids))
@@ -129,13 +136,13 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
         self, request: generate_pb2.EmbedRequest, context: Context
     ) -> generate_pb2.EmbedResponse:
         """See the proto."""
-        async with self._answering(context):
+        async with self._answering("Embed", request, context):
             engine, tenant = self._begin(request, context)
-            return await embed(engine, request, tenant)
+            return await embed(engine, request, tenant, _origin("Embed", context))
 
     @contextlib.asynccontextmanager
-    async def _answering(self, context: Context) -> AsyncIterator[None]:
-        """Turns errors into the call's status, and counts that."""
+    async def _answering(self, method: str, request: Message, context: Context) -> AsyncIterator[None]:
+        """Turns errors into the call's status, counts that, and logs what is refused."""
         status = "UNKNOWN"  # what gRPC makes of a defect
         try:
             async with errors_to_status(context):
@@ -143,6 +150,7 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
                     yield
                 except QuireError as error:
                     status = error.grpc_code
+                    self._refusals.note(error, _PREFIX + method, getattr(request, "request_id", ""))
                     raise
             status = "OK"
         except (asyncio.CancelledError, GeneratorExit):
@@ -170,6 +178,10 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
         self._calls.discard(context)
         if not self._calls:
             self._idle.set()
+
+
+def _origin(method: str, context: Context) -> Origin:
+    return Origin.of(_PREFIX + method, headers_of(context.invocation_metadata()))
 
 
 def _content(request: generate_pb2.GenerateRequest) -> bytes:

@@ -154,6 +154,9 @@ class Generation:
         if self._best_of is not None:
             self._best_of.add(deltas)
             deltas = [] if self._num_unfinished else self._best_of.best()
+        if self._keeper.record.outputs is not None:
+            for delta in deltas:
+                self._keeper.text(delta.index, delta.text)
         prompt_logprobs = None
         if deltas and self._prompt_logprobs is not None:
             prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, None
@@ -183,6 +186,7 @@ class Generation:
     def _end_record(self, *, num_aborted: int = 0, error: QuireError | None = None) -> None:
         """`num_aborted`: sequences that did not end by themselves."""
         self._finish_reasons += ["abort"] * num_aborted
+        self._keeper.record.num_attempts = max(1, self._stream.attempt + 1)
         lengths = [sequence.num_tokens for sequence in self._sequences]
         self._keeper.end(self._finish_reasons, lengths, error)
 

@@ -13,7 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from quire import rpc
-from quire.config import AccessOptions, EdgeOptions, MetricsAlias, TlsOptions
+from quire.config import AccessOptions, EdgeOptions, ObservationOptions, TlsOptions
 from quire.errors import StartupError
 from quire.gateway.access import Access, KeyInterceptor
 from quire.gateway.engine import Engine
@@ -23,6 +23,7 @@ from quire.gateway.http_protocol import LimitedConfig, end_overdue
 from quire.gateway.metrics_report import MetricsReporter
 from quire.gateway.monitor_service import MonitorService
 from quire.gateway.readiness import Readiness
+from quire.gateway.refusal_log import RefusalLog
 from quire.gateway.rest import create_app
 from quire.gateway.tls import server_certificates
 from quire.ports import take_port
@@ -87,26 +88,26 @@ class Listeners:
         access: AccessOptions,
         tls: TlsOptions,
         limits: EdgeOptions,
+        refusals: RefusalLog,
         *,
         reuse_port: bool = False,
-        live_page: bool = True,
     ) -> None:
         """Port 0 picks a free one.
 
         Raises StartupError naming the flag of a port that cannot be had or of a certificate that cannot be used.
         """
         self._options = access
-        self._live_page = live_page
         self._access = Access(access)
         self._watching: asyncio.Task[None] | None = None
         self._limits = limits
+        self._refusals = refusals
         self._certificates = server_certificates(tls)
         self._socket = take_port(host, port, shared=reuse_port)
         self._reuse_port = reuse_port
         self._grpc_address = f"[{host}]:{grpc_port}" if ":" in host else f"{host}:{grpc_port}"
         self.grpc_port = grpc_port
         try:
-            keys = KeyInterceptor(self._access, with_certificates=self._certificates is not None)
+            keys = KeyInterceptor(self._access, refusals, with_certificates=self._certificates is not None)
             interceptors = [*([keys] if self._access.needs_key else []), TolerateMalformed(GENERATE_SERVICE)]
             self._grpc = rpc.new_public_server(interceptors, limits.max_connections, reuse_port=reuse_port)
             if not reuse_port:
@@ -116,7 +117,7 @@ class Listeners:
             raise
         self.port: int = self._socket.getsockname()[1]
         self._health = health.aio.HealthServicer()
-        self._service = GenerateService(self._access)
+        self._service = GenerateService(self._access, refusals)
         self._monitor = MonitorService(self._access)
         self._rest: RestServer | None = None
         self._rest_task: asyncio.Task[None] | None = None
@@ -137,12 +138,12 @@ class Listeners:
         self._watching = asyncio.create_task(self._access.watch(), name="API keys")
 
     async def serve(
-        self, engine: Engine, metrics: MetricsReporter, metrics_alias: MetricsAlias | None, drain_s: float
+        self, engine: Engine, metrics: MetricsReporter, observation: ObservationOptions, drain_s: float
     ) -> None:
         """Starts REST, and takes calls on both; `drain_s` is how long calls may go on after `refuse`."""
         self._drain_s = drain_s
         config = LimitedConfig(
-            create_app(engine, self._options, self._access, metrics, metrics_alias, live_page=self._live_page),
+            create_app(engine, self._options, self._access, self._refusals, metrics, observation),
             self._limits,
             self._certificates,
             lifespan="off",

@@ -12,7 +12,7 @@ from typing import Final
 from quire.columns import pack_u32
 from quire.errors import ContextLengthError, InvalidRequestError, QuireError
 from quire.gateway.checkpoint_files import read_json
-from quire.gateway.request_record import RecordKeeper, RequestObserver, RequestRecord
+from quire.gateway.request_record import Recorder
 from quire.gateway.scheduler_client import SchedulerClient
 from quire.gateway.validation import ModelLimits, RequestContext, Validator
 from quire.internal.v1 import scheduler_pb2
@@ -49,10 +49,10 @@ class Embedder:
         client: SchedulerClient,
         limits: ModelLimits,
         own_pooling: Pooling | None,
-        observers: Sequence[RequestObserver],
+        recorder: Recorder,
     ) -> None:
         """`own_pooling` is the model's, None where that is not supported."""
-        self._observers = observers
+        self._recorder = recorder
         self._validator = validator
         self._client = client
         self._limits = limits
@@ -81,6 +81,7 @@ class Embedder:
                 tasks = [
                     group.create_task(
                         self._embed(
+                            inputs[index],
                             token_ids,
                             pooling,
                             params,
@@ -129,8 +130,14 @@ class Embedder:
         return token_ids
 
     async def _embed(
-        self, token_ids: list[int], pooling: Pooling, params: PoolingParams, context: RequestContext
+        self,
+        prompt: str | Sequence[int],
+        token_ids: list[int],
+        pooling: Pooling,
+        params: PoolingParams,
+        context: RequestContext,
     ) -> Embedding:
+        keeper = self._recorder.begin(context, prompt, len(token_ids), "embeddings")
         message = scheduler_pb2.SubmitRequest(
             request_id=context.request_id,
             prompt_token_ids=pack_u32(token_ids),
@@ -140,10 +147,14 @@ class Embedder:
             tenant=context.tenant.message,
             prompt_index=context.prompt_index,
             cache_salt=context.cache_salt.encode(),
+            trace_parent=keeper.record.trace_parent,
         )
-        keeper = RecordKeeper(RequestRecord.of(context, token_ids, 1, 0), self._observers)
-        async with self._submitting:
-            stream = await self._client.submit(message)
+        try:
+            async with self._submitting:
+                stream = await self._client.submit(message)
+        except QuireError as error:
+            keeper.refused(error)
+            raise
         keeper.submitted()
         try:
             chunk = await stream.next_chunk()
@@ -153,6 +164,7 @@ class Embedder:
             raise
         # There is nothing to come but the embedding, which ends the request.
         self._client.release(stream)
+        keeper.record.num_attempts += stream.attempt
         keeper.started(chunk.cached_tokens or 0, chunk.queued_s)
         keeper.end(["stop"])
         if chunk.embedding is None or len(chunk.embedding) != 4 * self._limits.hidden_size:

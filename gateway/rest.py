@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from starlette.types import Message, Receive, Scope, Send
 
 from quire import __version__
-from quire.config import AccessOptions, MetricsAlias
+from quire.config import AccessOptions, ObservationOptions
 from quire.errors import QuireError
 from quire.gateway.access import Access
 from quire.gateway.anthropic import errors as anthropic_errors
@@ -28,9 +28,11 @@ from quire.gateway.openai import embeddings, models, routes, similarity, tokeniz
 from quire.gateway.openai.errors import error_response, install_error_handlers
 from quire.gateway.openai.responses import routes as responses_routes
 from quire.gateway.openai.schemas import add_components
+from quire.gateway.origin import Origin, set_origin
+from quire.gateway.refusal_log import RefusalLog
 from quire.gateway.request_ids import begin_request_id, request_id_of
 from quire.gateway.server_routes import server_routes
-from quire.gateway.tenants import set_tenant, tenant_of
+from quire.gateway.tenants import ANONYMOUS, set_tenant, tenant_of
 from quire.gateway.tls import peer_name
 
 logger = logging.getLogger(__name__)
@@ -53,13 +55,12 @@ def create_app(
     engine: Engine,
     options: AccessOptions,
     access: Access,
+    refusals: RefusalLog,
     metrics: MetricsReporter,
-    metrics_alias: MetricsAlias | None = None,
-    *,
-    live_page: bool = True,
+    observation: ObservationOptions,
 ) -> FastAPI:
     """The application for one served model."""
-    app = _Application(engine, options, access, metrics.counts)
+    app = _Application(engine, options, access, refusals, metrics.counts)
     install_error_handlers(app)
     for router in (
         routes.generation_routes(engine),
@@ -70,11 +71,11 @@ def create_app(
     ):
         app.add_short_ways(router)
     app.add_short_ways(anthropic_routes.anthropic_routes(engine), anthropic_errors.answer_error)
-    own_metrics = metrics_routes(engine, access, metrics, metrics_alias)
+    own_metrics = metrics_routes(engine, access, metrics, observation.metrics_alias)
     served = (models.model_routes(engine), server_routes(engine), own_metrics, monitor_routes(engine), docs_routes())
     for router in served:
         app.include_router(router)
-    if live_page:
+    if observation.live_page:
         app.include_router(page_routes())
     return app
 
@@ -92,11 +93,14 @@ class _Application(FastAPI):
     applications leave to middleware is done here: request ids, API keys, CORS, the root path.
     """
 
-    def __init__(self, engine: Engine, options: AccessOptions, access: Access, counts: RequestMetrics) -> None:
+    def __init__(
+        self, engine: Engine, options: AccessOptions, access: Access, refusals: RefusalLog, counts: RequestMetrics
+    ) -> None:
         description = "OpenAI-compatible REST API of Quire."
         super().__init__(title="Quire", version=__version__, description=description, docs_url=None, redoc_url=None)
         self._engine = engine
         self._access = access
+        self._refusals = refusals
         self._counts = counts
         self._cors = CorsPolicy(options)
         self._root_path = options.root_path
@@ -126,7 +130,8 @@ class _Application(FastAPI):
         elif (response := self._refusal(scope, path, headers)) is not None:
             pass
         elif endpoint is not None:
-            response = await _call(endpoint, Request(scope, receive), self._error_writers[path])
+            set_origin(scope, Origin.of(path, headers))
+            response = await self._call(endpoint, Request(scope, receive), path)
         else:
             # A server leaves out the body of an answer to HEAD.
             get = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
@@ -159,8 +164,23 @@ class _Application(FastAPI):
             if path in self._short_ways and path not in _GATEWAY_ONLY and scope["method"] == "POST":
                 self._engine.check_load(tenant_of(scope))
         except QuireError as error:
-            return self._error_writers.get(path, _answer_error)(error, scope)
+            return self._refuse(error, scope, path)
         return None
+
+    async def _call(self, endpoint: Endpoint, request: Request, path: str) -> Response:
+        try:
+            return await endpoint(request)
+        except QuireError as error:
+            return self._refuse(error, request.scope, path)
+        except Exception as error:
+            logger.exception("request %s failed", request_id_of(request.scope))
+            return self._error_writers[path](error, request.scope)
+
+    def _refuse(self, error: QuireError, scope: Scope, path: str) -> Response:
+        if path in self._short_ways:
+            tenant = scope["state"].get("tenant", ANONYMOUS)
+            self._refusals.note(error, path, request_id_of(scope), tenant.name)
+        return self._error_writers.get(path, _answer_error)(error, scope)
 
     def _adding(self, send: Send, added: RawHeaders) -> Send:
         """`send`, with more headers on the answer, which is counted."""
@@ -180,15 +200,6 @@ class _Application(FastAPI):
         if root:
             scope["root_path"], scope["path"] = root, root + local
         return local
-
-
-async def _call(endpoint: Endpoint, request: Request, answer_error: ErrorWriter) -> Response:
-    try:
-        return await endpoint(request)
-    except Exception as error:
-        if not isinstance(error, QuireError):
-            logger.exception("request %s failed", request_id_of(request.scope))
-        return answer_error(error, request.scope)
 
 
 def _id_header(scope: Scope) -> tuple[bytes, bytes]:

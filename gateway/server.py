@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import logging
 import resource
+from typing import TYPE_CHECKING
 
 from quire.config import GatewaySettings
 from quire.gateway.engine import Engine
 from quire.gateway.listeners import Listeners
 from quire.gateway.metrics import RequestMetrics
 from quire.gateway.metrics_report import MetricsReporter
+from quire.gateway.refusal_log import RefusalLog
+from quire.gateway.request_log import RequestLog
 from quire.process import StatusReporter, StopSignal, settle_garbage_collection, unless_stopped
+from quire.tracing import open_export
+
+if TYPE_CHECKING:
+    from quire.otlp import TraceExport
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +29,7 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
     loaded, a scheduler that does not become ready, and one that comes back with another model.
     """
     _allow_descriptors()
+    traces = None if settings.otlp_traces_endpoint is None else open_export(settings.otlp_traces_endpoint)
     listeners = Listeners(
         settings.host,
         settings.port,
@@ -29,8 +37,8 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
         settings,
         settings,
         settings,
+        RefusalLog(enabled=settings.enable_log_requests),
         reuse_port=settings.reuse_port,
-        live_page=settings.live_page,
     )
     try:
         await listeners.start()
@@ -39,7 +47,10 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
             return
         metrics = _observe(engine)
         try:
-            await listeners.serve(engine, metrics, settings.metrics_alias, settings.shutdown_timeout)
+            _log_requests(engine, settings)
+            if traces is not None:
+                _trace_requests(engine, settings, traces)
+            await listeners.serve(engine, metrics, settings, settings.shutdown_timeout)
             settle_garbage_collection()
             status.ready(port=listeners.port, grpc_port=listeners.grpc_port)
             logger.info("serving REST on port %d and gRPC on port %d", listeners.port, listeners.grpc_port)
@@ -53,6 +64,23 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
             await engine.close()
     finally:
         await listeners.close()
+        if traces is not None:
+            await traces.close()
+
+
+def _log_requests(engine: Engine, settings: GatewaySettings) -> None:
+    """Has requests written to the log."""
+    if settings.enable_log_requests:
+        engine.observers.append(RequestLog(settings.log_format, settings.max_log_len))
+        engine.recorder.keeps_text = settings.log_prompts
+
+
+def _trace_requests(engine: Engine, settings: GatewaySettings, traces: TraceExport) -> None:
+    """Has requests traced."""
+    from quire.gateway.tracing import GatewayTracing  # imports OpenTelemetry
+
+    tracer = traces.tracer("quire-gateway", f"gateway-{settings.index}")
+    engine.recorder.tracer = GatewayTracing(tracer, traces.ids, engine.limits.model)
 
 
 def _allow_descriptors() -> None:

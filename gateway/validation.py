@@ -12,6 +12,7 @@ from quire.gateway.answer_size import check_answer_size
 from quire.gateway.bad_words import bad_word_sequences
 from quire.gateway.beam_params import check_beam_search, without_sampling
 from quire.gateway.chat.prompt import ChatPrompt
+from quire.gateway.origin import Origin
 from quire.gateway.structured import rules
 from quire.gateway.structured.compiler import GrammarCompiler
 from quire.gateway.tenants import Tenant
@@ -66,8 +67,7 @@ class RequestContext:
     prompt_index: int = 0
     # Monotonic seconds.
     arrived_s: float = field(default_factory=time.monotonic)
-    # W3C trace context of the caller (`traceparent`), or empty.
-    trace_parent: str = ""
+    origin: Origin = field(default_factory=Origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,7 @@ class ValidRequest:
     constraints: executor_pb2.Constraints = field(default_factory=executor_pb2.Constraints)
     # Special tokens that are not left out of the text: a chat's markup, say, which is taken out later.
     shown_token_ids: frozenset[int] = frozenset()
+    is_chat: bool = False
 
     @property
     def request_id(self) -> str:
@@ -201,7 +202,15 @@ class Validator:
             rules.check_combination(params)
             constraints.grammar = await self.compile_grammar(params.structured_outputs)
             resolved = rules.adapt(resolved)
-        valid = ValidRequest(context, text, token_ids, resolved, self._tokenizer.eos_token_ids, constraints)
+        valid = ValidRequest(
+            context,
+            text,
+            token_ids,
+            resolved,
+            self._tokenizer.eos_token_ids,
+            constraints,
+            is_chat=isinstance(prompt, ChatPrompt),
+        )
         check_answer_size([valid])
         return valid
 

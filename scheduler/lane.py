@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final
+import time
+from typing import TYPE_CHECKING, Final
 
 from quire.errors import QuireError, ServiceUnavailableError
 from quire.internal.v1 import executor_pb2, scheduler_pb2
 from quire.process import first_of
 from quire.scheduler.executor_client import ExecutorClient
 from quire.scheduler.executor_link import ExecutorConnector, ExecutorLink, ForeignExecutorError
-from quire.scheduler.outputs import OutputRouter
+from quire.scheduler.outputs import OutputRouter, StepEvents
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.step_loop import StepLoop, Work
 from quire.scheduler.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from quire.scheduler.tracing import SchedulerTracing  # imports OpenTelemetry
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +38,7 @@ class Lane:
         router: OutputRouter,
         work: Work,
         watchdog: Watchdog,
+        tracing: SchedulerTracing | None = None,
     ) -> None:
         """Takes over the link, whose channel `steps` use."""
         self.steps = steps
@@ -43,6 +48,7 @@ class Lane:
         self._router = router
         self._work = work
         self._watchdog = watchdog
+        self._tracing = tracing
         # Of a replacement under way: the new executor, once it is connected, and who waits for the old one's end.
         self._successor: asyncio.Future[ExecutorLink] = asyncio.get_running_loop().create_future()
         self._replaced: asyncio.Future[None] | None = None
@@ -62,6 +68,7 @@ class Lane:
                 link = await first_of(self._reconnect(), self._wait_for_successor())
             else:
                 self._scheduler.vacate_lane(self.steps.lane)
+                self._trace("executor replaced")
                 link = self._successor.result()
             await self._switch(link)
 
@@ -100,7 +107,9 @@ class Lane:
         """Makes sure that the executor is dead. Then what it had is queued, for other executors too."""
         logger.warning("%s is lost: %s", self._link.client.name, failure.message)
         await self._connector.fence(self._link)
-        self._router.publish(self._scheduler.lose_lane(self.steps.lane, self.steps.abandon()))
+        events = self._scheduler.lose_lane(self.steps.lane, self.steps.abandon())
+        self._trace(f"executor lost: {failure.message}", events)
+        self._router.publish(events)
         self._announce()
         self._work.notify()
 
@@ -141,6 +150,13 @@ class Lane:
                 self._replaced.set_result(None)
             self._replaced = None
         self._announce()
+
+    def _trace(self, what: str, events: StepEvents | None = None) -> None:
+        """Tells of sequences that have lost their executor."""
+        if self._tracing is not None:
+            now_ns = time.monotonic_ns()
+            self._tracing.fail(events.failed if events else (), now_ns)
+            self._tracing.look(what, now_ns)
 
     def _announce(self) -> None:
         self._router.announce(scheduler_state(self._scheduler))

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from quire.config import SchedulerSettings
 from quire.errors import QuireError
@@ -27,9 +28,14 @@ from quire.scheduler.pool_home import PoolHome, open_pool
 from quire.scheduler.request_checks import SchedulerLimits
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.service import SchedulerService
+from quire.scheduler.stats_log import log_stats
 from quire.scheduler.step_loop import StepLoop, Work
 from quire.scheduler.watchdog import Watchdog
+from quire.tracing import open_export
 from quire.v1 import monitor_pb2_grpc
+
+if TYPE_CHECKING:
+    from quire.scheduler.tracing import SchedulerTracing
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +55,8 @@ async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSig
         scheduler = _make_scheduler(settings, met)
         router, work = OutputRouter(), Work()
         router.announce(scheduler_state(scheduler))
-        lanes = _make_lanes(settings, met, scheduler, router, work)
+        tracing = _make_tracing(settings, scheduler, cleanup)
+        lanes = _make_lanes(settings, met, scheduler, router, work, tracing)
         metrics = MetricStore(met.description.max_model_len)
         for lane in lanes:
             cleanup.push_async_callback(lane.close)
@@ -57,9 +64,9 @@ async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSig
 
         server = new_server()
         admission = _make_admission(settings, scheduler)
-        service = SchedulerService(met.description, scheduler, admission, router, work, lanes, metrics)
+        service = SchedulerService(met.description, scheduler, admission, router, work, lanes, metrics, tracing)
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(service, server)
-        monitor = MonitorService(scheduler, met.description.model)
+        monitor = MonitorService(scheduler, metrics, met.description.model)
         monitor_pb2_grpc.add_MonitorServiceServicer_to_server(monitor, server)
         bind(server, settings.listen)
         await server.start()
@@ -68,6 +75,8 @@ async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSig
         settle_garbage_collection()
         status.ready()
         activities = [lane.run() for lane in lanes]
+        if not settings.disable_log_stats:
+            activities.append(log_stats(scheduler))
         if met.home.pool is not None:
             activities.append(grow(met.home.pool, scheduler.kv_cache.pool, work))
         await unless_stopped(_run_all(activities), stop)
@@ -96,14 +105,33 @@ async def _meet(
 
 
 def _make_lanes(
-    settings: SchedulerSettings, met: _Meeting, scheduler: Scheduler, router: OutputRouter, work: Work
+    settings: SchedulerSettings,
+    met: _Meeting,
+    scheduler: Scheduler,
+    router: OutputRouter,
+    work: Work,
+    tracing: SchedulerTracing | None,
 ) -> list[Lane]:
     lanes = []
     for index, link in enumerate(met.links):
-        steps = StepLoop(index, scheduler, link.channel, router, work, met.home.layout.epoch)
+        steps = StepLoop(index, scheduler, link.channel, router, work, met.home.layout.epoch, tracing)
         watchdog = Watchdog(settings.watchdog_timeout)
-        lanes.append(Lane(link, met.connector, steps, scheduler, router, work, watchdog))
+        lanes.append(Lane(link, met.connector, steps, scheduler, router, work, watchdog, tracing))
     return lanes
+
+
+def _make_tracing(
+    settings: SchedulerSettings, scheduler: Scheduler, cleanup: contextlib.AsyncExitStack
+) -> SchedulerTracing | None:
+    """None without a collector. Raises StartupError."""
+    if settings.otlp_traces_endpoint is None:
+        return None
+    traces = open_export(settings.otlp_traces_endpoint)
+    cleanup.push_async_callback(traces.close)
+    from quire.scheduler.tracing import SchedulerTracing  # imports OpenTelemetry
+
+    executors = [traces.tracer("quire-executor", f"executor-{index}") for index in range(len(settings.executors))]
+    return SchedulerTracing(scheduler, traces.tracer("quire-scheduler", "scheduler"), executors)
 
 
 def _make_scheduler(settings: SchedulerSettings, met: _Meeting) -> Scheduler:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
@@ -22,6 +22,9 @@ from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import Request, RequestKey
 from quire.scheduler.server_metrics import server_metrics
 from quire.scheduler.step_loop import Work
+
+if TYPE_CHECKING:
+    from quire.scheduler.tracing import SchedulerTracing  # imports OpenTelemetry
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         work: Work,
         lanes: list[Lane],
         metrics: MetricStore,
+        tracing: SchedulerTracing | None = None,
     ) -> None:
         self._description = description
         self._scheduler = scheduler
@@ -47,6 +51,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         self._router = router
         self._work = work
         self._lanes = lanes
+        self._tracing = tracing
         self._metrics = metrics
 
     async def Describe(  # noqa: N802
@@ -69,7 +74,10 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             outputs = {state.index: _token_ids(state.output_token_ids, "sequences") for state in request.sequences}
             if not request.attempt:
                 self._admission.admit(request.tenant, len(prompt), is_first=not request.prompt_index)
-            self._scheduler.add_request(self._to_request(request, len(prompt)), prompt, outputs)
+            added = self._to_request(request, len(prompt))
+            self._scheduler.add_request(added, prompt, outputs)
+            if self._tracing is not None:
+                self._tracing.begin(added)
             self._work.notify()
         return scheduler_pb2.SubmitResponse()
 
@@ -79,7 +87,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         reason = scheduler_pb2.AbortReason.Name(request.reason)
         logger.debug("gateway %s aborts request %d: %s", request.gateway_id, request.request_key, reason)
         self._scheduler.abort(RequestKey(request.gateway_id, request.request_key), request.sequence_indices)
-        self._work.notify()
+        self._changed()
         return scheduler_pb2.AbortResponse()
 
     async def SetFlow(  # noqa: N802
@@ -90,7 +98,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
             self._scheduler.pause(key)
         else:
             self._scheduler.resume(key)
-        self._work.notify()
+        self._changed("paused")
         return scheduler_pb2.SetFlowResponse()
 
     async def StreamOutputs(  # noqa: N802
@@ -99,7 +107,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         if self._router.is_open(request.gateway_id):
             # Its gateway gave up on the older stream, and submits again what it still wants.
             self._scheduler.abort_gateway(request.gateway_id)
-            self._work.notify()
+            self._changed()
         outputs = self._router.open(request.gateway_id)
         try:
             # Tells the gateway that its stream is open, before it submits.
@@ -110,7 +118,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         finally:
             if self._router.close(request.gateway_id, outputs):
                 self._scheduler.abort_gateway(request.gateway_id)
-                self._work.notify()
+                self._changed()
                 logger.info("gateway %s disconnected", request.gateway_id)
 
     async def ReplaceExecutor(  # noqa: N802
@@ -200,6 +208,13 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
         running = self._scheduler.requests.get(key)
         if running is not None and running.attempt < message.attempt:
             self._scheduler.abort(key)
+            self._changed()
+
+    def _changed(self, what: str = "") -> None:
+        """Requests were ended, or `what` happened to some."""
+        self._work.notify()
+        if self._tracing is not None:
+            self._tracing.look(what, time.monotonic_ns())
 
     def _to_request(self, message: scheduler_pb2.SubmitRequest, num_prompt_tokens: int) -> Request:
         return Request(

@@ -7,13 +7,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from quire.errors import QuireError
 from quire.scheduler.executor_client import StepChannel
 from quire.scheduler.outputs import OutputRouter
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.step_plan import StepPlan
+
+if TYPE_CHECKING:
+    from quire.scheduler.tracing import SchedulerTracing  # imports OpenTelemetry
 
 # One that is computed and one that waits for it: planning then costs the executor no time.
 MAX_STEPS_IN_FLIGHT: Final = 2
@@ -56,7 +59,14 @@ class StepLoop:
     """The loop of one lane."""
 
     def __init__(
-        self, lane: int, scheduler: Scheduler, channel: StepChannel, router: OutputRouter, work: Work, epoch: int
+        self,
+        lane: int,
+        scheduler: Scheduler,
+        channel: StepChannel,
+        router: OutputRouter,
+        work: Work,
+        epoch: int,
+        tracing: SchedulerTracing | None = None,
     ) -> None:
         self.lane = lane
         self._scheduler = scheduler
@@ -64,6 +74,7 @@ class StepLoop:
         self._router = router
         self._work = work
         self._epoch = epoch
+        self._tracing = tracing
         self._stops = False
         self._in_flight: deque[tuple[StepPlan, StepRecord]] = deque()
         self.records: deque[StepRecord] = deque(maxlen=_NUM_RECORDS)
@@ -108,11 +119,14 @@ class StepLoop:
         record = StepRecord(plan.step, self.lane, plan.num_prefill_tokens, plan.num_decode_tokens, 0)
         self._in_flight.append((plan, record))
         self.records.append(record)
+        now = time.monotonic_ns()
         await self._channel.send(plan.to_proto(self._epoch))
-        record.plan_sent_ns = now = time.monotonic_ns()
+        record.plan_sent_ns = time.monotonic_ns()
         for chunk in plan.chunks:
             request = plan.sequences[chunk.row].request
             request.first_planned_ns = request.first_planned_ns or now
+        if self._tracing is not None and not self._tracing.is_idle:
+            self._tracing.planned(plan, now)
 
     async def _receive(self) -> None:
         result = await self._channel.receive()
@@ -122,6 +136,8 @@ class StepLoop:
         record.result_received_ns = time.monotonic_ns()
         events = self._scheduler.update_from_output(plan, result)
         self._in_flight.popleft()
+        if self._tracing is not None and not self._tracing.is_idle:
+            self._tracing.computed(plan, record, result, events)
         self._router.publish(events)
         for observe in self.observers:
             observe(record)

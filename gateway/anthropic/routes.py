@@ -16,6 +16,7 @@ from quire.gateway.chat.turn_answer import answer_turn
 from quire.gateway.engine import Engine
 from quire.gateway.openai.protocol import parse_request
 from quire.gateway.openai.schemas import describe_route
+from quire.gateway.origin import origin_of
 from quire.gateway.request_ids import request_id_of
 from quire.gateway.sse import encode
 from quire.gateway.streaming import read_body, unless_disconnected
@@ -47,7 +48,7 @@ def anthropic_routes(engine: Engine) -> APIRouter:
         request_id = request_id_of(http.scope)
         with request.in_its_words():
             async with unless_disconnected(http.receive):
-                context = RequestContext(f"msg_{request_id}", tenant_of(http.scope))
+                context = RequestContext(f"msg_{request_id}", tenant_of(http.scope), origin=origin_of(http.scope))
                 response = await _answer(engine, request, request_id, context)
         response.headers[REQUEST_ID_HEADER] = request_id
         return response

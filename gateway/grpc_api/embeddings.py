@@ -6,6 +6,7 @@ import uuid
 
 from quire.errors import InvalidRequestError
 from quire.gateway.engine import Engine
+from quire.gateway.origin import Origin
 from quire.gateway.pooling import MAX_INPUTS, usage_of
 from quire.gateway.tenants import Tenant
 from quire.gateway.validation import RequestContext
@@ -13,7 +14,9 @@ from quire.pooling_params import PoolingParams, pooling_from_proto
 from quire.v1 import generate_pb2
 
 
-async def embed(engine: Engine, request: generate_pb2.EmbedRequest, tenant: Tenant) -> generate_pb2.EmbedResponse:
+async def embed(
+    engine: Engine, request: generate_pb2.EmbedRequest, tenant: Tenant, origin: Origin
+) -> generate_pb2.EmbedResponse:
     """Raises QuireError; whoever cancels it aborts what runs."""
     engine.check_load(tenant)
     params = PoolingParams(
@@ -26,7 +29,7 @@ async def embed(engine: Engine, request: generate_pb2.EmbedRequest, tenant: Tena
         raise InvalidRequestError(message, field="inputs")
     fields = [f"inputs[{index}]" for index in range(len(request.inputs))]
     inputs = [_input(entry, field) for entry, field in zip(request.inputs, fields, strict=True)]
-    context = RequestContext(f"embd-{uuid.uuid4().hex}", tenant)
+    context = RequestContext(f"embd-{uuid.uuid4().hex}", tenant, origin=origin)
     embeddings = await engine.embed(inputs, params, context, fields=fields)
     usage = usage_of(embeddings)
     return generate_pb2.EmbedResponse(

@@ -12,6 +12,7 @@ from quire.gateway.engine import Engine
 from quire.gateway.generation import Generation
 from quire.gateway.grpc_api.requests import prompt_of
 from quire.gateway.grpc_api.responses import completion_delta, prompt_logprobs_messages, usage_message
+from quire.gateway.origin import Origin
 from quire.gateway.tenants import Tenant
 from quire.gateway.validation import RequestContext, ValidRequest
 from quire.internal.v1 import scheduler_pb2
@@ -32,13 +33,13 @@ class ResponseRun(Protocol):
 
 
 async def start_run(
-    engine: Engine, request: generate_pb2.GenerateRequest, request_id: str, tenant: Tenant
+    engine: Engine, request: generate_pb2.GenerateRequest, request_id: str, tenant: Tenant, origin: Origin
 ) -> ResponseRun:
     """Validates a request and queues it. Raises QuireError."""
     engine.check_load(tenant)
     params = SamplingParams.from_proto(request.sampling_params)
     prompt, field = prompt_of(request)
-    about = RequestContext(request_id, tenant, request.priority, request.cache_salt)
+    about = RequestContext(request_id, tenant, request.priority, request.cache_salt, origin=origin)
     if isinstance(prompt, ChatPrompt):
         run = await ChatRun.submit(engine, prompt, params, about, field=field)
         return _ChatResponses(run, _Writer(request, run.requests[0]))

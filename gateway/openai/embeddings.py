@@ -15,6 +15,7 @@ from quire.gateway.openai.completions import Prompts
 from quire.gateway.openai.frames import encode
 from quire.gateway.openai.protocol import Integer, parse_request
 from quire.gateway.openai.schemas import describe_route
+from quire.gateway.origin import Origin, origin_of
 from quire.gateway.pooling import Embedding, usage_of
 from quire.gateway.request_ids import REQUEST_ID_PATTERN, request_id_of
 from quire.gateway.streaming import read_body, unless_disconnected
@@ -43,9 +44,10 @@ class PoolingRequest(BaseModel):
             pooling=self.pooling, dimensions=dimensions, truncate_prompt_tokens=self.truncate_prompt_tokens
         )
 
-    def context(self, request_id: str, tenant: Tenant) -> RequestContext:
+    def context(self, request_id: str, tenant: Tenant, origin: Origin) -> RequestContext:
         """What the request carries besides its texts."""
-        return RequestContext(request_id, tenant, self.priority or 0, self.cache_salt or "", self.add_special_tokens)
+        priority, salt = self.priority or 0, self.cache_salt or ""
+        return RequestContext(request_id, tenant, priority, salt, self.add_special_tokens, origin=origin)
 
 
 class EmbeddingRequest(PoolingRequest):
@@ -102,7 +104,7 @@ def embedding_routes(engine: Engine) -> APIRouter:
         engine.validator.check_model(request.model)
         async with unless_disconnected(http.receive):
             request_id = f"embd-{request_id_of(http.scope, request.request_id)}"
-            context = request.context(request_id, tenant_of(http.scope))
+            context = request.context(request_id, tenant_of(http.scope), origin_of(http.scope))
             embeddings = await engine.embed(request.input, request.params(request.dimensions), context)
         is_base64 = request.encoding_format == "base64"
         data = [EmbeddingFrame(index, _written(entry, is_base64=is_base64)) for index, entry in enumerate(embeddings)]

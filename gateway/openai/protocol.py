@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from quire.errors import InvalidRequestError
 from quire.gateway.openai.fields import NOT_IMPLEMENTED, check_extra, describe_fields
 from quire.gateway.openai.structured import StructuredFields
+from quire.gateway.origin import Origin
 from quire.gateway.request_ids import REQUEST_ID_PATTERN
 from quire.gateway.tenants import Tenant
 from quire.gateway.validation import RequestContext
@@ -129,9 +130,10 @@ class OpenAIRequest(StructuredFields):
             self.include_usage and self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
         )
 
-    def context(self, request_id: str, tenant: Tenant) -> RequestContext:
+    def context(self, request_id: str, tenant: Tenant, origin: Origin) -> RequestContext:
         """What the request carries besides its prompt and how tokens are chosen."""
-        return RequestContext(request_id, tenant, self.priority or 0, self.cache_salt or "", self.add_special_tokens)
+        priority, salt = self.priority or 0, self.cache_salt or ""
+        return RequestContext(request_id, tenant, priority, salt, self.add_special_tokens, origin=origin)
 
     @contextlib.contextmanager
     def in_its_words(self) -> Iterator[None]:

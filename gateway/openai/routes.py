@@ -28,10 +28,11 @@ from quire.gateway.openai.frames import Answer, AnswerOptions, AnswerWriter, D, 
 from quire.gateway.openai.protocol import OpenAIRequest, parse_request
 from quire.gateway.openai.schemas import describe_route
 from quire.gateway.openai.tokens import TokenView
+from quire.gateway.origin import origin_of
 from quire.gateway.request_ids import request_id_of
 from quire.gateway.streaming import EventStream, read_body, unless_disconnected
-from quire.gateway.tenants import Tenant, tenant_of
-from quire.gateway.validation import ValidRequest
+from quire.gateway.tenants import tenant_of
+from quire.gateway.validation import RequestContext, ValidRequest
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ def generation_routes(engine: Engine) -> APIRouter:
         with request.in_its_words():
             async with unless_disconnected(http.receive):
                 request_id = request_id_of(http.scope, request.request_id)
-                return await _complete(engine, request, request_id, tenant_of(http.scope))
+                context = request.context(request_id, tenant_of(http.scope), origin_of(http.scope))
+                return await _complete(engine, request, context)
 
     @router.post("/v1/chat/completions", **describe_route(ChatCompletionRequest, ANSWERS[1], streams=True))
     async def create_chat_completion(http: Request) -> Response:
@@ -60,16 +62,17 @@ def generation_routes(engine: Engine) -> APIRouter:
         with request.in_its_words():
             async with unless_disconnected(http.receive):
                 request_id = request_id_of(http.scope, request.request_id)
-                return await _chat(engine, request, request_id, tenant_of(http.scope))
+                context = request.context(request_id, tenant_of(http.scope), origin_of(http.scope))
+                return await _chat(engine, request, context)
 
     return router
 
 
-async def _complete(engine: Engine, request: CompletionRequest, request_id: str, tenant: Tenant) -> Response:
+async def _complete(engine: Engine, request: CompletionRequest, context: RequestContext) -> Response:
     engine.validator.check_model(request.model)
     params = request.sampling_params()
     validate = functools.partial(engine.validator.validate, params=params, default_max_tokens=COMPLETION_MAX_TOKENS)
-    context = request.context(request_id, tenant)
+    request_id = context.request_id
     valid = await _gather(
         [
             functools.partial(
@@ -116,9 +119,10 @@ async def _gather(validations: Sequence[Callable[[], Coroutine[Any, Any, ValidRe
     return [task.result() for task in tasks]
 
 
-async def _chat(engine: Engine, request: ChatCompletionRequest, request_id: str, tenant: Tenant) -> Response:
+async def _chat(engine: Engine, request: ChatCompletionRequest, context: RequestContext) -> Response:
     engine.validator.check_model(request.model)
-    about = request.context(f"chatcmpl-{request_id}", tenant)
+    request_id = context.request_id
+    about = replace(context, request_id=f"chatcmpl-{request_id}")
     run = await ChatRun.submit(engine, request.prompt(), request.sampling_params(), about)
     tokens = _token_view(engine, request)
     options = AnswerOptions(

@@ -19,6 +19,7 @@ from quire.gateway.openai.embeddings import PoolingRequest, PoolingUsage
 from quire.gateway.openai.frames import encode
 from quire.gateway.openai.protocol import TEXTS_SCHEMA, Integer, parse_request
 from quire.gateway.openai.schemas import describe_route
+from quire.gateway.origin import origin_of
 from quire.gateway.pooling import MAX_INPUTS, Embedding, cosine_similarity, field_names
 from quire.gateway.request_ids import request_id_of
 from quire.gateway.streaming import read_body, unless_disconnected
@@ -147,7 +148,8 @@ def similarity_routes(engine: Engine) -> APIRouter:
         request = parse_request(ScoreRequest, await read_body(http))
         engine.validator.check_model(request.model)
         async with unless_disconnected(http.receive):
-            context = request.context(f"score-{request_id_of(http.scope, request.request_id)}", tenant_of(http.scope))
+            request_id = f"score-{request_id_of(http.scope, request.request_id)}"
+            context = request.context(request_id, tenant_of(http.scope), origin_of(http.scope))
             return _json(await _score(engine, request, context))
 
     @router.post("/rerank", **describe_route(RerankRequest, Ranking))
@@ -158,7 +160,8 @@ def similarity_routes(engine: Engine) -> APIRouter:
         request = parse_request(RerankRequest, await read_body(http))
         engine.validator.check_model(request.model)
         async with unless_disconnected(http.receive):
-            context = request.context(f"rerank-{request_id_of(http.scope, request.request_id)}", tenant_of(http.scope))
+            request_id = f"rerank-{request_id_of(http.scope, request.request_id)}"
+            context = request.context(request_id, tenant_of(http.scope), origin_of(http.scope))
             return _json(await _rerank(engine, request, context))
 
     return router

@@ -84,6 +84,16 @@ class CacheOptions(Settings):
     kv_cache_memory: ByteSize | None = Field(
         None, description="Size of the KV pool, such as 2GiB; default: what the requests can use, within free memory."
     )
+    gpu_memory_utilization: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of the device's memory (a GPU's, else the host's) for weights and KV pool together, where "
+        "--kv-cache-memory gives no size.",
+    )
+    num_gpu_blocks_override: int | None = Field(
+        None, ge=1, description="Size of the KV pool in blocks, where --kv-cache-memory gives none."
+    )
     kv_pool: Path | None = Field(
         None, description="File that holds the KV pool and outlives the server; default: anonymous memory."
     )
@@ -242,13 +252,25 @@ class OperationOptions(Settings):
     log_format: Literal["text", "json"] = Field("text", description="Lines for people, or one JSON object each.")
 
 
+class StatisticsOptions(Settings):
+    """Statistics."""
+
+    panel: ClassVar[Panel] = Panel.OBSERVABILITY
+
+    disable_log_stats: bool = Field(
+        False, description="Do not log throughput, requests and cache usage every ten seconds."
+    )
+
+
 class TraceOptions(Settings):
     """Traces."""
 
     panel: ClassVar[Panel] = Panel.OBSERVABILITY
 
     otlp_traces_endpoint: str | None = Field(
-        None, description="Collector that gets a trace of each request (OTLP over gRPC), such as http://localhost:4317."
+        None,
+        pattern=r"^https?://[^/\s]+/?$",
+        description="Collector that gets a trace of each request (OTLP over gRPC), such as http://localhost:4317.",
     )
 
 
@@ -314,7 +336,9 @@ class ExecutorSettings(ModelOptions, PrecisionOptions, ComputeOptions, SandboxOp
     index: int = Field(0, ge=0, description="Number of this executor, for its name.")
 
 
-class SchedulerSettings(CacheOptions, SchedulingOptions, TraceOptions, ListenOptions, ProcessOptions):
+class SchedulerSettings(
+    CacheOptions, SchedulingOptions, StatisticsOptions, TraceOptions, ListenOptions, ProcessOptions
+):
     """`quire scheduler`."""
 
     panel: ClassVar[Panel] = Panel.PROCESS
@@ -362,6 +386,7 @@ class ServeSettings(
     EdgeOptions,
     ChatOptions,
     ObservationOptions,
+    StatisticsOptions,
     TraceOptions,
 ):
     """`quire serve`: everything on this host."""

@@ -42,6 +42,8 @@ class QuireError(Exception):
         super().__init__(message)
         self.message = message
         self.field = field
+        # Whether the line of a request in the log tells of it already.
+        self.is_logged = False
         if retry_after is not None:
             self.retry_after = retry_after
 

@@ -16,7 +16,6 @@ import logging
 import os
 import shutil
 import signal
-import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ import uvloop
 
 from quire.config import ProcessOptions
 from quire.errors import QuireError, StartupError
+from quire.logs import configure_logging, report_error
 from quire.progress import heartbeats
 
 logger = logging.getLogger(__name__)
@@ -116,10 +116,7 @@ def run_process(
     parent and printed as one line; anything else is a defect and is printed with its traceback.
     """
     setproctitle.setproctitle(f"quire: {title}")
-    logging.basicConfig(level=settings.log_level.upper(), format=f"%(asctime)s %(levelname)s {title}: %(message)s")
-    # What libraries say at INFO is not for the operator.
-    for noisy in ("httpx", "huggingface_hub", "transformers", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    configure_logging(title, settings.log_level, settings.log_format)
     status = StatusReporter(settings.status_fd)
     if settings.status_fd is not None:
         os.set_inheritable(settings.status_fd, False)
@@ -134,7 +131,7 @@ def run_process(
     except QuireError as error:
         status.failed(error)
         if settings.status_fd is None:  # a parent says it itself
-            print(f"quire {title}: error: {error.message}", file=sys.stderr)  # noqa: T201
+            report_error(f"quire {title}", error.message, settings.log_format)
         return 1
     except Exception as error:
         status.failed(StartupError(f"{title} failed: {type(error).__name__}: {error}"))

@@ -14,11 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from quire.config import ServeSettings
+from quire.errors import QuireError
+from quire.logs import configure_logging
+from quire.service_manager import notify
 from quire.supervisor import Supervisor
 from quire.units import format_bytes
 
 if TYPE_CHECKING:
     from quire.internal.v1 import scheduler_pb2
+
+logger = logging.getLogger(__name__)
 
 
 def serve(settings: ServeSettings) -> int:
@@ -27,23 +32,88 @@ def serve(settings: ServeSettings) -> int:
     A second signal cuts the end of running requests short. Raises StartupError if the start fails.
     """
     setproctitle.setproctitle("quire: serve")
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s serve: %(message)s")
-    console = Console(stderr=True, highlight=False)
-    name = settings.model_name
+    configure_logging("serve", settings.log_level, settings.log_format)
+    teller: _Console | _Log = _Log(settings) if settings.log_format == "json" else _Console(settings)
     with Supervisor(settings) as supervisor:
         try:
             with _stop_signals(supervisor):
-                console.print(f"Starting [bold]{name}[/bold] …")
+                teller.starting()
                 ready = supervisor.start(gateway=settings)
-                console.print(budget_table(supervisor.describe()))
-                console.print(how_to_call(settings, ready["port"], ready["grpc_port"]), soft_wrap=True)
+                teller.ready(supervisor.describe(), ready["port"], ready["grpc_port"])
+                if admits_everybody(settings):
+                    logger.warning(
+                        "whoever reaches %s may use this server: it asks for no API key (--api-key, --api-keys) and no "
+                        "client certificate (--ssl-cert-reqs)",
+                        settings.host,
+                    )
+                notify("READY=1")
                 failure = supervisor.wait()
         except _Stopped:
-            console.print("Stopping …")
+            teller.stopping()
+            notify("STOPPING=1")
             supervisor.stop()
             return 0
-        console.print(f"[red]quire serve: error:[/red] {failure.message}; stopping the other processes")
+        teller.failed(failure)
         return 1
+
+
+def admits_everybody(settings: ServeSettings) -> bool:
+    """Whether other hosts may call, and nobody asks them who they are."""
+    # Imported now: with grpc, which would delay the start of the children.
+    from quire.process_links import is_loopback
+
+    asks = bool(settings.api_key) or settings.api_keys is not None or settings.ssl_cert_reqs == "required"
+    return not asks and not is_loopback(f"[{settings.host}]:{settings.port}")
+
+
+class _Console:
+    """Tells whoever sits at the terminal."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._settings = settings
+        self._console = Console(stderr=True, highlight=False)
+
+    def starting(self) -> None:
+        self._console.print(f"Starting [bold]{self._settings.model_name}[/bold] …")
+
+    def ready(self, model: scheduler_pb2.DescribeResponse, port: int, grpc_port: int) -> None:
+        self._console.print(budget_table(model))
+        self._console.print(how_to_call(self._settings, port, grpc_port), soft_wrap=True)
+
+    def stopping(self) -> None:
+        self._console.print("Stopping …")
+
+    def failed(self, error: QuireError) -> None:
+        self._console.print(f"[red]quire serve: error:[/red] {error.message}; stopping the other processes")
+
+
+class _Log:
+    """Tells programs the same: --log-format json."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self._model = settings.model_name
+
+    def starting(self) -> None:
+        logger.info("starting", extra={"model": self._model})
+
+    def ready(self, model: scheduler_pb2.DescribeResponse, port: int, grpc_port: int) -> None:
+        fields = {
+            "model": self._model,
+            "port": port,
+            "grpc_port": grpc_port,
+            "weight_bytes": model.weight_bytes,
+            "kv_cache_bytes": model.kv_cache_bytes,
+            "num_blocks": model.num_blocks,
+            "block_size": model.block_size,
+            "max_model_len": model.max_model_len,
+        }
+        logger.info("ready", extra=fields)
+
+    def stopping(self) -> None:
+        logger.info("stopping")
+
+    def failed(self, error: QuireError) -> None:
+        logger.error("%s; stopping the other processes", error.message)
 
 
 def budget_table(model: scheduler_pb2.DescribeResponse) -> Table:

@@ -20,6 +20,7 @@ from quire.gateway.openai.responses.options import (
     TextConfig,
     ToolChoiceOption,
 )
+from quire.gateway.origin import Origin
 from quire.gateway.request_fields import Only, renamed_fields
 from quire.gateway.tenants import Tenant
 from quire.gateway.validation import RequestContext
@@ -165,9 +166,9 @@ class ResponsesRequest(Options):
             structured_outputs=None if self.text is None else self.text.structured_outputs(),
         )
 
-    def context(self, request_id: str, tenant: Tenant) -> RequestContext:
+    def context(self, request_id: str, tenant: Tenant, origin: Origin) -> RequestContext:
         """What goes with it."""
-        return RequestContext(request_id, tenant, self.priority or 0, self.cache_salt or "")
+        return RequestContext(request_id, tenant, self.priority or 0, self.cache_salt or "", origin=origin)
 
     def _tool_choice(self) -> ToolChoice:
         if isinstance(self.tool_choice, NamedFunction):

@@ -15,9 +15,11 @@ from quire.gateway.openai.responses.request import ResponsesRequest
 from quire.gateway.openai.responses.truncation import truncated
 from quire.gateway.openai.schemas import describe_route
 from quire.gateway.openai.tokens import TokenView
+from quire.gateway.origin import origin_of
 from quire.gateway.request_ids import request_id_of
 from quire.gateway.streaming import read_body, unless_disconnected
-from quire.gateway.tenants import Tenant, tenant_of
+from quire.gateway.tenants import tenant_of
+from quire.gateway.validation import RequestContext
 
 # For the API's description.
 BODIES = (ResponsesRequest,)
@@ -35,17 +37,17 @@ def responses_routes(engine: Engine) -> APIRouter:
         with request.in_its_words():
             async with unless_disconnected(http.receive):
                 request_id = request_id_of(http.scope, request.request_id)
-                return await _respond(engine, request, request_id, tenant_of(http.scope))
+                context = request.context(f"resp_{request_id}", tenant_of(http.scope), origin_of(http.scope))
+                return await _respond(engine, request, request_id, context)
 
     return router
 
 
-async def _respond(engine: Engine, request: ResponsesRequest, request_id: str, tenant: Tenant) -> Response:
+async def _respond(engine: Engine, request: ResponsesRequest, request_id: str, context: RequestContext) -> Response:
     engine.validator.check_model(request.model)
     params, prompt = request.sampling_params(), request.chat()
     if request.truncation == "auto":
         prompt = await truncated(engine, prompt, params)
-    context = request.context(f"resp_{request_id}", tenant)
     run = await ChatRun.submit(engine, prompt, params, context, field="input")
     tokenizer = engine.tokenizer
     tokens, defaults = TokenView(tokenizer.vocabulary), tokenizer.generation_defaults

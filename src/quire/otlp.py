@@ -1,0 +1,118 @@
+"""Sends spans to an OpenTelemetry collector: OTLP over gRPC, from a thread of its own.
+
+The exporter's OTEL_EXPORTER_OTLP_* variables (headers, certificate, timeout), OTEL_RESOURCE_ATTRIBUTES and
+OTEL_TRACES_SAMPLER have effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.trace import Tracer
+
+from quire import __version__
+from quire.process import in_daemon_thread
+
+logger = logging.getLogger(__name__)
+
+# Spans that wait; the oldest are lost beyond. A span takes about 2 KiB.
+_MAX_QUEUED: Final = 8192
+_MAX_BATCH: Final = 512
+_PERIOD_MS: Final = 1000
+# How long the end of a process waits for the last spans to be sent.
+_FLUSH_S: Final = 3.0
+# Of the libraries, whose words are replaced by ours: they repeat them for every batch.
+_LIBRARY_LOGGERS: Final = ("opentelemetry.exporter.otlp.proto.grpc.exporter", "opentelemetry.sdk._shared_internal")
+
+
+class TraceIds(RandomIdGenerator):
+    """Random ids, or for the next trace one that is given."""
+
+    def __init__(self) -> None:
+        self.next_trace_id = 0
+
+    def generate_trace_id(self) -> int:
+        """See IdGenerator."""
+        trace_id, self.next_trace_id = self.next_trace_id, 0
+        return trace_id or super().generate_trace_id()
+
+
+class TraceExport:
+    """The spans of a process, on their way to the collector. Spans are lost rather than waited for."""
+
+    def __init__(self, endpoint: str) -> None:
+        """`endpoint` is a URL; https means TLS."""
+        exporter = OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http://"))
+        self._exporter = _ReportingExporter(exporter, endpoint)
+        self._processor = BatchSpanProcessor(
+            self._exporter, _MAX_QUEUED, schedule_delay_millis=_PERIOD_MS, max_export_batch_size=_MAX_BATCH
+        )
+        self.ids = TraceIds()
+
+    def tracer(self, service: str, instance: str) -> Tracer:
+        """Of a process of ours, or of one that this one speaks for."""
+        resource = Resource.create(
+            {"service.name": service, "service.instance.id": instance, "service.version": __version__}
+        )
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=self.ids)
+        provider.add_span_processor(self._processor)
+        return provider.get_tracer("quire", __version__)
+
+    async def close(self) -> None:
+        """Sends what is left, for a few seconds at most."""
+        sending = in_daemon_thread(self._processor.shutdown)
+        await asyncio.wait((sending,), timeout=_FLUSH_S)
+        if not sending.done():
+            logger.warning("the last spans are lost: the collector takes too long")
+            self._exporter.shutdown()
+
+
+class _ReportingExporter(SpanExporter):
+    """Says once that the collector is away, and once that it is back. Used by one thread at a time."""
+
+    def __init__(self, exporter: OTLPSpanExporter, endpoint: str) -> None:
+        self._exporter = exporter
+        self._endpoint = endpoint
+        self._reason = ""
+        self._num_lost = 0
+        for name in _LIBRARY_LOGGERS:
+            logging.getLogger(name).addFilter(self._keep)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """See SpanExporter."""
+        self._reason = ""
+        result = self._exporter.export(spans)
+        if result is SpanExportResult.SUCCESS:
+            if self._num_lost:
+                logger.info("%s takes spans again; %d or more were lost", self._endpoint, self._num_lost)
+            self._num_lost = 0
+            return result
+        if not self._num_lost:
+            logger.warning("spans are lost until %s takes them: %s", self._endpoint, self._reason or "no reason given")
+        self._num_lost += len(spans)
+        return result
+
+    def shutdown(self) -> None:
+        """See SpanExporter."""
+        self._exporter.shutdown()
+
+    def _keep(self, record: logging.LogRecord) -> bool:
+        """A filter of the libraries' loggers: has what they say of an export for our own line, and nothing else."""
+        if record.name == _LIBRARY_LOGGERS[0]:
+            self._reason = record.getMessage()
+            return False
+        # That the queue is full then goes without saying.
+        return not self._num_lost or record.levelno >= logging.ERROR
+
+
+def trace_parent(context: Any) -> str:
+    """The W3C `traceparent` of a span's context."""
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
