@@ -1,7 +1,7 @@
 """Code blocks of the documents run as they stand, against a real server, and give what the documents say.
 
-A fence marked `run` (```` ```sh run ```` or ```` ```python run ````) is run; a fence marked `output` after it is what it
-must print, in which `...` stands for any text, and on a line of its own for any lines. Blocks of a page run in order
+A fence marked `run` (```` ```sh run ```` or ```` ```python run ````) is run; a fence marked `output` after it is what
+it must print, in which `...` stands for any text, and on a line of its own for any lines. Blocks of a page run in order
 and share a folder. What they say of addresses and `.venv/bin/` is made the test's own.
 """
 

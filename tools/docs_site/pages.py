@@ -18,7 +18,7 @@ OUT = ROOT / "build" / "docs"
 # By heading; a page is named as its file, from the root.
 NAVIGATION: dict[str, tuple[str, ...]] = {
     "Use it": ("docs/quick_start.md", "docs/serving.md", "docs/examples.md", "docs/migration.md"),
-    "Reference": ("docs/flags.md", "docs/rest_api.md", "docs/grpc_api.md", "docs/python_api.md"),
+    "Reference": ("docs/flags.md", "docs/rest_api.md", "docs/grpc_api.md", "docs/python_api.md", "docs/metrics.md"),
     "Operate it": (
         "docs/operations.md",
         "docs/observability.md",
