@@ -7,9 +7,9 @@ steps (TTFT). Blocks are the unit of everything in the cache: a sequence's last 
 a shared prefix is found in whole blocks only.
 
 The workload. Random weights of SmolLM-135M's shape in bfloat16 (or --model), a KV pool of 512 MiB. 16 clients, each
-with one request after the other, streaming: 24 requests, whose prompts have 120 tokens in common and 72 of their own; three of
-them have 768 of their own. Answers of 16 to 64 tokens. The first request is not counted: it puts the common tokens into
-the prefix cache. Clients are in this process and share the machine with the server.
+with one request after the other, streaming: 24 requests, whose prompts have 120 tokens in common and 72 of their own;
+three of them have 768 of their own. Answers of 16 to 64 tokens. One more request comes before and is not counted: it
+puts the common tokens into the prefix cache. Clients are in this process and share the machine with the server.
 
 Each setting has a server of its own in each round; settings take turns within a round, so what the machine does
 meanwhile falls on all of them. A figure is the median over rounds, its ratio the median of the rounds' own ratios to

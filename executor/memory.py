@@ -26,6 +26,18 @@ def available_bytes(device: torch.device, cgroup: Path = _CGROUP) -> int:
     return max(0, min(available, limit - used + reclaimable))
 
 
+def total_bytes(device: torch.device, cgroup: Path = _CGROUP) -> int:
+    """All memory of the device; on the host within the control group's limit."""
+    if device.type == "cuda":
+        _, total = torch.cuda.mem_get_info(device)
+        return int(total)
+    total = int(psutil.virtual_memory().total)
+    try:
+        return min(total, int((cgroup / "memory.max").read_text()))
+    except (OSError, ValueError):  # no such file, or "max"
+        return total
+
+
 def _inactive_file_bytes(stat: Path) -> int:
     """Page cache that the kernel gives up before it fails an allocation, such as a checkpoint's that was read."""
     values = dict(line.split() for line in stat.read_text().splitlines())

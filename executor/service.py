@@ -18,7 +18,7 @@ import grpc
 
 from quire import rpc
 from quire.errors import DuplicateRequestError, ServiceUnavailableError
-from quire.executor.memory import available_bytes
+from quire.executor.memory import available_bytes, total_bytes
 from quire.executor.model_runner import ModelRunner
 from quire.executor.step_stream import GrpcStepStream, RingStepStream, StepStream
 from quire.internal.v1 import executor_pb2, executor_pb2_grpc
@@ -135,6 +135,7 @@ def _describe(runner: ModelRunner) -> executor_pb2.ExecutorDescription:
         vocab_size=config.vocab_size,
         weight_bytes=model.decoder.num_bytes,
         available_bytes=available_bytes(model.device),
+        total_bytes=total_bytes(model.device),
         fingerprint=model.fingerprint,
         length_independent_tokens=config.rotary.length_independent_tokens,
         hidden_size=config.hidden_size,

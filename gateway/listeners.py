@@ -13,7 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from quire import rpc
-from quire.config import AccessOptions, EdgeOptions, MetricsAlias, TlsOptions
+from quire.config import AccessOptions, EdgeOptions, ObservationOptions, TlsOptions
 from quire.errors import StartupError
 from quire.gateway.access import Access, KeyInterceptor
 from quire.gateway.engine import Engine
@@ -91,14 +91,12 @@ class Listeners:
         refusals: RefusalLog,
         *,
         reuse_port: bool = False,
-        live_page: bool = True,
     ) -> None:
         """Port 0 picks a free one.
 
         Raises StartupError naming the flag of a port that cannot be had or of a certificate that cannot be used.
         """
         self._options = access
-        self._live_page = live_page
         self._access = Access(access)
         self._watching: asyncio.Task[None] | None = None
         self._limits = limits
@@ -140,20 +138,12 @@ class Listeners:
         self._watching = asyncio.create_task(self._access.watch(), name="API keys")
 
     async def serve(
-        self, engine: Engine, metrics: MetricsReporter, metrics_alias: MetricsAlias | None, drain_s: float
+        self, engine: Engine, metrics: MetricsReporter, observation: ObservationOptions, drain_s: float
     ) -> None:
         """Starts REST, and takes calls on both; `drain_s` is how long calls may go on after `refuse`."""
         self._drain_s = drain_s
         config = LimitedConfig(
-            create_app(
-                engine,
-                self._options,
-                self._access,
-                self._refusals,
-                metrics,
-                metrics_alias,
-                live_page=self._live_page,
-            ),
+            create_app(engine, self._options, self._access, self._refusals, metrics, observation),
             self._limits,
             self._certificates,
             lifespan="off",

@@ -81,8 +81,11 @@ class RequestMetrics:
         return values if values.numbers or values.histograms else None
 
     def _count_prompt(self, record: RequestRecord) -> None:
+        num_cached = record.num_cached_tokens
         self._count("prompt_tokens", by=record.num_prompt_tokens)
-        self._count("prompt_tokens_cached", by=record.num_cached_tokens)
+        self._count("prompt_tokens_cached", by=num_cached)
+        self._count("prompt_tokens_by_source", "local_cache_hit", by=num_cached)
+        self._count("prompt_tokens_by_source", "local_compute", by=record.num_prompt_tokens - num_cached)
         self._count_tenant("tenant_prompt_tokens", record.tenant.name, by=record.num_prompt_tokens)
 
     def _observe_answered(self, record: RequestRecord) -> None:

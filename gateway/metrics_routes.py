@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from typing import Final
+
 from fastapi import APIRouter, Request, Response
+from prometheus_client.exposition import choose_encoder
 
 from quire import __version__
 from quire.config import MetricsAlias
@@ -13,13 +17,16 @@ from quire.gateway.metrics_text import MetricsText
 from quire.gateway.tls import peer_name
 from quire.internal.v1 import metrics_pb2, scheduler_pb2
 
+# How long an answer is given again, in seconds. The route is open, and to write the text takes milliseconds.
+_HOLD_S: Final = 0.1
 
-def metrics_routes(engine: Engine, access: Access, metrics: MetricsReporter, alias: MetricsAlias | None) -> APIRouter:
+
+def metrics_routes(
+    engine: Engine, access: Access, reporter: MetricsReporter, alias: MetricsAlias | None = None
+) -> APIRouter:
     """One route, which is open; what it tells of tenants is for operators."""
     router = APIRouter(tags=["server"])
-    limits = engine.limits
-    text = MetricsText(limits.models[0], limits.max_model_len, with_vllms_names=alias == "vllm")
-    setup = _setup(engine.scheduler.description)
+    scrapes = Scrapes(engine, reporter, alias)
 
     @router.get(
         "/metrics",
@@ -32,15 +39,43 @@ def metrics_routes(engine: Engine, access: Access, metrics: MetricsReporter, ali
     async def show_metrics(request: Request) -> Response:
         """The figures of all gateways and of the scheduler, in Prometheus' text format or OpenMetrics."""
         tenant = access.known_tenant(dict(request.scope["headers"]), peer_name(request.scope))
-        values = await metrics.collect(with_tenants=tenant is not None and tenant.is_operator)
-        values.MergeFrom(setup)
-        body, content_type = text.write(values, request.headers.get("accept", ""))
+        is_operator = tenant is not None and tenant.is_operator
+        body, content_type = await scrapes.text(request.headers.get("accept", ""), with_tenants=is_operator)
         return Response(body, headers={"content-type": content_type})
 
     return router
 
 
-def _setup(description: scheduler_pb2.DescribeResponse) -> metrics_pb2.MetricValues:
+class Scrapes:
+    """Asks for the figures and writes them, at most ten times a second."""
+
+    def __init__(self, engine: Engine, reporter: MetricsReporter, alias: MetricsAlias | None) -> None:
+        limits = engine.limits
+        self._text = MetricsText(limits.models[0], limits.max_model_len, with_vllms_names=alias == "vllm")
+        self._setup = setup_values(engine.scheduler.description)
+        self._reporter = reporter
+        # By content type and whether tenants are in it: the latest text, and until when it counts.
+        self._latest: dict[tuple[str, bool], tuple[bytes, float]] = {}
+
+    async def text(self, accept: str, *, with_tenants: bool) -> tuple[bytes, str]:
+        """The text and its content type, by what the caller accepts. Raises QuireError if the scheduler is away."""
+        encode, content_type = choose_encoder(accept)
+        key = (content_type, with_tenants)
+        if (body := self._held(key)) is None:
+            values = await self._reporter.collect(with_tenants=with_tenants)
+            # Others that waited too may have written it meanwhile.
+            if (body := self._held(key)) is None:
+                values.MergeFrom(self._setup)
+                body = self._text.write(values, encode)
+                self._latest[key] = (body, time.monotonic() + _HOLD_S)
+        return body, content_type
+
+    def _held(self, key: tuple[str, bool]) -> bytes | None:
+        body, until = self._latest.get(key, (b"", 0.0))
+        return body if time.monotonic() < until else None
+
+
+def setup_values(description: scheduler_pb2.DescribeResponse) -> metrics_pb2.MetricValues:
     """What stays as it is."""
     values = metrics_pb2.MetricValues()
     pool = description

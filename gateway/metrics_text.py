@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from quire.internal.v1 import metrics_pb2
 from quire.metrics import METRICS
 from quire.metrics import Metric as Description
+
+Encoder = Callable[[CollectorRegistry], bytes]
 
 PREFIX: Final = "quire:"
 VLLMS_PREFIX: Final = "vllm:"
@@ -33,12 +34,11 @@ class MetricsText:
         self._max_model_len = max_model_len
         self._with_vllms_names = with_vllms_names
 
-    def write(self, values: metrics_pb2.MetricValues, accept: str) -> tuple[bytes, str]:
-        """The text and its content type, by what the caller accepts."""
-        encode, content_type = choose_encoder(accept)
+    def write(self, values: metrics_pb2.MetricValues, encode: Encoder) -> bytes:
+        """The text, as one of prometheus_client's encoders writes it; takes some milliseconds."""
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Families(list(self._families(values))))
-        return encode(registry), content_type
+        return encode(registry)
 
     def _families(self, values: metrics_pb2.MetricValues) -> Iterator[Metric]:
         numbers: defaultdict[str, list[metrics_pb2.MetricNumber]] = defaultdict(list)

@@ -6,6 +6,7 @@ A stream outlives the scheduler that it comes from: it goes on when another one 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final, TypeAlias, TypeVar, cast
@@ -62,9 +63,22 @@ class Monitor:
         own = monitor_pb2.WatchServerRequest(
             interval_s=request.interval_s or DEFAULT_INTERVAL_S, with_blocks=request.with_blocks
         )
-        async for state in self._follow(lambda: self._connection.monitor.WatchServer(own)):
-            state.loads.model = self._model
-            yield state
+        states = self._follow(lambda: self._connection.monitor.WatchServer(own))
+        async with contextlib.aclosing(states):
+            async for state in states:
+                state.loads.model = self._model
+                yield state
+
+    async def kv_events(
+        self, request: monitor_pb2.StreamKvEventsRequest
+    ) -> AsyncGenerator[monitor_pb2.KvEventBatch, None]:
+        """What happens to the prefix cache, until ServiceUnavailableError says that the server shuts down."""
+        position = monitor_pb2.StreamKvEventsRequest(source=request.source, after_id=request.after_id)
+        batches = self._follow(lambda: self._connection.monitor.StreamKvEvents(position))
+        async with contextlib.aclosing(batches):
+            async for batch in batches:
+                position.source, position.after_id = batch.source, batch.events[-1].id
+                yield batch
 
     async def _follow(self, start: Callable[[], Call[M]]) -> AsyncGenerator[M, None]:
         """The messages of a call, and when the scheduler has gone those of the same call to the next."""

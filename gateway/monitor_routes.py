@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final
 
 import msgspec
 from fastapi import APIRouter, Request, Response
-from google.protobuf.message import Message
 
-from quire.columns import unpack_u32
 from quire.errors import InvalidRequestError, ServiceUnavailableError
 from quire.gateway.engine import Engine
 from quire.gateway.monitor import DEFAULT_INTERVAL_S, check_interval, check_operator
 from quire.gateway.streaming import EventStream
 from quire.gateway.tenants import tenant_of
+from quire.monitor_json import to_plain
 from quire.v1 import monitor_pb2
 
 # Proxies end connections on which nothing comes for long; a comment is nothing to the reader.
@@ -106,24 +104,3 @@ async def _with_pauses(
             if coming is not None:
                 coming.cancel()
                 await asyncio.gather(coming, return_exceptions=True)
-
-
-def to_plain(message: Message) -> dict[str, Any]:
-    """A message as JSON has it: numbers as numbers, columns of u32 as arrays, other bytes in base64.
-
-    Sub-messages that are not set are left out; all else is there even where it is 0.
-    """
-    plain: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        if field.is_repeated:
-            plain[field.name] = [to_plain(item) for item in value] if field.message_type else list(value)
-        elif field.message_type is not None:
-            if message.HasField(field.name):
-                plain[field.name] = to_plain(value)
-        elif isinstance(value, bytes):
-            is_column = field.name == "block_ids"
-            plain[field.name] = unpack_u32(value) if is_column else base64.b64encode(value).decode()
-        else:
-            plain[field.name] = value
-    return plain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -39,12 +40,20 @@ class MonitorService(monitor_pb2_grpc.MonitorServiceServicer):
         async with errors_to_status(context):
             return await self._begin(context).loads()
 
+    async def StreamKvEvents(  # noqa: N802
+        self, request: monitor_pb2.StreamKvEventsRequest, context: Context
+    ) -> AsyncIterator[monitor_pb2.KvEventBatch]:
+        """See the proto."""
+        async with errors_to_status(context), contextlib.aclosing(self._begin(context).kv_events(request)) as batches:
+            async for batch in batches:
+                yield batch
+
     async def WatchServer(  # noqa: N802
         self, request: monitor_pb2.WatchServerRequest, context: Context
     ) -> AsyncIterator[monitor_pb2.ServerState]:
         """See the proto."""
-        async with errors_to_status(context):
-            async for state in self._begin(context).states(request):
+        async with errors_to_status(context), contextlib.aclosing(self._begin(context).states(request)) as states:
+            async for state in states:
                 yield state
 
     def _begin(self, context: Context) -> Monitor:

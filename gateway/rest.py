@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from starlette.types import Message, Receive, Scope, Send
 
 from quire import __version__
-from quire.config import AccessOptions, MetricsAlias
+from quire.config import AccessOptions, ObservationOptions
 from quire.errors import QuireError
 from quire.gateway.access import Access
 from quire.gateway.anthropic import errors as anthropic_errors
@@ -57,9 +57,7 @@ def create_app(
     access: Access,
     refusals: RefusalLog,
     metrics: MetricsReporter,
-    metrics_alias: MetricsAlias | None = None,
-    *,
-    live_page: bool = True,
+    observation: ObservationOptions,
 ) -> FastAPI:
     """The application for one served model."""
     app = _Application(engine, options, access, refusals, metrics.counts)
@@ -73,11 +71,11 @@ def create_app(
     ):
         app.add_short_ways(router)
     app.add_short_ways(anthropic_routes.anthropic_routes(engine), anthropic_errors.answer_error)
-    own_metrics = metrics_routes(engine, access, metrics, metrics_alias)
+    own_metrics = metrics_routes(engine, access, metrics, observation.metrics_alias)
     served = (models.model_routes(engine), server_routes(engine), own_metrics, monitor_routes(engine), docs_routes())
     for router in served:
         app.include_router(router)
-    if live_page:
+    if observation.live_page:
         app.include_router(page_routes())
     return app
 

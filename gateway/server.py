@@ -39,7 +39,6 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
         settings,
         RefusalLog(enabled=settings.enable_log_requests),
         reuse_port=settings.reuse_port,
-        live_page=settings.live_page,
     )
     try:
         await listeners.start()
@@ -51,7 +50,7 @@ async def run(settings: GatewaySettings, status: StatusReporter, stop: StopSigna
             _log_requests(engine, settings)
             if traces is not None:
                 _trace_requests(engine, settings, traces)
-            await listeners.serve(engine, metrics, settings.metrics_alias, settings.shutdown_timeout)
+            await listeners.serve(engine, metrics, settings, settings.shutdown_timeout)
             settle_garbage_collection()
             status.ready(port=listeners.port, grpc_port=listeners.grpc_port)
             logger.info("serving REST on port %d and gRPC on port %d", listeners.port, listeners.grpc_port)

@@ -8,6 +8,7 @@ from quire.config import SchedulerSettings
 from quire.errors import KvPoolError, StartupError
 from quire.internal.v1 import executor_pb2
 from quire.kv_layout import CacheGroupLayout, KvPoolLayout
+from quire.settings import flag_name
 
 # Share of free memory the pool takes when no size is given. A host has other things to hold.
 _DEFAULT_SHARE: Final = {executor_pb2.DEVICE_CPU: 0.4, executor_pb2.DEVICE_CUDA: 0.9}
@@ -39,13 +40,17 @@ def plan_pool(
     model = agreed_description(executors)
     layout = layout_of(model, settings.block_size, 1, epoch)
     available = min(executor.available_bytes for executor in executors)
-    size = 0 if settings.kv_cache_memory is None else int(settings.kv_cache_memory)
-    if settings.kv_cache_memory is None:
-        most_useful = settings.max_num_seqs * -(-model.max_model_len // settings.block_size) * layout.block_bytes
-        size = min(int(available * _DEFAULT_SHARE[model.device]), most_useful)
-    elif size > available:
+    most_useful = settings.max_num_seqs * -(-model.max_model_len // settings.block_size) * layout.block_bytes
+    exact = _exact_size(settings, layout.block_bytes)
+    if exact is not None:
+        setting, size = exact
+    elif settings.gpu_memory_utilization is not None:
+        setting, size = "gpu_memory_utilization", min(_share_beside_weights(settings, executors), most_useful)
+    else:
+        setting, size = "kv_cache_memory", min(int(available * _DEFAULT_SHARE[model.device]), most_useful)
+    if size > available:
         raise KvPoolError(
-            f"--kv-cache-memory {_gib(size)} does not fit: {_gib(available)} are free", field="kv_cache_memory"
+            f"{flag_name(setting)}: a KV pool of {_gib(size)} does not fit: {_gib(available)} are free", field=setting
         )
     num_blocks = size // layout.block_bytes
     _check_longest(num_blocks, layout, model)
@@ -57,16 +62,34 @@ def check_reusable(
 ) -> None:
     """Raises KvPoolError if a pool that is there already is not what this scheduler would make.
 
-    Without --kv-cache-memory any size will do that holds one full-length request: what is free now says little, since
+    Unless its exact size is given, any will do that holds one full-length request: what is free now says little, since
     the pool itself is not.
     """
     model = agreed_description(executors)
     if layout != layout_of(model, settings.block_size, layout.num_blocks, layout.epoch):
         raise KvPoolError("it is of another model, KV format or block size")
-    size = settings.kv_cache_memory
-    if size is not None and layout.num_blocks != int(size) // layout.block_bytes:
-        raise KvPoolError(f"it has {_gib(layout.num_blocks * layout.block_bytes)}, --kv-cache-memory is {_gib(size)}")
+    exact = _exact_size(settings, layout.block_bytes)
+    if exact is not None and layout.num_blocks != exact[1] // layout.block_bytes:
+        raise KvPoolError(
+            f"it has {_gib(layout.num_blocks * layout.block_bytes)}, {flag_name(exact[0])} is {_gib(exact[1])}"
+        )
     _check_longest(layout.num_blocks, layout, model)
+
+
+def _exact_size(settings: SchedulerSettings, block_bytes: int) -> tuple[str, int] | None:
+    """The setting that says how many bytes the pool has, and how many."""
+    if settings.kv_cache_memory is not None:
+        return "kv_cache_memory", int(settings.kv_cache_memory)
+    if settings.num_gpu_blocks_override is not None:
+        return "num_gpu_blocks_override", settings.num_gpu_blocks_override * block_bytes
+    return None
+
+
+def _share_beside_weights(settings: SchedulerSettings, executors: list[executor_pb2.ExecutorDescription]) -> int:
+    """Bytes that --gpu-memory-utilization leaves for the pool: executors of one host share their weights."""
+    assert settings.gpu_memory_utilization is not None
+    total = min(executor.total_bytes for executor in executors)
+    return max(0, int(total * settings.gpu_memory_utilization) - executors[0].weight_bytes)
 
 
 def layout_of(model: executor_pb2.ExecutorDescription, block_size: int, num_blocks: int, epoch: int) -> KvPoolLayout:

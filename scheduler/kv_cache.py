@@ -195,6 +195,8 @@ class KvCache:
         lane.acknowledged_step = step
         if self.journal is not None:
             self.journal.acknowledge(lane_index, step)
+        if self.prefixes.listener is not None:
+            self.prefixes.listener.acknowledge(lane_index, step)
         for done in [planned for planned in lane.retiring if planned <= step]:
             for block in lane.retiring.pop(done):
                 block.retiring -= 1
@@ -214,8 +216,7 @@ class KvCache:
 
     def forget_all(self) -> None:
         """The memory of the pool is gone, and with it what every block held. No sequence has blocks."""
-        for block in self.pool.blocks:
-            self.prefixes.evict(block)
+        self.prefixes.clear()
 
     def check_integrity(self, sequences: list[Sequence], *, deep: bool = False) -> None:
         """Recounts every reference: free + cached + held = total, nothing leaked, nothing freed twice.

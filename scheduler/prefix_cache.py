@@ -8,6 +8,7 @@ a collision cannot show one request the KV of another.
 from __future__ import annotations
 
 import hashlib
+from typing import Protocol
 
 from quire.kv_journal import chain_hash
 from quire.scheduler.block_pool import Block, BlockPool, CachedPrefix
@@ -19,6 +20,22 @@ def extra_key_digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest() if key else b""
 
 
+class PrefixListener(Protocol):
+    """Is told what becomes of contents."""
+
+    def add(self, prefix: CachedPrefix) -> None:
+        """A block can be found by what its step, which may be only planned, fills it with."""
+
+    def forget(self, prefix: CachedPrefix) -> None:
+        """A content that was added can be found no longer."""
+
+    def clear(self) -> None:
+        """No content can be found any longer."""
+
+    def acknowledge(self, lane: int, step: int) -> None:
+        """An executor has computed everything up to `step`."""
+
+
 class PrefixCache:
     """The index from hash to block. With a journal, what it knows outlives it."""
 
@@ -26,6 +43,8 @@ class PrefixCache:
         self._pool = pool
         self._journal = journal
         self._blocks: dict[bytes, Block] = {}
+        # None unless somebody wants to know.
+        self.listener: PrefixListener | None = None
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -53,20 +72,37 @@ class PrefixCache:
             return twin.prefix
         stale = self._blocks.get(prefix.hash)
         if stale is not None:
-            self._forget(stale)
+            self.evict(stale)
         assert block.prefix is None, f"{block} is already cached"
         block.prefix = prefix
         self._blocks[prefix.hash] = block
         if self._journal is not None:
             self._journal.add(block, prefix)
+        if self.listener is not None:
+            self.listener.add(prefix)
         return prefix
 
     def evict(self, block: Block) -> None:
         """Forgets a block: it is about to be written, or its content is not to be trusted."""
-        if block.prefix is not None:
-            if self._blocks.get(block.prefix.hash) is block:
-                del self._blocks[block.prefix.hash]
+        prefix = block.prefix
+        if prefix is not None:
+            if self._blocks.get(prefix.hash) is block:
+                del self._blocks[prefix.hash]
             self._forget(block)
+            if self.listener is not None:
+                self.listener.forget(prefix)
+
+    def clear(self) -> None:
+        """Forgets all blocks: what they held is gone."""
+        for block in self._blocks.values():
+            self._forget(block)
+        self._blocks.clear()
+        if self.listener is not None:
+            self.listener.clear()
+
+    def contents(self) -> list[CachedPrefix]:
+        """What can be found, in the order in which it came to be."""
+        return [block.prefix for block in self._blocks.values() if block.prefix is not None]
 
     def restore(self) -> int:
         """Takes over the blocks that the journal knows, which nobody writes any more; returns their number."""

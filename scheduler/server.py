@@ -66,7 +66,7 @@ async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSig
         admission = _make_admission(settings, scheduler)
         service = SchedulerService(met.description, scheduler, admission, router, work, lanes, metrics, tracing)
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(service, server)
-        monitor = MonitorService(scheduler, met.description.model)
+        monitor = MonitorService(scheduler, metrics, met.description.model)
         monitor_pb2_grpc.add_MonitorServiceServicer_to_server(monitor, server)
         bind(server, settings.listen)
         await server.start()

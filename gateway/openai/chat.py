@@ -18,19 +18,31 @@ _RESERVED_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "
 class ChatCompletionRequest(OpenAIRequest):
     """The body of POST /v1/chat/completions."""
 
+    # The conversation, which the model's chat template turns into a prompt.
     messages: list[ChatMessage]
+    # Whether logprobs come with the answer. Default false.
     logprobs: bool | None = None
+    # Number of most likely tokens reported beside each token; needs logprobs. Default 0.
     top_logprobs: int | None = None
+    # Functions that the model may call.
     tools: list[ToolDefinition] | None = None
+    # none, auto, required (at least one call) or a named function. Default: auto where there are tools.
     tool_choice: ToolChoiceOption | None = None
+    # Whether several calls in one turn are allowed. Default true.
     parallel_tool_calls: bool | None = None
+    # For the template: none turns thinking off.
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    # Extensions, named as in vLLM.
+    # Whether the answer shows what the model thought. Default true. (This and what follows are named as in vLLM.)
     include_reasoning: bool | None = None
+    # Whether the template opens the assistant's turn. Default true.
     add_generation_prompt: bool | None = None
+    # Whether the answer continues the last message instead of opening a turn. Default false.
     continue_final_message: bool | None = None
+    # A template instead of the model's own; needs --trust-request-chat-template.
     chat_template: str | None = None
+    # Further variables for the template.
     chat_template_kwargs: dict[str, Any] | None = None
+    # Documents for a template that takes them.
     documents: list[dict[str, Any]] | None = None
 
     @property

@@ -69,8 +69,11 @@ Prompts = Annotated[list[str | list[int]], PlainValidator(_parse_prompts), WithJ
 class CompletionRequest(OpenAIRequest):
     """The body of POST /v1/completions."""
 
+    # A text or the ids of tokens, or several of either.
     prompt: Prompts
+    # Number of most likely tokens reported beside each token; absent means no logprobs.
     logprobs: Integer | None = None
+    # Whether the prompt comes before the output; max_tokens may then be 0. Default false.
     echo: bool | None = None
 
     @property

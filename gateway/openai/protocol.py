@@ -65,12 +65,16 @@ class OpenAIRequest(StructuredFields):
     # `extra` so that check_extra can tell unknown fields from those that are not implemented.
     model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=(), json_schema_extra=describe_fields)
 
+    # One of the names that are served. Default: the first.
     model: str | None = None
+    # Whether the answer comes in server-sent events. Default false.
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Integer | None = None
     best_of: Integer | None = None
+    # Default: 16 for a completion, what is left of the context for a chat.
     max_tokens: Integer | None = None
+    # The same by its newer name; it takes precedence.
     max_completion_tokens: Integer | None = None
     min_tokens: Integer | None = None
     temperature: float | None = None
@@ -89,16 +93,23 @@ class OpenAIRequest(StructuredFields):
     include_stop_str_in_output: bool | None = None
     use_beam_search: bool | None = None
     length_penalty: float | None = None
+    # When a beam search ends. Default false.
     early_stopping: EarlyStop = None
     bad_words: list[str] | None = None
     allowed_token_ids: list[Integer] | None = None
     truncate_prompt_tokens: Integer | None = None
     prompt_logprobs: Integer | None = None
+    # Whether special tokens are added around the prompt. Default: true for a completion, false for a chat.
     add_special_tokens: bool | None = None
+    # Whether the answer carries the ids of the prompt's and the output's tokens. Default false.
     return_token_ids: bool | None = None
+    # Whether logprobs name tokens as `token_id:N` and not by their text. Default false.
     return_tokens_as_token_ids: bool | None = None
+    # Takes the place of a new id; the header x-request-id takes precedence.
     request_id: RequestId | None = None
+    # With --scheduling-policy priority, the lower number first. Default 0.
     priority: Priority | None = None
+    # Prompts share KV blocks only under an equal salt.
     cache_salt: CacheSalt | None = None
 
     def model_post_init(self, context: Any, /) -> None:

@@ -44,7 +44,9 @@ class StructuredFields(BaseModel):
     """At most one of these asks for something."""
 
     response_format: ResponseFormat | None = None
+    # vLLM's: an object with one of json, json_object, regex, choice, grammar; disable_any_whitespace beside it.
     structured_outputs: dict[str, Any] | None = None
+    # The older names of the same.
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None

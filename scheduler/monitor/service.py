@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import grpc
 
+from quire.scheduler.metrics import MetricStore
 from quire.scheduler.monitor.block_map import BlockStates
+from quire.scheduler.monitor.kv_stream import KvEventStreams
+from quire.scheduler.monitor.pace import Pace
 from quire.scheduler.monitor.state import StateMaker
-from quire.scheduler.monitor.watch import Pace, Watch
+from quire.scheduler.monitor.watch import Watch
 from quire.scheduler.scheduler import Scheduler
 from quire.v1 import monitor_pb2, monitor_pb2_grpc
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
+# Of the scheduler's time, for all who watch.
+_STATES_SHARE: Final = 0.02
+
 
 class MonitorService(monitor_pb2_grpc.MonitorServiceServicer):
     """What onlookers are told. As long as there are none, nothing is computed."""
 
-    def __init__(self, scheduler: Scheduler, model: str) -> None:
-        self._maker = StateMaker(scheduler, model)
-        pace = Pace()
+    def __init__(self, scheduler: Scheduler, metrics: MetricStore, model: str) -> None:
+        self._maker = StateMaker(scheduler, metrics, model)
+        pace = Pace(_STATES_SHARE)
         self._watch = Watch(self._maker, pace, None)
         self._watch_with_blocks = Watch(self._maker, pace, BlockStates(scheduler.kv_cache.pool))
+        self._kv_events = KvEventStreams(scheduler.kv_cache)
 
     async def GetLoads(  # noqa: N802
         self, request: monitor_pb2.GetLoadsRequest, context: Context
@@ -31,10 +39,19 @@ class MonitorService(monitor_pb2_grpc.MonitorServiceServicer):
         """See the proto."""
         return self._maker.loads()
 
+    async def StreamKvEvents(  # noqa: N802
+        self, request: monitor_pb2.StreamKvEventsRequest, context: Context
+    ) -> AsyncIterator[monitor_pb2.KvEventBatch]:
+        """See the proto."""
+        async with contextlib.aclosing(self._kv_events.batches(request.source, request.after_id)) as batches:
+            async for batch in batches:
+                yield batch
+
     async def WatchServer(  # noqa: N802
         self, request: monitor_pb2.WatchServerRequest, context: Context
     ) -> AsyncIterator[monitor_pb2.ServerState]:
         """See the proto."""
         watch = self._watch_with_blocks if request.with_blocks else self._watch
-        async for state in watch.states(request.interval_s):
-            yield state
+        async with contextlib.aclosing(watch.states(request.interval_s)) as states:
+            async for state in states:
+                yield state

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from quire.columns import pack_u32
+from quire.scheduler.metrics import MetricStore
 from quire.scheduler.monitor.loads import loads_of
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import Sequence, SequenceStatus
@@ -21,11 +22,10 @@ MAX_BLOCK_IDS: Final = 65_536
 class StateMaker:
     """Reads a scheduler."""
 
-    def __init__(self, scheduler: Scheduler, model: str) -> None:
+    def __init__(self, scheduler: Scheduler, metrics: MetricStore, model: str) -> None:
         self._scheduler = scheduler
+        self._metrics = metrics
         self._model = model
-        # When counters were zero, nanoseconds since the epoch.
-        self._start_ns = time.time_ns()
 
     def loads(self) -> monitor_pb2.Loads:
         """See the proto."""
@@ -39,12 +39,14 @@ class StateMaker:
             num_prompt_tokens=counts.num_prompt_tokens,
             num_generation_tokens=counts.num_generation_tokens,
             num_preemptions=scheduler.num_preemptions,
-            prefix_cache_queries=cache.num_queries * cache.block_size,
-            prefix_cache_hits=cache.num_hits * cache.block_size,
+            prefix_cache_queries=cache.num_queried_tokens,
+            prefix_cache_hits=cache.num_hit_tokens,
             num_steps=counts.num_steps,
             num_copied_blocks=cache.num_copies,
             num_lost_executors=scheduler.num_lost_lanes,
-            scheduler_start_ns=self._start_ns,
+            time_to_first_token=self._histogram("time_to_first_token_seconds"),
+            inter_token_latency=self._histogram("inter_token_latency_seconds"),
+            scheduler_start_ns=int(self._metrics.started_s * 1e9),
         )
         now = time.monotonic_ns()
         room = MAX_BLOCK_IDS if with_tables else 0
@@ -53,6 +55,11 @@ class StateMaker:
             room -= len(table)
             _add(state, sequence, table, now)
         return state
+
+    def _histogram(self, name: str) -> monitor_pb2.Histogram:
+        """What gateways have reported until a second ago."""
+        histogram = self._metrics.histogram(name)
+        return monitor_pb2.Histogram(bounds=histogram.bounds, counts=histogram.counts, sum=histogram.sum)
 
 
 def _sequences(scheduler: Scheduler) -> Iterator[Sequence]:

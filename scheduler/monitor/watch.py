@@ -1,7 +1,6 @@
 """States of the scheduler, again and again, for all who watch: made once for those who are due at a time.
 
-All onlookers together cost at most 2 % of the scheduler's time: whatever is made for them is timed, and after it
-comes a pause that is 49 times as long.
+Onlookers cost the scheduler a bounded share of its time, all together: see `Pace`.
 """
 
 from __future__ import annotations
@@ -14,38 +13,12 @@ from collections.abc import AsyncGenerator, Iterator
 from typing import Final
 
 from quire.scheduler.monitor.block_map import BlockStates
+from quire.scheduler.monitor.pace import Pace
 from quire.scheduler.monitor.state import StateMaker
 from quire.v1 import monitor_pb2
 
-# Of the scheduler's time.
-_MAX_SHARE: Final = 0.02
 # What gRPC takes to send a message, in seconds, beside what is measured here.
 _SEND_S: Final = 0.0002
-
-
-class Pace:
-    """When the next piece of work for onlookers may begin."""
-
-    def __init__(self) -> None:
-        self._not_before = 0.0
-
-    def spend(self, seconds: float) -> None:
-        """So much time went into onlookers."""
-        self._not_before = max(self._not_before, time.perf_counter()) + seconds * (1 / _MAX_SHARE - 1)
-
-    @contextlib.contextmanager
-    def measured(self) -> Iterator[None]:
-        """Spends what the block takes; it must not wait for anything."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.spend(time.perf_counter() - started)
-
-    @property
-    def wait_s(self) -> float:
-        """Seconds until work may begin; others may have worked meanwhile."""
-        return self._not_before - time.perf_counter()
 
 
 class Watch:

@@ -84,6 +84,16 @@ class CacheOptions(Settings):
     kv_cache_memory: ByteSize | None = Field(
         None, description="Size of the KV pool, such as 2GiB; default: what the requests can use, within free memory."
     )
+    gpu_memory_utilization: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of the device's memory (a GPU's, else the host's) for weights and KV pool together, where "
+        "--kv-cache-memory gives no size.",
+    )
+    num_gpu_blocks_override: int | None = Field(
+        None, ge=1, description="Size of the KV pool in blocks, where --kv-cache-memory gives none."
+    )
     kv_pool: Path | None = Field(
         None, description="File that holds the KV pool and outlives the server; default: anonymous memory."
     )

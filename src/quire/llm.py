@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import weakref
 from collections.abc import Coroutine, Iterable, Sequence
@@ -26,9 +27,11 @@ from quire.outputs import EmbeddingOutput, EmbeddingRequestOutput, RequestOutput
 from quire.pooling_params import PoolingParams
 from quire.sampling_params import SamplingParams
 from quire.supervisor import Supervisor
-from quire.vllm_arguments import without_neutral
+from quire.vllm_arguments import translate
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 # vLLM's default for offline generation.
 _DEFAULT_MAX_TOKENS: Final = 16
@@ -96,17 +99,18 @@ class LLM:
 
     Settings are the flags of `quire serve`: dtype, max_model_len, block_size, kv_cache_memory ("2GiB" or bytes),
     max_num_seqs, max_num_batched_tokens, enable_prefix_caching, num_executors, … Arguments of vLLM's that ask for
-    nothing else (tensor_parallel_size=1, enforce_eager, …) are taken as well.
+    nothing else (tensor_parallel_size=1, enforce_eager, …), or have another name here, are taken as well.
 
     Raises StartupError where the model or the KV pool cannot be had.
     """
 
     def __init__(self, model: str | None = None, **settings: Any) -> None:
-        own = without_neutral(model, settings)
-        given = own if model is None else {"model": str(model), **own}
+        given = translate(settings if model is None else {"model": str(model), **settings})
+        for notice in given.notices:
+            logger.info("%s", notice)
         # There is nobody to turn away: all prompts of a call may wait.
         own_defaults = {"log_level": "warning", "max_queued_requests": _ANY_NUMBER}
-        self.settings = LocalSettings.load({**own_defaults, **given})
+        self.settings = LocalSettings.load({**own_defaults, **given.settings})
         self._background = _Background(self.settings)
         # Ends the processes even if nobody calls close().
         self._finalizer = weakref.finalize(self, self._background.close)

@@ -113,7 +113,13 @@ SCHEDULER_METRICS: Final = (
 
 # What gateways count, one request at a time: a prompt, with all its continuations.
 GATEWAY_METRICS: Final = (
-    _counter("prompt_tokens", "Tokens of the prompts that were computed, or found in the prefix cache."),
+    _counter("prompt_tokens", "Tokens of prompts, whether computed or found in the prefix cache."),
+    _counter(
+        "prompt_tokens_by_source",
+        "The same, by where their keys and values come from.",
+        "source",
+        values=("local_compute", "local_cache_hit"),
+    ),
     _counter("prompt_tokens_cached", "Of these, the tokens that were found in the prefix cache."),
     _counter("generation_tokens", "Tokens that were generated."),
     _counter(

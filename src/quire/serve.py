@@ -16,6 +16,7 @@ from rich.table import Table
 from quire.config import ServeSettings
 from quire.errors import QuireError
 from quire.logs import configure_logging
+from quire.service_manager import notify
 from quire.supervisor import Supervisor
 from quire.units import format_bytes
 
@@ -39,13 +40,30 @@ def serve(settings: ServeSettings) -> int:
                 teller.starting()
                 ready = supervisor.start(gateway=settings)
                 teller.ready(supervisor.describe(), ready["port"], ready["grpc_port"])
+                if admits_everybody(settings):
+                    logger.warning(
+                        "whoever reaches %s may use this server: it asks for no API key (--api-key, --api-keys) and no "
+                        "client certificate (--ssl-cert-reqs)",
+                        settings.host,
+                    )
+                notify("READY=1")
                 failure = supervisor.wait()
         except _Stopped:
             teller.stopping()
+            notify("STOPPING=1")
             supervisor.stop()
             return 0
         teller.failed(failure)
         return 1
+
+
+def admits_everybody(settings: ServeSettings) -> bool:
+    """Whether other hosts may call, and nobody asks them who they are."""
+    # Imported now: with grpc, which would delay the start of the children.
+    from quire.process_links import is_loopback
+
+    asks = bool(settings.api_key) or settings.api_keys is not None or settings.ssl_cert_reqs == "required"
+    return not asks and not is_loopback(f"[{settings.host}]:{settings.port}")
 
 
 class _Console:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import os
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -138,6 +139,13 @@ def in_panels(settings_type: type[Settings]) -> list[tuple[str, FieldInfo]]:
         return panels.index(declared.panel), classes.index(declared)
 
     return sorted(settings_type.model_fields.items(), key=place)
+
+
+def variables_of(settings_type: type[Settings]) -> dict[str, str]:
+    """The variables of the environment that give a setting: by the setting, the variable."""
+    found = {name.lower(): name for name in os.environ if name.upper().startswith(VARIABLE_PREFIX)}
+    names = {name: f"{VARIABLE_PREFIX}{name}".lower() for name in settings_type.model_fields}
+    return {name: found[variable] for name, variable in names.items() if variable in found}
 
 
 def secret_variables(settings: Settings, process: type[Settings]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Code blocks of the documents run as they stand, against a real server, and give what the documents say.
 
 A fence marked `run` (```` ```sh run ```` or ```` ```python run ````) is run; a fence marked `output` right after it is
-what it must print, in which a line `...` stands for any lines. Blocks of a page run in order and share a folder.
+what it must print, in which `...` stands for any text, and on a line of its own for any lines. Blocks of a page run in order and share a folder.
 Addresses and `.venv/bin/` are the server's own.
 """
 
@@ -78,7 +78,11 @@ def _as_here(code: str, server) -> str:
 
 
 def _pattern(output: str) -> str:
-    lines = ("(?:.*\n)*?" if line.strip() == "..." else re.escape(line) + " *\n" for line in output.splitlines())
+    """A line `...` is any lines; elsewhere `...` is any text of a line."""
+    lines = (
+        "(?:.*\n)*?" if line.strip() == "..." else ".*".join(map(re.escape, line.split("..."))) + " *\n"
+        for line in output.splitlines()
+    )
     return "".join(lines)
 
 
@@ -86,7 +90,6 @@ def _pattern(output: str) -> str:
 def test_the_blocks_of_a_page_run(page, server, environment, tmp_path):
     folder = tmp_path / "work"
     folder.mkdir()
-    (folder / "examples").symlink_to(ROOT / "examples")
     for block in blocks(page):
         # quire complete and the like have the default port in themselves, so shells are told another one.
         code = _as_here(block.code, server)

@@ -49,6 +49,7 @@ def test_finished_html_is_followed(tmp_path):
     ]
 
 
+@pytest.mark.slow  # it starts a server
 def test_the_rest_reference_has_every_path_and_field():
     paths, schemas = rest.render_paths(), rest.render_schemas()
     for path, methods in rest.document()["paths"].items():
@@ -88,6 +89,6 @@ def test_errors_and_examples_are_whole():
 
 
 def test_every_flag_of_serve_is_in_the_reference():
-    text = pages.generators()["serve_flags"]()
+    text = pages.generators()["flags"]()
     missing = [name for name in ServeSettings.model_fields if f"--{name.replace('_', '-')}" not in text]
     assert not missing

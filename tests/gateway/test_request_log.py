@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-from support.fake_scheduler import FakeScheduler
 from support.gateway_fixtures import Gateway, start_gateway
 
 from quire.errors import OverloadedError, ServiceUnavailableError

@@ -124,13 +124,13 @@ async def test_a_call_over_grpc(gateway, scheduler, receiver):
         request = generate_pb2.GenerateRequest(text="a", request_id="over-grpc", sampling_params={"max_tokens": 2})
         async for _ in stub.Generate(request, metadata=tuple(_headers().items()), timeout=30):
             pass
-        await stub.Embed(generate_pb2.EmbedRequest(inputs=[{"text": "a"}]), metadata=tuple(_headers().items()), timeout=30)
+        await stub.Embed(
+            generate_pb2.EmbedRequest(inputs=[{"text": "a"}]), metadata=tuple(_headers().items()), timeout=30
+        )
     span = await _span(receiver, "over-grpc")
     assert (span.trace_id, span.parent_id) == (TRACE, PARENT)
     assert span.attributes["rpc.method"] == "Generate"
-    spans = await asyncio.to_thread(
-        receiver.wait_for_trace, TRACE, f"text_completion {MODEL}", f"embeddings {MODEL}"
-    )
+    spans = await asyncio.to_thread(receiver.wait_for_trace, TRACE, f"text_completion {MODEL}", f"embeddings {MODEL}")
     (embedding,) = [span for span in spans if span.name == f"embeddings {MODEL}"]
     assert embedding.attributes["rpc.method"] == "Embed"
     assert "gen_ai.request.max_tokens" not in embedding.attributes

@@ -8,7 +8,7 @@ from rich.console import Console
 from quire.config import SchedulerSettings
 from quire.errors import KvPoolError, StartupError
 from quire.internal.v1 import executor_pb2, scheduler_pb2
-from quire.scheduler.kv_budget import plan_pool
+from quire.scheduler.kv_budget import check_reusable, plan_pool
 from quire.serve import budget_table
 
 GIB = 2**30
@@ -33,6 +33,7 @@ def _executor(available: int = 8 * GIB, **changes) -> executor_pb2.ExecutorDescr
         "cache_groups": [group],
         "max_model_len": 40960,
         "available_bytes": available,
+        "total_bytes": 16 * GIB,
         "fingerprint": b"f" * 32,
         "weight_bytes": 1192099840,
     }
@@ -77,9 +78,35 @@ def test_default_is_a_share_of_free_memory_bounded_by_use():
     assert small.num_blocks == 2 * 1024 // 16
 
 
+def test_a_share_of_the_device_holds_weights_and_pool():
+    layout = plan_pool(_settings(gpu_memory_utilization=0.5), [_executor()], 1)
+    room = 8 * GIB - 1192099840
+    assert room - layout.block_bytes < layout.total_bytes <= room
+    few = plan_pool(_settings(gpu_memory_utilization=0.5, max_num_seqs=2), [_executor(max_model_len=1024)], 1)
+    assert few.num_blocks == 2 * 1024 // 16, "no more than the requests can use"
+    exact = _settings(gpu_memory_utilization=0.5, kv_cache_memory="5GiB")
+    assert plan_pool(exact, [_executor()], 1).total_bytes <= 5 * GIB, "an exact size is stronger"
+
+
+def test_a_number_of_blocks():
+    layout = plan_pool(_settings(num_gpu_blocks_override=3000), [_executor()], 1)
+    assert layout.num_blocks == 3000
+    with pytest.raises(KvPoolError, match="it has .* --num-gpu-blocks-override is"):
+        check_reusable(layout, _settings(num_gpu_blocks_override=3001), [_executor()])
+
+
+@pytest.mark.parametrize("setting", [{"gpu_memory_utilization": 0.95}, {"num_gpu_blocks_override": 10_000}])
+def test_a_size_that_is_not_free_is_refused(setting):
+    (name,) = setting
+    with pytest.raises(KvPoolError, match="does not fit: 8.00 GiB are free") as caught:
+        plan_pool(_settings(**setting), [_executor()], 1)
+    assert caught.value.field == name
+
+
 @pytest.mark.parametrize(
     ("given", "executors", "message"),
     [
+        ({"gpu_memory_utilization": 0.05}, [_executor()], "less than one request"),
         ({"kv_cache_memory": "9GiB"}, [_executor()], "do.* not fit"),
         ({"kv_cache_memory": "1GiB"}, [_executor()], "raise --kv-cache-memory or lower --max-model-len"),
         ({}, [_executor(GIB)], "less than one request"),

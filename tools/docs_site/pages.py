@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from docs_site import errors, examples, grpc, python_api, rest
+from docs_site import errors, examples, grpc, metrics, python_api, rest
 from docs_site.links import SiteMap, for_site
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,12 +40,13 @@ def generators() -> dict[str, Callable[[], str]]:
     import docs_reference  # tools/docs_reference.py
 
     return {
-        "serve_flags": docs_reference.render_flags,
+        "flags": lambda: _one_deeper("\n\n".join(docs_reference.render_flags().values())),
         "vllm_flags": docs_reference.render_vllm_flags,
         "rest_paths": rest.render_paths,
         "rest_schemas": rest.render_schemas,
         "grpc": grpc.render_services,
         "python_api": python_api.render,
+        "vllm_metrics": metrics.render,
         "errors": errors.render,
         "examples": examples.render,
     }
@@ -79,6 +80,11 @@ def _generate(writers: dict[str, Callable[[], str]], name: str) -> str:
     if name not in writers:
         raise ValueError(f"nothing generates {name}; known: {', '.join(writers)}")
     return writers[name]()
+
+
+def _one_deeper(text: str) -> str:
+    """The same with headings of one level more, below a page's own."""
+    return re.sub(r"^(#+) ", r"#\1 ", text, flags=re.MULTILINE)
 
 
 def _toctrees() -> str:

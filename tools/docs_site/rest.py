@@ -9,25 +9,31 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import sys
+import urllib.request
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 from docs_site.grpc import field_comments
-from quire.config import AccessOptions
-from quire.gateway.access import Access
-from quire.gateway.engine import Engine
-from quire.gateway.rest import create_app
+from quire.config import ServeSettings
+from quire.supervisor import Supervisor
 
+_TIMEOUT_S = 60
 _METHODS = ("get", "post", "put", "delete", "patch")
+_DEFAULT = re.compile(r"Default:? ([^.]+)\.")
 _FIELD = re.compile(r"^ {4}(\w+): ")
 
 
 @cache
 def document() -> dict[str, Any]:
-    """What /openapi.json gives. Routes do nothing with the engine until they are called, so there is none."""
-    options = AccessOptions.load({})
-    return create_app(cast(Engine, None), options, Access(options)).openapi()
+    """What /openapi.json of a real server gives: nothing else makes sure that it is the same."""
+    settings = ServeSettings.load({"port": 0, "grpc_port": 0, "kv_cache_memory": "16MiB", "log_level": "error"})
+    with Supervisor(settings) as supervisor:
+        port = supervisor.start(gateway=settings)["port"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/openapi.json", timeout=_TIMEOUT_S) as answer:
+            description: dict[str, Any] = json.load(answer)
+    return description
 
 
 def render_paths() -> str:
@@ -45,7 +51,7 @@ def render_paths() -> str:
 def render_schemas() -> str:
     """A section per schema, in the order of their names."""
     schemas = document()["components"]["schemas"]
-    return "\n\n".join(part for name in sorted(schemas, key=str.lower) for part in _schema(name, schemas[name]))
+    return "\n\n".join(part for name in sorted(schemas, key=_sort_key) for part in _schema(name, schemas[name]))
 
 
 def _operation(path: str, method: str, operation: Mapping[str, Any]) -> Iterator[str]:
@@ -102,7 +108,8 @@ def _schema(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
             ignored.append(f"`{field}`")
         else:
             about = _one_line(about or comments.get(field) or _sampling_comments().get(field, ""))
-            default = "required" if field in required else _default(kind)
+            about, default = _split_default(about)
+            default = "required" if field in required else _default(kind) or default
             fields.append(f"| `{field}` | {_type(kind)} | {default} | {about} |")
     if fields:
         yield "\n".join(["| field | type | default | |", "|---|---|---|---|", *fields])
@@ -110,6 +117,12 @@ def _schema(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
         yield f"Taken, and without influence on the answer: {', '.join(ignored)}."
     if refused:
         yield f"Known but not implemented, and refused but for the values named: {', '.join(refused)}."
+
+
+def _split_default(about: str) -> tuple[str, str]:
+    """What a description says, and what it says of the default."""
+    match = _DEFAULT.search(about)
+    return (about, "") if match is None else (about.replace(match[0], "").strip(), match[1])
 
 
 def _default(kind: Mapping[str, Any]) -> str:
@@ -152,6 +165,10 @@ def _public(name: str) -> str:
     return name.strip("_").replace("_", "")
 
 
+def _sort_key(name: str) -> str:
+    return _public(name).lower()
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
@@ -176,8 +193,8 @@ def _comments() -> dict[str, dict[str, str]]:
 
 
 def _classes() -> Iterator[type]:
-    """All classes of the gateway's modules that are loaded, which all that have schemas are."""
-    import sys
+    """All classes of the gateway's modules that its application loads, which all that have schemas are."""
+    import quire.gateway.rest  # noqa: F401
 
     for name, module in list(sys.modules.items()):
         if name.startswith("quire.gateway."):

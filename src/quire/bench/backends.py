@@ -75,6 +75,13 @@ class _Choice(msgspec.Struct):
             return bool(self.delta.content or self.delta.reasoning_content)
         return bool(self.text) or (self.text is not None and self.finish_reason is None)
 
+    @property
+    def output(self) -> str:
+        """The text of that token, or of several."""
+        if self.delta is not None:
+            return self.delta.content or self.delta.reasoning_content or ""
+        return self.text or ""
+
 
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
@@ -108,6 +115,7 @@ class _Answer:
         for choice in chunk.choices:
             if choice.has_output:
                 self._timeline.arrived.append(now)
+                self._timeline.pieces.append(choice.output)
                 self._timeline.ended = now
             self._finished = self._finished or choice.finish_reason is not None
         if chunk.usage is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from quire.bench.prompts import find_vocab_size, random_prompts
-from quire.bench.report import figures_table
+from quire.bench.report import figures_table, save_json
 from quire.bench.settings import LatencySettings, ThroughputSettings
 from quire.config import LocalSettings
 from quire.llm import LLM
@@ -102,6 +101,5 @@ def _report(title: str, figures: dict[str, Any], result: dict[str, Any], path: P
     console = Console()
     console.print(figures_table(title, figures))
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
+        save_json(path, result)
         console.print(f"result: {path}")

@@ -35,6 +35,13 @@ def plot_run(timelines: Sequence[Timeline], path: Path, *, title: str) -> None:
     start = min(timeline.sent for timeline in done)
     _in_flight(flight, done, start)
     _throughput(tokens, done, start)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a picture, and makes its folder if need be. Raises OSError."""
+    from matplotlib import pyplot
+
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -1,10 +1,12 @@
-"""Results as tables for the terminal."""
+"""Results as tables for the terminal, and as JSON files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.table import Table
 
 _NAMES = {
@@ -51,3 +53,9 @@ def figures_table(title: str, figures: Mapping[str, float]) -> Table:
     for name, value in figures.items():
         table.add_row(name, f"{value:,.4g}" if value < 1 else f"{value:,.2f}")
     return table
+
+
+def save_json(path: Path, result: Mapping[str, Any]) -> None:
+    """Writes a result, and makes its folder if need be. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")

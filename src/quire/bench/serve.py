@@ -9,7 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import uvloop
 from rich.console import Console
 
@@ -18,7 +17,7 @@ from quire.bench.backends import BenchBackend, open_backend
 from quire.bench.load import run_load
 from quire.bench.progress import LoadProgress
 from quire.bench.prompts import find_vocab_size, random_requests
-from quire.bench.report import serving_table
+from quire.bench.report import save_json, serving_table
 from quire.bench.settings import ServeBenchSettings
 from quire.bench.statistics import details, summarise
 from quire.bench.timeline import Timeline
@@ -45,7 +44,7 @@ def bench_serve(settings: ServeBenchSettings) -> dict[str, Any]:
     console.print(serving_table(result, settings.metrics, settings.percentiles))
     if settings.save_result:
         path = settings.result_dir / (settings.result_filename or _file_name(settings, model))
-        _save(path, result | (details(timelines) if settings.save_detailed else {}))
+        save_json(path, result | (details(timelines) if settings.save_detailed else {}))
         console.print(f"result: {path}")
     if settings.plot is not None:
         from quire.bench.plot import plot_run
@@ -126,8 +125,3 @@ def _file_name(settings: ServeBenchSettings, model: str) -> str:
     concurrency = f"-concurrency{settings.max_concurrency}" if settings.max_concurrency else ""
     now = datetime.now().strftime("%Y%m%d-%H%M%S")
     return f"{settings.backend}-{settings.request_rate:g}qps{concurrency}-{Path(model).name}-{now}.json"
-
-
-def _save(path: Path, result: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")

@@ -16,6 +16,12 @@ METRICS = ("ttft", "tpot", "itl", "e2el")
 Backend = Literal["openai", "openai-chat", "grpc"]
 
 
+def _drawable(path: Path | None) -> Path | None:
+    if path is not None and path.suffix not in (".png", ".svg"):
+        raise ValueError(f"{path} is neither a .png nor a .svg")
+    return path
+
+
 class TargetOptions(Settings):
     """Which server."""
 
@@ -108,12 +114,7 @@ class ReportOptions(Settings):
             raise ValueError("percentiles lie between 0 and 100")
         return value
 
-    @field_validator("plot")
-    @classmethod
-    def _drawable(cls, path: Path | None) -> Path | None:
-        if path is not None and path.suffix not in (".png", ".svg"):
-            raise ValueError(f"{path} is neither a .png nor a .svg")
-        return path
+    _drawable = field_validator("plot")(_drawable)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -163,3 +164,47 @@ class LatencySettings(LocalSettings):
                 f"a batch of {self.batch_size} does not run at once with --max-num-seqs {self.max_num_seqs}"
             )
         return self
+
+
+class CompareSettings(LocalSettings):
+    """`quire bench compare`."""
+
+    users: str = Field("1,5,10,20", description="Comma-separated numbers of users, each with one request at a time.")
+    requests_per_user: int = Field(2, ge=1, description="Requests that each user sends, one after another.")
+    output_len: int = Field(64, ge=1, description="Tokens of an answer; both sides generate exactly so many.")
+    prompts: Path | None = Field(
+        None, description="Text file with a prompt on each line; default: built-in ones of 5 to 60 words."
+    )
+    hf_mode: Literal["sequential", "batch"] = Field(
+        "sequential",
+        description="How generate serves several users: one request after another, or all users' as one padded batch.",
+    )
+    rounds: int = Field(3, ge=1, description="How often both are measured, in turn; medians count.")
+    round_timeout: float = Field(3600.0, gt=0, description="Seconds that one side may take for one number of users.")
+    output_json: Path | None = Field(None, description="Where the result is written.")
+    plot: Path | None = Field(
+        None, description="Draw throughput, latency and ratios against users to a .png or .svg (extra: bench)."
+    )
+    # So that the texts can be compared: with fewer bits, equal arithmetic in another order gives other tokens.
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "float32", description="Type of weights and arithmetic on both sides; auto: the checkpoint's."
+    )
+    # Prompts come again in each round, and generate has no cache of them.
+    enable_prefix_caching: bool = Field(False, description="Reuse KV blocks of equal prefixes, on Quire's side.")
+
+    _drawable = field_validator("plot")(_drawable)
+
+    @field_validator("users")
+    @classmethod
+    def _numbers(cls, value: str) -> str:
+        parts = value.split(",")
+        if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+            raise ValueError("numbers of users are positive and separated by commas, such as 1,5,10,20")
+        if len(set(map(int, parts))) < len(parts):
+            raise ValueError("a number of users comes twice")
+        return value
+
+    @property
+    def user_counts(self) -> tuple[int, ...]:
+        """As they were given."""
+        return tuple(int(part) for part in self.users.split(","))

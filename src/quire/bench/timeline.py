@@ -16,6 +16,7 @@ class Timeline:
     sent: float
     prompt_len: int
     arrived: list[float] = field(default_factory=list)  # of each message with new output
+    pieces: list[str] = field(default_factory=list)  # the text of each
     output_len: int = 0
     cached_len: int = 0
     ended: float = 0.0
@@ -25,6 +26,11 @@ class Timeline:
     def succeeded(self) -> bool:
         """Whether the whole answer came."""
         return not self.error
+
+    @property
+    def text(self) -> str:
+        """The answer; gRPC's is not kept."""
+        return "".join(self.pieces)
 
     @property
     def ttft(self) -> float:

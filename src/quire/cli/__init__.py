@@ -13,15 +13,17 @@ from typing import Annotated, Final
 
 import typer
 
-from quire.bench.settings import LatencySettings, ServeBenchSettings, ThroughputSettings
+from quire.bench.settings import CompareSettings, LatencySettings, ServeBenchSettings, ThroughputSettings
 from quire.cli.clients import chat, complete, hash_key
+from quire.cli.serve_command import add_serve
 from quire.cli.settings_command import add_command
-from quire.config import ExecutorSettings, GatewaySettings, SchedulerSettings, ServeSettings
+from quire.config import ExecutorSettings, GatewaySettings, SchedulerSettings
 from quire.errors import QuireError
 from quire.grpc_cli import app as grpc_app
 from quire.inspect.command import inspect as inspect_pool
 from quire.process import run_process
 from quire.supervision.commands import status, upgrade
+from quire.top.command import top
 
 app = typer.Typer(
     name="quire", help="Serve large language models.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -61,12 +63,6 @@ def _options(
     ] = False,
 ) -> None:
     """Serve large language models."""
-
-
-def _serve(settings: ServeSettings) -> None:
-    from quire.serve import serve
-
-    raise typer.Exit(serve(settings))
 
 
 def _gateway(settings: GatewaySettings) -> None:
@@ -111,27 +107,26 @@ def _bench_latency(settings: LatencySettings) -> None:
     bench_latency(settings)
 
 
+def _bench_compare(settings: CompareSettings) -> None:
+    from quire.bench.compare import bench_compare
+
+    bench_compare(settings)
+
+
 _SERVE: Final = "Serve"
 _USE: Final = "Use a running server"
 _MEASURE: Final = "Measure"
 _LOOK: Final = "Look inside"
 _PROCESSES: Final = "Single processes, as `quire serve` starts them"
 
-add_command(
-    app,
-    "serve",
-    ServeSettings,
-    _serve,
-    "Serve a model on this host: gateway, scheduler and executors.",
-    panel=_SERVE,
-    takes_model=True,
-)
+add_serve(app, _SERVE)
 app.command(rich_help_panel=_SERVE)(upgrade)
 app.command("hash-key", rich_help_panel=_SERVE)(hash_key)
 app.command(rich_help_panel=_USE)(chat)
 app.command(rich_help_panel=_USE)(complete)
 app.add_typer(grpc_app, name="grpc", rich_help_panel=_USE)
 app.add_typer(bench, name="bench", rich_help_panel=_MEASURE)
+app.command(rich_help_panel=_LOOK)(top)
 app.command(rich_help_panel=_LOOK)(status)
 app.command("inspect", rich_help_panel=_LOOK)(inspect_pool)
 app.command(rich_help_panel=_LOOK)(version)
@@ -146,3 +141,6 @@ add_command(
 )
 add_command(bench, "throughput", ThroughputSettings, _bench_throughput, "Time many requests given at once.")
 add_command(bench, "latency", LatencySettings, _bench_latency, "Time a batch, again and again.")
+add_command(
+    bench, "compare", CompareSettings, _bench_compare, "Hugging Face generate and Quire, side by side, at 1 to N users."
+)

@@ -13,6 +13,7 @@ from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from quire.cli.completion import complete_paths
 from quire.cli.help import SettingsHelp
 from quire.settings import Settings, flag_name, home, in_panels
 
@@ -29,31 +30,41 @@ def add_command(
     summary: str,
     *,
     panel: str | None = None,
-    takes_model: bool = False,
 ) -> None:
     """Adds a command whose flags are the fields of `settings_type`; `panel` is its group in the list of commands."""
 
-    def command(**given: Any) -> None:
-        config = given.pop("config")
-        positional = given.pop("model_argument", None)
-        values = {key: value for key, value in given.items() if value not in (None, [])}
-        if positional is not None:
-            values["model"] = positional
-        action(settings_type.load(values, config))
+    def command(config: Path | None, **given: Any) -> None:
+        action(settings_type.load(only_given(given), config))
 
-    parameters = [_parameter(field_name, field, settings_type) for field_name, field in in_panels(settings_type)]
-    config_option = Annotated[Path | None, typer.Option(help="YAML file with settings, by the names of the flags.")]
-    parameters.append(
-        inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=config_option)
-    )
-    if takes_model:
-        argument = Annotated[str | None, typer.Argument(metavar="MODEL", help="The same as --model.")]
-        parameters.append(
-            inspect.Parameter("model_argument", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=argument)
-        )
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature([*parameters(settings_type), CONFIG])  # type: ignore[attr-defined]
     command.__doc__ = summary
     to.command(name, cls=SettingsHelp, rich_help_panel=panel)(command)
+
+
+def parameters(settings_type: type[Settings]) -> list[inspect.Parameter]:
+    """A command's parameters for all fields of `settings_type`."""
+    return [_parameter(name, field, settings_type) for name, field in in_panels(settings_type)]
+
+
+def parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:
+    """A command's parameter that is None unless it was given."""
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+
+
+CONFIG: Final = parameter(
+    "config",
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="YAML file of settings, by the names of the flags; a flag or a variable is stronger.",
+        autocompletion=complete_paths,
+    ),
+)
+
+
+def only_given(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a command line gives."""
+    return {name: value for name, value in values.items() if value not in (None, [])}
 
 
 def _parameter(name: str, field: FieldInfo, settings_type: type[Settings]) -> inspect.Parameter:
@@ -67,9 +78,9 @@ def _parameter(name: str, field: FieldInfo, settings_type: type[Settings]) -> in
         metavar=value_name(field),
         rich_help_panel=home(name, settings_type).panel,
         show_default=False,
+        autocompletion=complete_paths if kind is Path or name == "model" else None,
     )
-    annotation: Any = Annotated[kind if get_origin(kind) is list else kind | None, option]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    return parameter(name, kind if get_origin(kind) is list else kind | None, option)
 
 
 def _flag_type(field: FieldInfo) -> Any:

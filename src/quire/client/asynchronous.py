@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from types import TracebackType
-from typing import TypeVar, Unpack
+from typing import Any, TypeAlias, TypeVar, Unpack
 
 import grpc
 from google.protobuf.message import Message
@@ -30,9 +30,11 @@ from quire.pooling_params import PoolingParams
 from quire.prompts import check_token_ids
 from quire.rpc import errors_from_status, open_channel
 from quire.sampling_params import SamplingParams
-from quire.v1 import generate_pb2, generate_pb2_grpc
+from quire.v1 import generate_pb2, generate_pb2_grpc, monitor_pb2, monitor_pb2_grpc
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
+StreamCall: TypeAlias = "grpc.aio.UnaryStreamCall[Any, M]"
 
 
 class AsyncClient:
@@ -132,6 +134,37 @@ class AsyncClient:
         answer = await self._call(lambda stub: stub.Detokenize, request, timeout)
         return answer.text
 
+    async def loads(self, *, timeout: float | None = None) -> monitor_pb2.Loads:
+        """See Client.loads."""
+        return await self._call(lambda _: self._monitor().GetLoads, monitor_pb2.GetLoadsRequest(), timeout)
+
+    def watch(
+        self, *, interval: float = 0.5, with_blocks: bool = False, timeout: float | None = None
+    ) -> AsyncGenerator[monitor_pb2.ServerState, None]:
+        """See Client.watch."""
+        request = monitor_pb2.WatchServerRequest(interval_s=interval, with_blocks=with_blocks)
+        return self._follow(lambda: self._monitor().WatchServer, request, timeout)
+
+    def kv_events(
+        self, *, source: str = "", after_id: int = 0, timeout: float | None = None
+    ) -> AsyncGenerator[monitor_pb2.KvEventBatch, None]:
+        """See Client.kv_events."""
+        request = monitor_pb2.StreamKvEventsRequest(source=source, after_id=after_id)
+        return self._follow(lambda: self._monitor().StreamKvEvents, request, timeout)
+
+    async def _follow(
+        self, method: Callable[[], Callable[..., StreamCall[M]]], request: Message, timeout: float | None
+    ) -> AsyncGenerator[M, None]:
+        deadline = None if timeout is None else check_timeout(timeout)
+        with self._errors():
+            call = method()(request, timeout=deadline, metadata=self._metadata)
+        try:
+            with self._errors():
+                async for message in call:
+                    yield message
+        finally:
+            call.cancel()
+
     async def _deltas(
         self, request: generate_pb2.GenerateRequest, attempts: Attempts
     ) -> AsyncGenerator[GenerationDelta, None]:
@@ -165,9 +198,15 @@ class AsyncClient:
                 await asyncio.sleep(attempts.delay_after(error))
 
     def _stub(self) -> generate_pb2_grpc.GenerateServiceAsyncStub:
+        return generate_pb2_grpc.GenerateServiceStub(self._opened_channel())
+
+    def _monitor(self) -> monitor_pb2_grpc.MonitorServiceAsyncStub:
+        return monitor_pb2_grpc.MonitorServiceStub(self._opened_channel())
+
+    def _opened_channel(self) -> grpc.aio.Channel:
         if self._channel is None:
             self._channel = open_channel(self._target.address, self._target.credentials)
-        return generate_pb2_grpc.GenerateServiceStub(self._channel)
+        return self._channel
 
     def _attempts(self, timeout: float | None) -> Attempts:
         return Attempts(self._retry, self._timeout if timeout is None else check_timeout(timeout))

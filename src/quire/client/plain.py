@@ -6,8 +6,9 @@ import contextlib
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from types import TracebackType
-from typing import TypeVar, Unpack
+from typing import Any, TypeAlias, TypeVar, Unpack
 
+import grpc
 from google.protobuf.message import Message
 
 from quire.client.requests import (
@@ -29,9 +30,11 @@ from quire.pooling_params import PoolingParams
 from quire.prompts import check_token_ids
 from quire.rpc import errors_from_status, open_sync_channel
 from quire.sampling_params import SamplingParams
-from quire.v1 import generate_pb2, generate_pb2_grpc
+from quire.v1 import generate_pb2, generate_pb2_grpc, monitor_pb2, monitor_pb2_grpc
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
+StreamMethod: TypeAlias = "grpc.UnaryStreamMultiCallable[Any, M]"
 
 
 class Client:
@@ -58,6 +61,7 @@ class Client:
         target = Target.of(address, tls)
         self._channel = open_sync_channel(target.address, target.credentials)
         self._stub = generate_pb2_grpc.GenerateServiceStub(self._channel)
+        self._monitor = monitor_pb2_grpc.MonitorServiceStub(self._channel)
         self._is_closed = False
 
     def __enter__(self) -> Client:
@@ -130,6 +134,38 @@ class Client:
         """The text of token ids, special tokens included."""
         request = generate_pb2.DetokenizeRequest(token_ids=check_token_ids(token_ids, "token_ids"))
         return self._call(self._stub.Detokenize, request, timeout).text
+
+    def loads(self, *, timeout: float | None = None) -> monitor_pb2.Loads:
+        """How busy the server is. Raises PermissionDeniedError for a key that is not an operator's."""
+        return self._call(self._monitor.GetLoads, monitor_pb2.GetLoadsRequest(), timeout)
+
+    def watch(
+        self, *, interval: float = 0.5, with_blocks: bool = False, timeout: float | None = None
+    ) -> Generator[monitor_pb2.ServerState, None, None]:
+        """The server's state, every `interval` seconds, until the iterator is closed; without `timeout` for ever.
+
+        With `with_blocks` the map of the KV pool and block tables as well: see BlockMap in monitor.proto. Nothing is
+        repeated: when the server goes, ServiceUnavailableError is raised.
+        """
+        request = monitor_pb2.WatchServerRequest(interval_s=interval, with_blocks=with_blocks)
+        return self._follow(self._monitor.WatchServer, request, timeout)
+
+    def kv_events(
+        self, *, source: str = "", after_id: int = 0, timeout: float | None = None
+    ) -> Generator[monitor_pb2.KvEventBatch, None, None]:
+        """What happens to the prefix cache, as `watch` gives states; see StreamKvEventsRequest for where it begins."""
+        request = monitor_pb2.StreamKvEventsRequest(source=source, after_id=after_id)
+        return self._follow(self._monitor.StreamKvEvents, request, timeout)
+
+    def _follow(self, method: StreamMethod[M], request: Message, timeout: float | None) -> Generator[M, None, None]:
+        deadline = None if timeout is None else check_timeout(timeout)
+        with self._errors():
+            call = method(request, timeout=deadline, metadata=self._metadata)
+        try:
+            with self._errors():
+                yield from call
+        finally:
+            call.cancel()
 
     def _deltas(
         self, request: generate_pb2.GenerateRequest, attempts: Attempts

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from quire.bench.plot import save_figure
 from quire.inspect.block_map import BlockMap
 from quire.inspect.svg import num_columns
 
@@ -35,5 +36,4 @@ def write_png(block_map: BlockMap, path: Path) -> None:
     axes.set_title(block_map.title, fontsize=10)
     patches = [Patch(color=shown.colour, label=f"{shown.label}: {count:,}") for shown, count in block_map.legend]
     figure.legend(handles=patches, loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    save_figure(figure, path)

@@ -1,0 +1,1 @@
+"""`quire top`: what a server does, in the terminal."""
