@@ -58,12 +58,15 @@ async def test_no_file_of_ours_names_another_host_or_makes_html_of_text() -> Non
         if name != "favicon.svg":  # whose namespace is a URL, and never fetched
             text = re.sub(r"^\s*(//|\*|/\*).*$|\(https://[^)]*\)", "", text, flags=re.MULTILINE)
             assert not re.search(r"https?://|[\"'(]//", text), name
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), name
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), (
+            name
+        )
         assert not re.search(r"\sstyle=|\son[a-z]+=\"|<style", text) or not name.endswith(".html"), name
 
 
 @pytest.mark.parametrize(
-    "path", ["/page", "/page/", "/page/none.js", "/page/../live_page.py", "/page/%2e%2e/live_page.py", "/page/vendor/LICENSE"]
+    "path",
+    ["/page", "/page/", "/page/none.js", "/page/../live_page.py", "/page/%2e%2e/live_page.py", "/page/vendor/LICENSE"],
 )
 async def test_nothing_else(http: httpx.AsyncClient, path: str) -> None:
     answer = await http.get(path)
@@ -75,7 +78,9 @@ async def test_keys_guard_the_data_and_not_the_page(module_scheduler: FakeSchedu
     gateway = await start_gateway(module_scheduler, model_folder, api_key=["sesame"])
     async with httpx.AsyncClient(base_url=gateway.url) as http:
         assert [(await http.get(path)).status_code for path in FILES] == [200] * len(FILES)
-        assert [(await http.get(path)).status_code for path in ("/v1/models", "/monitor/state", "/nothing")] == [401] * 3
+        assert [(await http.get(path)).status_code for path in ("/v1/models", "/monitor/state", "/nothing")] == [
+            401
+        ] * 3
         assert (await http.post("/", json={})).status_code == 405
     await gateway.close()
 

@@ -13,7 +13,6 @@ from support.servers import Server
 pytestmark = pytest.mark.page
 
 
-
 @pytest.fixture(scope="module")
 def page(browser: Browser, server: Server) -> Iterator[Page]:
     """One page for all."""
@@ -25,7 +24,8 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
 
 ALIGN = """(pushes) => import("/page/tokens.js").then(({ Aligner }) => {
   const aligner = new Aligner();
-  const token = (text) => ({ token: text, logprob: 0, bytes: Array.isArray(text) ? text : [...new TextEncoder().encode(text)] });
+  const bytes = (text) => (Array.isArray(text) ? text : [...new TextEncoder().encode(text)]);
+  const token = (text) => ({ token: text, logprob: 0, bytes: bytes(text) });
   const spans = pushes.flatMap(([kind, text, tokens]) => aligner.push(kind, text, tokens.map(token)));
   return [...spans, ...aligner.end()].map(({ kind, text, token }) => [kind, text, token !== null]);
 })"""
@@ -92,8 +92,12 @@ def test_quantiles(page: Page, counts: list[int], sum_s: float, share: float, ex
 
 def test_server_sent_events_in_pieces(page: Page) -> None:
     script = """(pieces) => import("/page/api.js").then(async ({ events }) => {
-      const bytes = pieces.map((piece) => new TextEncoder().encode(piece));
-      const stream = new ReadableStream({ start(controller) { bytes.forEach((b) => controller.enqueue(b)); controller.close(); } });
+      const stream = new ReadableStream({
+        start(controller) {
+          for (const piece of pieces) controller.enqueue(new TextEncoder().encode(piece));
+          controller.close();
+        },
+      });
       const found = [];
       for await (const data of events(stream)) found.push(data);
       return found;
