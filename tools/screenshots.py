@@ -1,6 +1,6 @@
 """Takes the pictures of the live page in docs/images, of a real server under a little load.
 
-tools/install_chromium.sh && PYTHONPATH=tests .venv/bin/python tools/screenshots.py
+To be run as `PYTHONPATH=tests .venv/bin/python tools/screenshots.py`, after tools/install_chromium.sh.
 """
 
 from __future__ import annotations
