@@ -38,8 +38,8 @@ def describe_kv_cache(scheduler: Scheduler, *, with_blocks: bool) -> scheduler_p
         num_copied_blocks=cache.num_copies,
         num_lost_executors=scheduler.num_lost_lanes,
         num_restored_blocks=cache.num_restored,
-        ref_counts=pack_u32(block.ref_count for block in blocks),
-        retiring=pack_u32(block.retiring for block in blocks),
-        content_numbers=pack_u64(block.prefix.number if block.prefix else 0 for block in blocks),
+        ref_counts=pack_u32([block.ref_count for block in blocks]),
+        retiring=pack_u32([block.retiring for block in blocks]),
+        content_numbers=pack_u64([block.prefix.number if block.prefix else 0 for block in blocks]),
         num_usable_blocks=cache.pool.num_usable,
     )

@@ -33,7 +33,9 @@ def test_an_answer_comes_token_by_token(page: Page) -> None:
     expect(page.locator(".message.user")).to_have_text(QUESTION)
     expect(page.locator(".assistant .text")).to_have_text("The capital of France is Paris.")
     assert "".join(page.locator(".token").all_text_contents()) == "The capital of France is Paris."
-    expect(page.locator(".stats")).to_have_text(re.compile(r"^\d+ tokens · TTFT .*s · ITL .*s · .* tokens/s · complete$"))
+    expect(page.locator(".stats")).to_have_text(
+        re.compile(r"^\d+ tokens · TTFT .*s · ITL .*s · .* tokens/s · complete$")
+    )
     expect(page.locator("#chat-status")).to_contain_text("Answer complete")
 
 

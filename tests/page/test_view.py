@@ -74,6 +74,8 @@ def test_a_block_tells_who_holds_it(page: Page, server: Server) -> None:
         page.keyboard.press("Home")
         for _ in range(block):
             page.keyboard.press("ArrowRight")
-        expect(page.locator("#pool-block")).to_have_text(re.compile(rf"^Block {block}: held by one · chatcmpl-.* as block 1$"))
+        expect(page.locator("#pool-block")).to_have_text(
+            re.compile(rf"^Block {block}: held by one · chatcmpl-.* as block 1$")
+        )
         expect(page.locator("#pool")).to_have_attribute("aria-valuetext", re.compile(f"^Block {block}: held"))
         expect(page.locator("#pool")).to_have_attribute("aria-valuenow", str(block))
