@@ -141,6 +141,13 @@ def test_wrong_records_are_found(path: Path):
     assert found["map"]["damaged or leaked"] == 1
 
 
+def test_a_scheduler_that_does_not_answer_is_a_note(path: Path, tmp_path: Path):
+    _, found = _run(str(path), "--scheduler", f"unix:{tmp_path}/none.sock")
+    assert [note for note in found["notes"] if "not heard" in note]
+    assert found["scheduler"] is None
+    assert found["journal"]["known_blocks"] == 8
+
+
 def test_another_version_is_named(path: Path):
     with path.open("r+b") as file:
         file.seek(8)
