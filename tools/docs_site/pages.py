@@ -26,7 +26,7 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
         "docs/security.md",
         "docs/troubleshooting.md",
     ),
-    "How it works": ("docs/architecture.md", "docs/recovery_model.md", "docs/benchmarks.md"),
+    "How it works": ("docs/architecture.md", "docs/recovery_model.md", "docs/benchmarks.md", "docs/bench_compare.md"),
     "The project": ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
 }
 # Names that would otherwise differ only in case from another page's.
