@@ -41,7 +41,13 @@ def render_flags() -> dict[str, str]:
 
 def render_vllm_flags() -> str:
     """What becomes of each flag of `vllm serve`, as tables, without a heading of level 1 or 2."""
-    lines = [f"The names are those of vLLM {VLLM_VERSION}, and some of its predecessors'.", ""]
+    lines = [
+        f"The names are those of vLLM {VLLM_VERSION}, and some of its predecessors'. Underscores (`--max_model_len`), short "
+        "forms (`-tp`), counts such as `4k`, and several values after one flag are understood. A flag that is mapped or "
+        "changes nothing is told in one line on standard error; a refused one in a message that says what to do. The same "
+        "table serves the arguments of `LLM` and the file of `--config`.",
+        "",
+    ]
     lines += ["### Taken: the same in Quire", ""]
     lines += [", ".join(f"`{flag_name(flag.name)}`" for flag in _of_kind(Kind.TAKEN)) + ".", ""]
     lines += ["### Mapped: the same under another name", "", "| vLLM | Quire | |", "|---|---|---|"]
