@@ -34,10 +34,10 @@ _PAGES: Final[dict[str, tuple[str, type[Settings]]]] = {
 }
 
 _ABOUT_VLLM_FLAGS: Final = f"""\
-The names are those of vLLM {VLLM_VERSION}, and some of its predecessors'. Underscores (`--max_model_len`), short forms
-(`-tp`), counts such as `4k`, and several values after one flag are understood. A flag that is mapped or changes nothing is told in
-one line on standard error; a refused one in a message that says what to do. The same table serves the arguments of `LLM`
-and the file of `--config`.
+The names are those of vLLM {VLLM_VERSION}, and some of its predecessors'. Underscores (`--max_model_len`),
+short forms (`-tp`), counts such as `4k`, and several values after one flag are understood. A flag that is
+mapped or changes nothing is told in one line on standard error; a refused one in a message that says what to
+do. The same table serves the arguments of `LLM` and the file of `--config`.
 """
 
 
@@ -51,6 +51,9 @@ def render_vllm_flags() -> str:
     lines = [_ABOUT_VLLM_FLAGS, ""]
     lines += ["### Taken: the same in Quire", ""]
     lines += [", ".join(f"`{flag_name(flag.name)}`" for flag in _of_kind(Kind.TAKEN)) + ".", ""]
+    lines += ["| flag | what is different |", "|---|---|"]
+    lines += [f"| `{flag_name(flag.name)}` | {flag.note} |" for flag in _of_kind(Kind.TAKEN) if flag.note]
+    lines.append("")
     lines += ["### Mapped: the same under another name", "", "| vLLM | Quire | |", "|---|---|---|"]
     for flag in _of_kind(Kind.MAPPED):
         setting = f"`{flag_name(flag.setting)}`"
