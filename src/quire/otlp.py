@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -29,8 +30,30 @@ _MAX_BATCH: Final = 512
 _PERIOD_MS: Final = 1000
 # How long the end of a process waits for the last spans to be sent.
 _FLUSH_S: Final = 3.0
-# Of the libraries, whose words are replaced by ours: they repeat them for every batch.
-_LIBRARY_LOGGERS: Final = ("opentelemetry.exporter.otlp.proto.grpc.exporter", "opentelemetry.sdk._shared_internal")
+_EXPORTER_LOGGER: Final = "opentelemetry.exporter.otlp.proto.grpc.exporter"
+_QUEUE_LOGGER: Final = "opentelemetry.sdk._shared_internal"
+
+
+class _LibraryFilter(logging.Filter):
+    """Keeps to itself what the libraries say of every batch that is not sent: we say it once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The latest of them, in the thread that sends.
+        self.latest = threading.local()
+        # Exporters whose collector is away.
+        self.failing: set[object] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See logging.Filter."""
+        if record.name == _EXPORTER_LOGGER:
+            self.latest.message = record.getMessage()
+            return False
+        # That the queue is full goes without saying then; an error there is a defect.
+        return not self.failing or record.levelno >= logging.ERROR
+
+
+_library_filter: Final = _LibraryFilter()
 
 
 class TraceIds(RandomIdGenerator):
@@ -81,36 +104,30 @@ class _ReportingExporter(SpanExporter):
     def __init__(self, exporter: OTLPSpanExporter, endpoint: str) -> None:
         self._exporter = exporter
         self._endpoint = endpoint
-        self._reason = ""
         self._num_lost = 0
-        for name in _LIBRARY_LOGGERS:
-            logging.getLogger(name).addFilter(self._keep)
+        for name in (_EXPORTER_LOGGER, _QUEUE_LOGGER):
+            logging.getLogger(name).addFilter(_library_filter)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """See SpanExporter."""
-        self._reason = ""
+        _library_filter.latest.message = "no reason was given"
         result = self._exporter.export(spans)
         if result is SpanExportResult.SUCCESS:
             if self._num_lost:
                 logger.info("%s takes spans again; %d or more were lost", self._endpoint, self._num_lost)
             self._num_lost = 0
+            _library_filter.failing.discard(self)
             return result
         if not self._num_lost:
-            logger.warning("spans are lost until %s takes them: %s", self._endpoint, self._reason or "no reason given")
+            logger.warning("spans are lost until %s takes them: %s", self._endpoint, _library_filter.latest.message)
         self._num_lost += len(spans)
+        _library_filter.failing.add(self)
         return result
 
     def shutdown(self) -> None:
         """See SpanExporter."""
+        _library_filter.failing.discard(self)
         self._exporter.shutdown()
-
-    def _keep(self, record: logging.LogRecord) -> bool:
-        """A filter of the libraries' loggers: has what they say of an export for our own line, and nothing else."""
-        if record.name == _LIBRARY_LOGGERS[0]:
-            self._reason = record.getMessage()
-            return False
-        # That the queue is full then goes without saying.
-        return not self._num_lost or record.levelno >= logging.ERROR
 
 
 def trace_parent(context: Any) -> str:
