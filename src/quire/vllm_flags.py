@@ -44,7 +44,8 @@ class VllmFlag:
 
 _TAKEN: Final = """
     allow_credentials! allowed_headers allowed_methods allowed_origins api_key* block_size config device dtype
-    enable_auto_tool_choice! enable_log_requests! enable_prefix_caching! gpu_memory_utilization grpc_port host
+    disable_log_stats! enable_auto_tool_choice! enable_log_requests! enable_prefix_caching! gpu_memory_utilization
+    grpc_port host
     kv_cache_dtype log_level max_log_len max_logprobs max_model_len max_num_batched_tokens max_num_seqs model
     num_gpu_blocks_override otlp_traces_endpoint port quantization reasoning_parser revision root_path
     scheduling_policy served_model_name* shutdown_timeout ssl_ca_certs ssl_cert_reqs ssl_certfile ssl_keyfile
@@ -126,7 +127,7 @@ _NEUTRAL: Final[Mapping[str, str]] = {
     """,
     "Quire has its own metrics, and one line in the log for each request": """
         aggregate_engine_logging! collect_detailed_traces* cudagraph_metrics! disable_access_log_for_endpoints
-        disable_log_stats! disable_uvicorn_access_log! enable_layerwise_nvtx_tracing! enable_log_deltas!
+        disable_uvicorn_access_log! enable_layerwise_nvtx_tracing! enable_log_deltas!
         enable_logging_iteration_details! enable_mfu_metrics! enable_server_load_tracking! kv_cache_metrics!
         kv_cache_metrics_sample log_error_stack! per_request_spec_decode_metrics show_hidden_metrics_for_version
     """,
