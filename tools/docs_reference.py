@@ -15,7 +15,7 @@ from typing import Final
 
 from pydantic.fields import FieldInfo
 
-from quire.bench.settings import LatencySettings, ServeBenchSettings, ThroughputSettings
+from quire.bench.settings import CompareSettings, LatencySettings, ServeBenchSettings, ThroughputSettings
 from quire.cli.settings_command import choices, default_text, value_name
 from quire.config import BUNDLED_MODEL, ExecutorSettings, GatewaySettings, SchedulerSettings, ServeSettings
 from quire.settings import VARIABLE_PREFIX, Settings, flag_name, home, in_panels
@@ -30,11 +30,12 @@ _PAGES: Final[dict[str, tuple[str, type[Settings]]]] = {
     "bench-serve": ("quire bench serve", ServeBenchSettings),
     "bench-throughput": ("quire bench throughput", ThroughputSettings),
     "bench-latency": ("quire bench latency", LatencySettings),
+    "bench-compare": ("quire bench compare", CompareSettings),
 }
 
 
 def render_flags() -> dict[str, str]:
-    """All flags of each command that has settings: page name to Markdown, whose first heading is of level 2."""
+    """All flags of each command that has settings: page name to Markdown, whose first heading is of level 1."""
     return {page: _render_command(command, settings) for page, (command, settings) in _PAGES.items()}
 
 
@@ -76,9 +77,9 @@ def _by_note(kind: Kind) -> dict[str, str]:
 
 
 def _render_command(command: str, settings_type: type[Settings]) -> str:
-    lines = [f"## `{command}`", ""]
+    lines = [f"# `{command}`", ""]
     for panel, members in groupby(in_panels(settings_type), key=lambda entry: home(entry[0], settings_type).panel):
-        lines += [f"### {panel}", "", "| flag | value | default | variable | what it does |", "|---|---|---|---|---|"]
+        lines += [f"## {panel}", "", "| flag | value | default | variable | what it does |", "|---|---|---|---|---|"]
         lines += [_row(name, field) for name, field in members]
         lines.append("")
     return "\n".join(lines)

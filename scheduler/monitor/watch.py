@@ -77,6 +77,7 @@ class Watch:
                     self._blocks.read_part()
                 else:
                     self._make()
+                    return
 
     def _make(self) -> None:
         if self._blocks is not None:

@@ -1,8 +1,8 @@
 """Code blocks of the documents run as they stand, against a real server, and give what the documents say.
 
-A fence marked `run` (```` ```sh run ```` or ```` ```python run ````) is run; a fence marked `output` right after it is
-what it must print, in which `...` stands for any text, and on a line of its own for any lines. Blocks of a page run in order and share a folder.
-Addresses and `.venv/bin/` are the server's own.
+A fence marked `run` (```` ```sh run ```` or ```` ```python run ````) is run; a fence marked `output` after it is what
+it must print, in which `...` stands for any text, and on a line of its own for any lines. Blocks of a page run in order
+and share a folder. What they say of addresses and `.venv/bin/` is made the test's own.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from support.servers import running_server
 
 ROOT = Path(__file__).resolve().parents[2]
 _FENCE = re.compile(r"^```(sh|python|text) (run|output)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Commands that call 127.0.0.1:50051 without saying so.
+_GRPC_COMMAND = re.compile(r"\bquire (complete|chat|top|grpc (?:list|describe|call))\b")
 _TIMEOUT_S = 120
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -74,7 +76,7 @@ def _as_here(code: str, server) -> str:
         (".venv/bin/", ""),
     ):
         code = code.replace(said, here)
-    return code
+    return _GRPC_COMMAND.sub(rf"quire \1 --address {server.grpc_address}", code)
 
 
 def _pattern(output: str) -> str:
@@ -91,10 +93,7 @@ def test_the_blocks_of_a_page_run(page, server, environment, tmp_path):
     folder = tmp_path / "work"
     folder.mkdir()
     for block in blocks(page):
-        # quire complete and the like have the default port in themselves, so shells are told another one.
         code = _as_here(block.code, server)
-        if block.language == "sh":
-            code = re.sub(r"\bquire (complete|chat|grpc \S+|top)\b", rf"quire \1 --address {server.grpc_address}", code)
         command = ["bash", "-euo", "pipefail", "-c"] if block.language == "sh" else [sys.executable, "-P", "-c"]
         run = subprocess.run(
             [*command, code], cwd=folder, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S

@@ -29,6 +29,7 @@ KNOWN_HOSTS = frozenset(
         "opentelemetry.io",
         "prometheus.io",
         "semver.org",
+        "www.jaegertracing.io",
         "www.rfc-editor.org",
     }
 )

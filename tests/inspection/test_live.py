@@ -39,7 +39,7 @@ def bench(journal: KvJournal) -> Bench:
 def _view(bench: Bench) -> SchedulerView:
     """As the scheduler's process answers."""
     nothing: Any = SimpleNamespace()
-    service = SchedulerService(nothing, bench.scheduler, nothing, nothing, nothing, [])
+    service = SchedulerService(nothing, bench.scheduler, nothing, nothing, nothing, [], nothing)
     request = scheduler_pb2.GetKvCacheStateRequest(with_blocks=True)
     return read_view(asyncio.run(service.GetKvCacheState(request, nothing)))
 

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from support.fake_monitor import FakeMonitor
 
 from quire import rpc
 from quire.columns import pack_u32, pack_u64, unpack_u32
 from quire.errors import QuireError, UnreachedError
 from quire.internal.v1 import executor_pb2, metrics_pb2, scheduler_pb2, scheduler_pb2_grpc
 from quire.scheduler.metrics import MetricStore
-from quire.v1 import generate_pb2
+from quire.v1 import generate_pb2, monitor_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -114,6 +115,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             max_num_seqs=max_num_seqs,
             executors=[executor_pb2.ExecutorDescription(hidden_size=HIDDEN_SIZE)],
         )
+        self.monitor = FakeMonitor()
         self.requests: list[Submitted] = []
         self.metrics = MetricStore(max_model_len)
         self.reset()
@@ -151,6 +153,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     async def start(self) -> None:
         self._server = rpc.new_server()
         scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server(self, self._server)
+        monitor_pb2_grpc.add_MonitorServiceServicer_to_server(self.monitor, self._server)
         rpc.bind(self._server, self.address)
         await self._server.start()
 
@@ -163,6 +166,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
             for task in request.tasks:
                 task.cancel()
         self._streams.clear()
+        self.monitor.start_ns += 1
         await server.stop(None)
 
     async def settle(self) -> None:

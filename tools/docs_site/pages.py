@@ -18,7 +18,7 @@ OUT = ROOT / "build" / "docs"
 # By heading; a page is named as its file, from the root.
 NAVIGATION: dict[str, tuple[str, ...]] = {
     "Use it": ("docs/quick_start.md", "docs/serving.md", "docs/examples.md", "docs/migration.md"),
-    "Reference": ("docs/flags.md", "docs/rest_api.md", "docs/grpc_api.md", "docs/python_api.md"),
+    "Reference": ("docs/flags.md", "docs/rest_api.md", "docs/grpc_api.md", "docs/python_api.md", "docs/metrics.md"),
     "Operate it": (
         "docs/operations.md",
         "docs/observability.md",
@@ -40,7 +40,7 @@ def generators() -> dict[str, Callable[[], str]]:
     import docs_reference  # tools/docs_reference.py
 
     return {
-        "flags": lambda: _one_deeper("\n\n".join(docs_reference.render_flags().values())),
+        "flags": lambda: "\n\n".join(docs_reference.render_flags().values()),
         "vllm_flags": docs_reference.render_vllm_flags,
         "rest_paths": rest.render_paths,
         "rest_schemas": rest.render_schemas,
@@ -80,11 +80,6 @@ def _generate(writers: dict[str, Callable[[], str]], name: str) -> str:
     if name not in writers:
         raise ValueError(f"nothing generates {name}; known: {', '.join(writers)}")
     return writers[name]()
-
-
-def _one_deeper(text: str) -> str:
-    """The same with headings of one level more, below a page's own."""
-    return re.sub(r"^(#+) ", r"#\1 ", text, flags=re.MULTILINE)
 
 
 def _toctrees() -> str:
