@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quire.errors import CheckpointError
-from quire.model_path import local_folder
+from quire.model_path import did_you_mean, local_folder
 
 _SINGLE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
@@ -40,7 +40,8 @@ def _download(model: str, revision: str | None) -> Path:
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
-            f"--model: {model} is no local folder and cannot be fetched from the hub: {reason}", field="model"
+            f"--model: {model} is no local folder and cannot be fetched from the hub: {reason}{did_you_mean(model)}",
+            field="model",
         ) from error
 
 

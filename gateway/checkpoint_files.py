@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quire.errors import CheckpointError
-from quire.model_path import local_folder
+from quire.model_path import did_you_mean, local_folder
 
 
 def find_file(model: str, name: str, revision: str | None) -> Path | None:
@@ -28,7 +28,9 @@ def find_file(model: str, name: str, revision: str | None) -> Path | None:
         return None
     except Exception as error:  # a hub call fails in many ways: all mean no checkpoint
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        message = f"--model: {model} is no local folder and cannot be fetched from the hub: {reason}"
+        message = (
+            f"--model: {model} is no local folder and cannot be fetched from the hub: {reason}{did_you_mean(model)}"
+        )
         raise CheckpointError(message, field="model") from error
 
 

@@ -15,7 +15,7 @@ from typing import Final
 
 from pydantic.fields import FieldInfo
 
-from quire.bench.settings import LatencySettings, ServeBenchSettings, ThroughputSettings
+from quire.bench.settings import CompareSettings, LatencySettings, ServeBenchSettings, ThroughputSettings
 from quire.cli.settings_command import choices, default_text, value_name
 from quire.config import BUNDLED_MODEL, ExecutorSettings, GatewaySettings, SchedulerSettings, ServeSettings
 from quire.settings import VARIABLE_PREFIX, Settings, flag_name, home, in_panels
@@ -30,7 +30,15 @@ _PAGES: Final[dict[str, tuple[str, type[Settings]]]] = {
     "bench-serve": ("quire bench serve", ServeBenchSettings),
     "bench-throughput": ("quire bench throughput", ThroughputSettings),
     "bench-latency": ("quire bench latency", LatencySettings),
+    "bench-compare": ("quire bench compare", CompareSettings),
 }
+
+_ABOUT_VLLM_FLAGS: Final = f"""\
+The names are those of vLLM {VLLM_VERSION}, and some of its predecessors'. Underscores (`--max_model_len`),
+short forms (`-tp`), counts such as `4k`, and several values after one flag are understood. A flag that is
+mapped or changes nothing is told in one line on standard error; a refused one in a message that says what to
+do. The same table serves the arguments of `LLM` and the file of `--config`.
+"""
 
 
 def render_flags() -> dict[str, str]:
@@ -40,9 +48,12 @@ def render_flags() -> dict[str, str]:
 
 def render_vllm_flags() -> str:
     """What becomes of each flag of `vllm serve`, as tables, without a heading of level 1 or 2."""
-    lines = [f"The names are those of vLLM {VLLM_VERSION}, and some of its predecessors'.", ""]
+    lines = [_ABOUT_VLLM_FLAGS, ""]
     lines += ["### Taken: the same in Quire", ""]
     lines += [", ".join(f"`{flag_name(flag.name)}`" for flag in _of_kind(Kind.TAKEN)) + ".", ""]
+    lines += ["| flag | what is different |", "|---|---|"]
+    lines += [f"| `{flag_name(flag.name)}` | {flag.note} |" for flag in _of_kind(Kind.TAKEN) if flag.note]
+    lines.append("")
     lines += ["### Mapped: the same under another name", "", "| vLLM | Quire | |", "|---|---|---|"]
     for flag in _of_kind(Kind.MAPPED):
         setting = f"`{flag_name(flag.setting)}`"

@@ -10,6 +10,9 @@ export class Answer {
   #thoughts = element("div", { className: "thoughts", hidden: true });
   #text = element("div", { className: "text" });
   #stats = element("p", { className: "stats" });
+  // What came and is not shown yet.
+  #newThoughts = document.createDocumentFragment();
+  #newText = document.createDocumentFragment();
   #hasTokens = false;
   element = element("article", { className: "message assistant", ariaLabel: "Answer" }, [
     this.#thoughts,
@@ -24,18 +27,21 @@ export class Answer {
     this.#text.ariaLabel = "Text of the answer, by tokens";
   }
 
-  /** Adds what came. @param {import("./completion.js").Piece} piece */
+  /** Takes in what came; `show` shows it. @param {import("./completion.js").Piece} piece */
   add(piece) {
-    this.#show(this.#aligner.push(piece.kind, piece.text, piece.tokens));
+    this.#keep(this.#aligner.push(piece.kind, piece.text, piece.tokens));
   }
 
   /** The answer is whole, or as whole as it gets. */
   end() {
-    this.#show(this.#aligner.end());
+    this.#keep(this.#aligner.end());
   }
 
-  /** @param {import("./completion.js").Timing} timing @param {string} state */
-  showStats(timing, state) {
+  /** Shows all that came so far. @param {import("./completion.js").Timing} timing @param {string} state */
+  show(timing, state) {
+    this.#thoughts.append(this.#newThoughts);
+    this.#thoughts.hidden = !this.#thoughts.hasChildNodes();
+    this.#text.append(this.#newText);
     const { ttft, itl, numTokens } = timing;
     const parts = [counted(numTokens, "token")];
     if (ttft !== null) parts.push(`TTFT ${duration(ttft)}`);
@@ -44,15 +50,14 @@ export class Answer {
   }
 
   /** @param {import("./tokens.js").Span[]} spans */
-  #show(spans) {
+  #keep(spans) {
     for (const { kind, text, token } of spans) {
       if (kind === "reasoning") {
-        this.#thoughts.hidden = false;
-        this.#thoughts.append(text);
+        this.#newThoughts.append(text);
         continue;
       }
       this.content += text;
-      this.#text.append(token ? tokenSpan(text, token, !this.#hasTokens) : text);
+      this.#newText.append(token ? tokenSpan(text, token, !this.#hasTokens) : text);
       this.#hasTokens ||= token !== null;
     }
   }

@@ -92,25 +92,38 @@ export class Chat {
     this.#list.scrollTop = this.#list.scrollHeight;
     this.#update();
     let state = "broken off";
+    let frame = 0;
     try {
       for await (const piece of complete(this.#question(), timing, running.signal)) {
-        const follows = this.#list.scrollHeight - this.#list.scrollTop - this.#list.clientHeight < NEAR_END_PX;
         answer.add(piece);
-        answer.showStats(timing, "answering …");
-        if (follows) this.#list.scrollTop = this.#list.scrollHeight;
+        // Tokens come faster than frames, and each change of a long answer costs a layout of it.
+        frame ||= requestAnimationFrame(() => {
+          frame = 0;
+          this.#show(answer, timing, "answering …");
+        });
       }
       state = timing.finishReason === "length" ? "cut at max tokens" : "complete";
     } catch (error) {
       if (error.name === "AbortError") state = "stopped";
       else if (messages === this.#messages) this.#fail(error);
     }
+    cancelAnimationFrame(frame);
     answer.end();
+    this.#show(answer, timing, state);
     if (answer.content) messages.push({ role: "assistant", content: answer.content });
-    if (timing.numTokens) answer.showStats(timing, state);
-    else if (state !== "complete") answer.element.remove();
+    if (!timing.numTokens && state !== "complete") answer.element.remove();
     if (this.#running === running) this.#running = null;
     setText(byId("chat-status"), `Answer ${state}, ${counted(timing.numTokens, "token")}.`);
     this.#update();
+  }
+
+  /** Shows what came, and stays at the end of it for who is there.
+   * @param {Answer} answer @param {Timing} timing @param {string} state */
+  #show(answer, timing, state) {
+    const list = this.#list;
+    const follows = list.scrollHeight - list.scrollTop - list.clientHeight < NEAR_END_PX;
+    answer.show(timing, state);
+    if (follows) list.scrollTop = list.scrollHeight;
   }
 
   /** @returns {import("./completion.js").Question} */

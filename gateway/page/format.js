@@ -18,9 +18,12 @@ export const rate = (value) => {
 /** "84 ms", "1.2 s". @param {number | null} seconds */
 export const duration = (seconds) => {
   if (seconds === null) return "–";
-  if (seconds < 1) return `${short.format(seconds * 1000)} ms`;
-  return seconds < 60 ? `${short.format(seconds)} s` : `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s`;
+  return seconds < 1 ? `${short.format(seconds * 1000)} ms` : `${short.format(seconds)} s`;
 };
+
+/** "9 s", "2 min 5 s". @param {number} seconds */
+export const age = (seconds) =>
+  `${seconds < 60 ? "" : `${count(Math.floor(seconds / 60))} min `}${Math.floor(seconds % 60)} s`;
 
 /** "12.3 %". @param {number | null} share from 0 to 1 */
 export const percent = (share) => {

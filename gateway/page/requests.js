@@ -1,7 +1,7 @@
 // The table of requests that run or wait. One can be chosen.
 
 import { byId, element, setText } from "./dom.js";
-import { count, counted, duration } from "./format.js";
+import { age, count, counted } from "./format.js";
 import { keyOf, nameOf } from "./pool.js";
 
 /**
@@ -80,7 +80,7 @@ export class RequestTable {
 function columns(sequence) {
   return [
     sequence.status,
-    duration(sequence.age_s < 1 ? Math.round(sequence.age_s * 10) / 10 : Math.round(sequence.age_s)),
+    age(sequence.age_s),
     count(sequence.num_prompt_tokens),
     count(sequence.num_cached_tokens),
     count(Math.max(0, sequence.num_tokens - sequence.num_prompt_tokens)),

@@ -22,6 +22,7 @@ from quire.gateway.engine import Engine
 from quire.gateway.pooling import field_names
 from quire.gateway.tenants import ANONYMOUS
 from quire.gateway.validation import Prompt, RequestContext, ValidRequest
+from quire.model_path import local_folder
 from quire.offline_prompts import Message, OfflinePrompt, to_chats, to_prompts
 from quire.outputs import EmbeddingOutput, EmbeddingRequestOutput, RequestOutput
 from quire.pooling_params import PoolingParams
@@ -155,7 +156,8 @@ class LLM:
         """The model's tokenizer, as transformers loads it."""
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.settings.model, revision=self.settings.revision)
+        model = self.settings.model
+        return AutoTokenizer.from_pretrained(local_folder(model) or model, revision=self.settings.revision)
 
     def embed(
         self, prompts: OfflinePrompt | Iterable[OfflinePrompt], pooling_params: PoolingParams | None = None

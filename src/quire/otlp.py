@@ -7,7 +7,9 @@ OTEL_TRACES_SAMPLER have effect.
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import logging
+import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -18,10 +20,12 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import Tracer
 
-from quire import __version__
 from quire.process import in_daemon_thread
 
 logger = logging.getLogger(__name__)
+
+# Not `quire.__version__`: the package's own module leads to everything else.
+_VERSION: Final = importlib.metadata.version("quire")
 
 # Spans that wait; the oldest are lost beyond. A span takes about 2 KiB.
 _MAX_QUEUED: Final = 8192
@@ -29,8 +33,30 @@ _MAX_BATCH: Final = 512
 _PERIOD_MS: Final = 1000
 # How long the end of a process waits for the last spans to be sent.
 _FLUSH_S: Final = 3.0
-# Of the libraries, whose words are replaced by ours: they repeat them for every batch.
-_LIBRARY_LOGGERS: Final = ("opentelemetry.exporter.otlp.proto.grpc.exporter", "opentelemetry.sdk._shared_internal")
+_EXPORTER_LOGGER: Final = "opentelemetry.exporter.otlp.proto.grpc.exporter"
+_QUEUE_LOGGER: Final = "opentelemetry.sdk._shared_internal"
+
+
+class _LibraryFilter(logging.Filter):
+    """Keeps to itself what the libraries say of every batch that is not sent: we say it once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The latest of them, in the thread that sends.
+        self.latest = threading.local()
+        # Exporters whose collector is away.
+        self.failing: set[object] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See logging.Filter."""
+        if record.name == _EXPORTER_LOGGER:
+            self.latest.message = record.getMessage()
+            return False
+        # That the queue is full goes without saying then; an error there is a defect.
+        return not self.failing or record.levelno >= logging.ERROR
+
+
+_library_filter: Final = _LibraryFilter()
 
 
 class TraceIds(RandomIdGenerator):
@@ -60,11 +86,11 @@ class TraceExport:
     def tracer(self, service: str, instance: str) -> Tracer:
         """Of a process of ours, or of one that this one speaks for."""
         resource = Resource.create(
-            {"service.name": service, "service.instance.id": instance, "service.version": __version__}
+            {"service.name": service, "service.instance.id": instance, "service.version": _VERSION}
         )
         provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=self.ids)
         provider.add_span_processor(self._processor)
-        return provider.get_tracer("quire", __version__)
+        return provider.get_tracer("quire", _VERSION)
 
     async def close(self) -> None:
         """Sends what is left, for a few seconds at most."""
@@ -81,36 +107,30 @@ class _ReportingExporter(SpanExporter):
     def __init__(self, exporter: OTLPSpanExporter, endpoint: str) -> None:
         self._exporter = exporter
         self._endpoint = endpoint
-        self._reason = ""
         self._num_lost = 0
-        for name in _LIBRARY_LOGGERS:
-            logging.getLogger(name).addFilter(self._keep)
+        for name in (_EXPORTER_LOGGER, _QUEUE_LOGGER):
+            logging.getLogger(name).addFilter(_library_filter)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """See SpanExporter."""
-        self._reason = ""
+        _library_filter.latest.message = "no reason was given"
         result = self._exporter.export(spans)
         if result is SpanExportResult.SUCCESS:
             if self._num_lost:
                 logger.info("%s takes spans again; %d or more were lost", self._endpoint, self._num_lost)
             self._num_lost = 0
+            _library_filter.failing.discard(self)
             return result
         if not self._num_lost:
-            logger.warning("spans are lost until %s takes them: %s", self._endpoint, self._reason or "no reason given")
+            logger.warning("spans are lost until %s takes them: %s", self._endpoint, _library_filter.latest.message)
         self._num_lost += len(spans)
+        _library_filter.failing.add(self)
         return result
 
     def shutdown(self) -> None:
         """See SpanExporter."""
+        _library_filter.failing.discard(self)
         self._exporter.shutdown()
-
-    def _keep(self, record: logging.LogRecord) -> bool:
-        """A filter of the libraries' loggers: has what they say of an export for our own line, and nothing else."""
-        if record.name == _LIBRARY_LOGGERS[0]:
-            self._reason = record.getMessage()
-            return False
-        # That the queue is full then goes without saying.
-        return not self._num_lost or record.levelno >= logging.ERROR
 
 
 def trace_parent(context: Any) -> str:

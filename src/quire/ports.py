@@ -8,6 +8,7 @@ listen. So a gateway that was restarted finds its port free, and another server 
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 
 from quire.errors import StartupError
@@ -36,7 +37,9 @@ def take_port(host: str, port: int, *, setting: str = "port", shared: bool = Fal
     except OSError as error:
         bound.close()
         flag = "--" + setting.replace("_", "-")
-        raise StartupError(f"{flag}: cannot listen on {host}:{port}: {error.strerror}", field=setting) from error
+        hint = f"; choose another {flag}, or 0 for a free one" if error.errno == errno.EADDRINUSE else ""
+        message = f"{flag}: cannot listen on {host}:{port}: {error.strerror}{hint}"
+        raise StartupError(message, field=setting) from error
     return bound
 
 

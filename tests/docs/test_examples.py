@@ -1,8 +1,8 @@
 """Code blocks of the documents run as they stand, against a real server, and give what the documents say.
 
-A fence marked `run` (```` ```sh run ```` or ```` ```python run ````) is run; a fence marked `output` right after it is
-what it must print, in which `...` stands for any text, and on a line of its own for any lines. Blocks of a page run in order and share a folder.
-Addresses and `.venv/bin/` are the server's own.
+A fence marked `run` (```` ```sh run ```` or ```` ```python run ````) is run; a fence marked `output` after it is what
+it must print, in which `...` stands for any text, and on a line of its own for any lines. Blocks of a page run in order
+and share a folder. What they say of addresses and `.venv/bin/` is made the test's own.
 """
 
 from __future__ import annotations
@@ -57,14 +57,15 @@ def server():
 
 
 @pytest.fixture
-def environment(tmp_path):
-    """One in which `quire` and `python` are this working tree's."""
+def environment(server, tmp_path):
+    """One in which `quire` and `python` are this working tree's, and call the server if no address is given."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, arguments in (("quire", "-P -m quire"), ("python", "-P")):
         (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
         (programs / name).chmod(0o755)
-    return {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "NO_COLOR": "1", "COLUMNS": "120"}
+    own = {"PATH": f"{programs}:{os.environ['PATH']}", "QUIRE_ADDRESS": server.grpc_address}
+    return {**os.environ, **own, "NO_COLOR": "1", "COLUMNS": "120"}
 
 
 def _as_here(code: str, server) -> str:
@@ -91,10 +92,7 @@ def test_the_blocks_of_a_page_run(page, server, environment, tmp_path):
     folder = tmp_path / "work"
     folder.mkdir()
     for block in blocks(page):
-        # quire complete and the like have the default port in themselves, so shells are told another one.
         code = _as_here(block.code, server)
-        if block.language == "sh":
-            code = re.sub(r"\bquire (complete|chat|grpc \S+|top)\b", rf"quire \1 --address {server.grpc_address}", code)
         command = ["bash", "-euo", "pipefail", "-c"] if block.language == "sh" else [sys.executable, "-P", "-c"]
         run = subprocess.run(
             [*command, code], cwd=folder, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S

@@ -18,7 +18,7 @@ OUT = ROOT / "build" / "docs"
 # By heading; a page is named as its file, from the root.
 NAVIGATION: dict[str, tuple[str, ...]] = {
     "Use it": ("docs/quick_start.md", "docs/serving.md", "docs/examples.md", "docs/migration.md"),
-    "Reference": ("docs/flags.md", "docs/rest_api.md", "docs/grpc_api.md", "docs/python_api.md"),
+    "Reference": ("docs/flags.md", "docs/rest_api.md", "docs/grpc_api.md", "docs/python_api.md", "docs/metrics.md"),
     "Operate it": (
         "docs/operations.md",
         "docs/observability.md",
@@ -26,7 +26,7 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
         "docs/security.md",
         "docs/troubleshooting.md",
     ),
-    "How it works": ("docs/architecture.md", "docs/recovery_model.md", "docs/benchmarks.md"),
+    "How it works": ("docs/architecture.md", "docs/recovery_model.md", "docs/benchmarks.md", "docs/bench_compare.md"),
     "The project": ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
 }
 # Names that would otherwise differ only in case from another page's.
@@ -40,7 +40,7 @@ def generators() -> dict[str, Callable[[], str]]:
     import docs_reference  # tools/docs_reference.py
 
     return {
-        "flags": lambda: _one_deeper("\n\n".join(docs_reference.render_flags().values())),
+        "flags": lambda: _below_title("\n\n".join(docs_reference.render_flags().values())),
         "vllm_flags": docs_reference.render_vllm_flags,
         "rest_paths": rest.render_paths,
         "rest_schemas": rest.render_schemas,
@@ -82,9 +82,11 @@ def _generate(writers: dict[str, Callable[[], str]], name: str) -> str:
     return writers[name]()
 
 
-def _one_deeper(text: str) -> str:
-    """The same with headings of one level more, below a page's own."""
-    return re.sub(r"^(#+) ", r"#\1 ", text, flags=re.MULTILINE)
+def _below_title(text: str) -> str:
+    """The same with headings such that the first is of level 2, below a page's own."""
+    first = re.search(r"^#+", text, flags=re.MULTILINE)
+    more = "#" * (2 - len(first[0])) if first else ""
+    return re.sub(r"^(?=#)", more, text, flags=re.MULTILINE)
 
 
 def _toctrees() -> str:

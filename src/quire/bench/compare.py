@@ -1,6 +1,6 @@
 """`quire bench compare`: Hugging Face `generate` and Quire side by side, at one user and at many.
 
-Both have the same checkpoint, dtype, threads, prompts (as token ids) and numbers of tokens; decoding is greedy and goes
+Both have the same checkpoint, dtype, cores, prompts (as token ids) and numbers of tokens; decoding is greedy and goes
 on past the end-of-sequence token. A user sends a request when the last one was answered. Quire's side is what
 `quire serve` starts (gateway, scheduler, executor; the supervisor is a thread of this process), measured over HTTP by
 streaming clients; the other side is one process that is measured from within, so that it has no network to pay for.
@@ -68,9 +68,17 @@ def bench_compare(settings: CompareSettings) -> dict[str, Any]:
         console.width = _FILE_WIDTH
     progress.print("Starting both …")
     with HfProcess() as child:
-        about = _load(child, settings)
+        about = child.ask(
+            settings.startup_timeout,
+            op="load",
+            model=settings.model,
+            revision=settings.revision,
+            dtype=settings.dtype,
+            device=settings.device,
+        )
         prompts = child.ask(settings.startup_timeout, op="tokenize", texts=texts)["prompts"]
         _check_lengths(prompts, settings, about["max_len"])
+        about |= child.ask(settings.round_timeout, op="set_threads", **_threads(prompts, settings))
         with _quire_side(settings) as quire:
             hf = Side("hf", _hf_run(child, settings), lambda: memory_of([child.pid]))
             rounds = _run_rounds((hf, quire), prompts, settings, progress)
@@ -88,16 +96,12 @@ def bench_compare(settings: CompareSettings) -> dict[str, Any]:
     return result
 
 
-def _load(child: HfProcess, settings: CompareSettings) -> dict[str, Any]:
-    return child.ask(
-        settings.startup_timeout,
-        op="load",
-        model=settings.model,
-        revision=settings.revision,
-        dtype=settings.dtype,
-        device=settings.device,
-        threads=settings.threads or len(os.sched_getaffinity(0)),
-    )
+def _threads(prompts: list[list[int]], settings: CompareSettings) -> dict[str, Any]:
+    """Numbers of threads for generate, and the prompts to try them with."""
+    all_cores = settings.threads or len(os.sched_getaffinity(0))
+    candidates = sorted({1, all_cores}) if settings.hf_threads is None else [settings.hf_threads]
+    at_a_time = max(settings.user_counts) if settings.hf_mode == "batch" else 1
+    return {"prompts": _requests(prompts, at_a_time), "candidates": candidates}
 
 
 def _check_lengths(prompts: list[list[int]], settings: CompareSettings, model_len: int) -> None:

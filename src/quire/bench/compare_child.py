@@ -33,6 +33,8 @@ class HfProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
+            # As in our executors: threads that spin while they wait would steal from whoever shares the cores.
+            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
             # Ctrl-C is for us, who end it.
             process_group=0,
         )

@@ -2,9 +2,10 @@
 
 Its parent writes one JSON object per line to its standard input and gets one back for each:
 
-    {"op": "load", "model": …, "revision": …, "dtype": …, "device": …, "threads": …}
-        -> {"version": …, "threads": …, "dtype": …, "device": …, "max_len": …}
+    {"op": "load", "model": …, "revision": …, "dtype": …, "device": …}
+        -> {"version": …, "dtype": …, "device": …, "max_len": …}
     {"op": "tokenize", "texts": […]}                                -> {"prompts": [[ids]]}
+    {"op": "set_threads", "prompts": [[ids]], "candidates": [n, …]}  -> {"threads": n}, the fastest of them
     {"op": "run", "prompts": [[ids]], "users": N, "mode": …, "output_len": …}
         -> {"answers": [{"sent": s, "first": s or null, "ended": s, "tokens": n, "text": …}]}, in the prompts' order
     end of input -> the process ends
@@ -21,23 +22,24 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 import transformers
 from transformers.generation.streamers import BaseStreamer
 
+# Of each prompt, when numbers of threads are tried.
+_TRIED_TOKENS: Final = 8
+
 
 class HfEngine:
     """A model of transformers, and greedy generation of an exact number of tokens."""
 
-    def __init__(self, model: str, revision: str | None, dtype: str, device: str, threads: int | None) -> None:
+    def __init__(self, model: str, revision: str | None, dtype: str, device: str) -> None:
         """Raises whatever transformers raises for what it cannot load."""
         # Typed by what we use of it: transformers' own types do not fit each other.
         library: Any = transformers
         library.logging.set_verbosity_error()
-        if threads is not None:
-            torch.set_num_threads(threads)
         chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         self._tokenizer: Any = library.AutoTokenizer.from_pretrained(model, revision=revision)
         loaded = library.AutoModelForCausalLM.from_pretrained(
@@ -57,7 +59,6 @@ class HfEngine:
         """What it runs with, for the report."""
         return {
             "version": transformers.__version__,
-            "threads": torch.get_num_threads(),
             "dtype": str(self._model.dtype).removeprefix("torch."),
             "device": self._model.device.type,
             "max_len": self._model.config.max_position_embeddings,
@@ -66,6 +67,19 @@ class HfEngine:
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids with what the tokeniser adds by itself, as a completion's prompt has them."""
         return [self._tokenizer(text)["input_ids"] for text in texts]
+
+    def set_threads(self, prompts: Sequence[Sequence[int]], candidates: Sequence[int]) -> int:
+        """Computes with as many threads as are fastest from now on; `prompts` are tried as one batch."""
+        seconds = {}
+        for threads in candidates:
+            torch.set_num_threads(threads)
+            self.run(prompts, len(prompts), "batch", _TRIED_TOKENS)
+            started = time.perf_counter()
+            self.run(prompts, len(prompts), "batch", _TRIED_TOKENS)
+            seconds[threads] = time.perf_counter() - started
+        fastest = min(candidates, key=lambda threads: seconds[threads])
+        torch.set_num_threads(fastest)
+        return fastest
 
     def run(self, prompts: Sequence[Sequence[int]], users: int, mode: str, output_len: int) -> list[dict[str, Any]]:
         """A closed loop: each of `users` sends its next request when its last one has been answered."""
@@ -150,14 +164,16 @@ def main() -> None:
         try:
             if operation == "load":
                 engine = HfEngine(**request)
-                reply = engine.describe()
-            else:
-                assert engine is not None, "load comes first"
-                reply = (
-                    {"prompts": engine.tokenize(**request)}
-                    if operation == "tokenize"
-                    else {"answers": engine.run(**request)}
-                )
+            assert engine is not None, "load comes first"
+            match operation:
+                case "load":
+                    reply = engine.describe()
+                case "tokenize":
+                    reply = {"prompts": engine.tokenize(**request)}
+                case "set_threads":
+                    reply = {"threads": engine.set_threads(**request)}
+                case "run":
+                    reply = {"answers": engine.run(**request)}
         except Exception as error:
             traceback.print_exc()
             reply = {"error": f"{type(error).__name__}: {error}"}

@@ -17,6 +17,7 @@ from quire.bench.report import figures_table, save_json
 from quire.bench.settings import LatencySettings, ThroughputSettings
 from quire.config import LocalSettings
 from quire.llm import LLM
+from quire.model_path import local_folder
 from quire.sampling_params import SamplingParams
 
 _PERCENTILES = (10, 25, 50, 75, 90, 99)
@@ -85,8 +86,8 @@ def _open_llm(settings: LocalSettings) -> Iterator[LLM]:
 
 def _vocab_size(settings: LocalSettings) -> int:
     """Of the checkpoint, which is fetched first if it is a hub id."""
-    if Path(settings.model).is_dir():
-        return find_vocab_size(settings.model)
+    if (folder := local_folder(settings.model)) is not None:
+        return find_vocab_size(str(folder))
     from huggingface_hub import hf_hub_download
 
     config = hf_hub_download(settings.model, "config.json", revision=settings.revision)

@@ -179,6 +179,9 @@ class CompareSettings(LocalSettings):
         "sequential",
         description="How generate serves several users: one request after another, or all users' as one padded batch.",
     )
+    hf_threads: int | None = Field(
+        None, ge=1, description="Compute threads of generate; default: 1 or all (--threads), whichever is faster."
+    )
     rounds: int = Field(3, ge=1, description="How often both are measured, in turn; medians count.")
     round_timeout: float = Field(3600.0, gt=0, description="Seconds that one side may take for one number of users.")
     output_json: Path | None = Field(None, description="Where the result is written.")

@@ -16,11 +16,11 @@ class Timeline:
     sent: float
     prompt_len: int
     arrived: list[float] = field(default_factory=list)  # of each message with new output
-    pieces: list[str] = field(default_factory=list)  # the text of each
     output_len: int = 0
     cached_len: int = 0
     ended: float = 0.0
     error: str = ""
+    pieces: list[str] = field(default_factory=list)  # the text of each message, where it is kept
 
     @property
     def succeeded(self) -> bool:
@@ -29,7 +29,7 @@ class Timeline:
 
     @property
     def text(self) -> str:
-        """The answer; gRPC's is not kept."""
+        """The answer as far as it is kept."""
         return "".join(self.pieces)
 
     @property

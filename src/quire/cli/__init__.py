@@ -9,11 +9,13 @@ import gc
 import os
 import signal
 import sys
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
 from quire.bench.settings import CompareSettings, LatencySettings, ServeBenchSettings, ThroughputSettings
+from quire.cli.about import collect_env, version
 from quire.cli.clients import chat, complete, hash_key
 from quire.cli.serve_command import add_serve
 from quire.cli.settings_command import add_command
@@ -25,8 +27,32 @@ from quire.process import run_process
 from quire.supervision.commands import status, upgrade
 from quire.top.command import top
 
+# The groups of `quire --help`, in their order.
+_SERVE: Final = "Serve"
+_USE: Final = "Use a running server"
+_MEASURE: Final = "Measure"
+_LOOK: Final = "Look inside"
+_PROCESSES: Final = "Single processes, as `quire serve` starts them"
+_GROUPS: Final = (_SERVE, _USE, _MEASURE, _LOOK, _PROCESSES)
+
+
+class _Commands(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order of their groups."""
+
+        def place(name: str) -> int:
+            group = getattr(self.commands[name], "rich_help_panel", None)
+            return _GROUPS.index(group) if group in _GROUPS else len(_GROUPS)
+
+        return sorted(self.commands, key=place)
+
+
 app = typer.Typer(
-    name="quire", help="Serve large language models.", no_args_is_help=True, pretty_exceptions_enable=False
+    name="quire",
+    cls=_Commands,
+    help="Serve large language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
 )
 bench = typer.Typer(help="Measure a running server, or this machine without one.", no_args_is_help=True)
 
@@ -41,13 +67,6 @@ def main() -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
-
-
-def version() -> None:
-    """Print the version."""
-    from quire import __version__
-
-    typer.echo(__version__)
 
 
 def _print_version(wanted: bool) -> None:
@@ -113,12 +132,6 @@ def _bench_compare(settings: CompareSettings) -> None:
     bench_compare(settings)
 
 
-_SERVE: Final = "Serve"
-_USE: Final = "Use a running server"
-_MEASURE: Final = "Measure"
-_LOOK: Final = "Look inside"
-_PROCESSES: Final = "Single processes, as `quire serve` starts them"
-
 add_serve(app, _SERVE)
 app.command(rich_help_panel=_SERVE)(upgrade)
 app.command("hash-key", rich_help_panel=_SERVE)(hash_key)
@@ -129,6 +142,7 @@ app.add_typer(bench, name="bench", rich_help_panel=_MEASURE)
 app.command(rich_help_panel=_LOOK)(top)
 app.command(rich_help_panel=_LOOK)(status)
 app.command("inspect", rich_help_panel=_LOOK)(inspect_pool)
+app.command("collect-env", rich_help_panel=_LOOK)(collect_env)
 app.command(rich_help_panel=_LOOK)(version)
 add_command(
     app, "gateway", GatewaySettings, _gateway, "Run a gateway alone: gRPC and REST for clients.", panel=_PROCESSES

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from rich.console import Console
-from rich.markup import escape
-from rich.panel import Panel as Box
-from rich.table import Table
 from typer import Context
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from quire.settings import Panel
+
+if TYPE_CHECKING:
+    from rich.panel import Panel as Box
 
 _MAX_WIDTH: Final = 110
 
@@ -20,23 +19,31 @@ class SettingsHelp(TyperCommand):
     """A command that shows its flags as `--flag VALUE`, an on/off pair as `--[no-]flag`."""
 
     def format_help(self, ctx: Context, formatter: Any) -> None:  # type: ignore[override]
+        """Prints; `formatter` gets nothing."""
+        # Imported now: every process of ours reads this module on its way to its own command.
+        from rich.console import Console
+        from rich.markup import escape
+
         console = Console(highlight=False)
         console.width = min(console.width, _MAX_WIDTH)
         usage = " ".join(self.collect_usage_pieces(ctx))
         console.print(f"\n[bold]Usage:[/bold] {ctx.command_path} {escape(usage)}\n\n{escape(self.help or '')}\n")
-        options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, TyperOption)]
         arguments = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, TyperArgument)]
         if arguments:
             console.print(_box("Arguments", [(str(entry.metavar), entry.help or "") for entry in arguments]))
         panels: dict[Panel, list[TyperOption]] = {}
-        for option in options:
-            if not option.hidden:
+        for option in self.get_params(ctx):
+            if isinstance(option, TyperOption) and not option.hidden:
                 panels.setdefault(Panel(option.rich_help_panel or Panel.OWN), []).append(option)
         for name in sorted(panels, key=list(Panel).index):
             console.print(_box(name, [_row(option) for option in panels[name]]))
 
 
 def _box(title: str, rows: list[tuple[str, str]]) -> Box:
+    from rich.markup import escape
+    from rich.panel import Panel as Box
+    from rich.table import Table
+
     table = Table.grid(padding=(0, 2), expand=True)
     table.add_column(no_wrap=True, style="cyan")
     table.add_column(ratio=1)

@@ -120,7 +120,7 @@ def _help(field: FieldInfo) -> str:
     if value_name(field) == "NAME":
         notes.append(", ".join(choices(field)))
     if default is not None and "default:" not in description:
-        notes.append(f"default: {default}")
+        notes.append(f"default:\N{NO-BREAK SPACE}{default}")
     return f"{description} [dim]\\[{'; '.join(notes)}][/dim]" if notes else description
 
 
