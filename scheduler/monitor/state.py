@@ -60,6 +60,10 @@ class StateMaker:
             _add(state, sequence, table, now)
         return state
 
+    def forget(self) -> None:
+        """Nobody looks any more: lets go of what only the next state needs."""
+        self._tables = BlockTables()
+
     def _histogram(self, name: str) -> monitor_pb2.Histogram:
         """What gateways have reported until a second ago."""
         histogram = self._metrics.histogram(name)
