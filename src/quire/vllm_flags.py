@@ -43,9 +43,9 @@ class VllmFlag:
 # that ask for nothing else than Quire does. So does a switch that is off.
 
 _TAKEN: Final = """
-    allow_credentials! allowed_headers allowed_methods allowed_origins api_key* block_size config device
-    disable_log_stats! dtype
-    enable_auto_tool_choice! enable_log_requests! enable_prefix_caching! gpu_memory_utilization grpc_port host
+    allow_credentials! allowed_headers allowed_methods allowed_origins api_key* block_size config device dtype
+    disable_log_stats! enable_auto_tool_choice! enable_log_requests! enable_prefix_caching! gpu_memory_utilization
+    grpc_port host
     kv_cache_dtype log_level max_log_len max_logprobs max_model_len max_num_batched_tokens max_num_seqs model
     num_gpu_blocks_override otlp_traces_endpoint port quantization reasoning_parser revision root_path
     scheduling_policy served_model_name* shutdown_timeout ssl_ca_certs ssl_cert_reqs ssl_certfile ssl_keyfile
