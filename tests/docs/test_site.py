@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,23 @@ def test_every_flag_of_serve_is_in_the_reference():
     text = pages.generators()["flags"]()
     missing = [name for name in ServeSettings.model_fields if f"--{name.replace('_', '-')}" not in text]
     assert not missing
+
+
+def test_generated_text_has_no_heading_beside_the_pages_title():
+    for name in ("flags", "vllm_flags", "vllm_metrics", "grpc", "python_api", "examples", "errors"):
+        code = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+        assert not re.search(r"^# ", code.sub("", pages.generators()[name]()), re.MULTILINE), name
+
+
+def test_what_nothing_generates_is_refused(tree, monkeypatch):
+    source = tree.root / "docs"
+    (source / "index.md").write_text("<!-- generated: nonsense -->\n")
+    monkeypatch.setattr(pages, "DOCS", source)
+    monkeypatch.setattr(pages, "SOURCE", tree.source)
+    own = links.SiteMap(tree.root, tree.source, {**tree.names, source / "index.md": "index.md"})
+    monkeypatch.setattr(pages, "site_map", lambda: own)
+    with pytest.raises(ValueError, match="nothing generates nonsense"):
+        pages.stage()
+    (source / "forgotten.md").touch()
+    with pytest.raises(ValueError, match=r"not in NAVIGATION: forgotten\.md"):
+        pages.stage()
