@@ -20,13 +20,14 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
     "Use it": ("docs/quick_start.md", "docs/serving.md", "docs/examples.md", "docs/migration.md"),
     "Reference": ("docs/flags.md", "docs/rest_api.md", "docs/grpc_api.md", "docs/python_api.md", "docs/metrics.md"),
     "Operate it": (
+        "docs/deployment.md",
         "docs/operations.md",
         "docs/observability.md",
         "docs/reliability.md",
         "docs/security.md",
         "docs/troubleshooting.md",
     ),
-    "How it works": ("docs/architecture.md", "docs/recovery_model.md", "docs/benchmarks.md"),
+    "How it works": ("docs/architecture.md", "docs/recovery_model.md", "docs/benchmarks.md", "docs/bench_compare.md"),
     "The project": ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
 }
 # Names that would otherwise differ only in case from another page's.
