@@ -28,6 +28,7 @@ import platform
 import statistics
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,7 +210,8 @@ def _note(num_rounds: int, quick: bool) -> str:
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Linux {kernel}, the clients on the same machine"
     rounds = f"{num_rounds} rounds" if num_rounds > 1 else "one round"
     warning = "**A quick run on a busy machine: only its order of size means anything.** " if quick else ""
-    return f"{warning}On {machine}; medians of {rounds}, in brackets the ratio to the default of the same round."
+    text = f"{warning}On {machine}; medians of {rounds}, in brackets the ratio to the default of the same round."
+    return textwrap.fill(text, 120)
 
 
 def main() -> None:

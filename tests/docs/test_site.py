@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,13 @@ def test_links_to_pages_and_files_become_the_sites(tree):
     assert (tree.source / "files" / "protos" / "x.proto").read_text() == "message X {}"
 
 
-def test_a_link_to_nothing_or_to_a_folder_ends_the_build(tree):
-    for target in ("gone.md", "../protos"):
-        with pytest.raises(ValueError, match="which is no file"):
-            links.for_site(f"[x]({target})", tree.root / "docs" / "a.md", tree)
+def test_a_link_to_nothing_ends_the_build(tree):
+    with pytest.raises(ValueError, match="which is not there"):
+        links.for_site("[x](gone.md)", tree.root / "docs" / "a.md", tree)
+
+
+def test_a_folder_is_text_alone(tree):
+    assert links.for_site("in [the protos](../protos), all", tree.root / "docs" / "a.md", tree) == "in the protos, all"
 
 
 def test_every_page_is_in_the_navigation_and_exists():
@@ -92,3 +96,23 @@ def test_every_flag_of_serve_is_in_the_reference():
     text = pages.generators()["flags"]()
     missing = [name for name in ServeSettings.model_fields if f"--{name.replace('_', '-')}" not in text]
     assert not missing
+
+
+def test_generated_text_has_no_heading_beside_the_pages_title():
+    for name in ("flags", "vllm_flags", "vllm_metrics", "grpc", "python_api", "examples", "errors"):
+        code = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+        assert not re.search(r"^# ", code.sub("", pages.generators()[name]()), re.MULTILINE), name
+
+
+def test_what_nothing_generates_is_refused(tree, monkeypatch):
+    source = tree.root / "docs"
+    (source / "index.md").write_text("<!-- generated: nonsense -->\n")
+    monkeypatch.setattr(pages, "DOCS", source)
+    monkeypatch.setattr(pages, "SOURCE", tree.source)
+    own = links.SiteMap(tree.root, tree.source, {**tree.names, source / "index.md": "index.md"})
+    monkeypatch.setattr(pages, "site_map", lambda: own)
+    with pytest.raises(ValueError, match="nothing generates nonsense"):
+        pages.stage()
+    (source / "forgotten.md").touch()
+    with pytest.raises(ValueError, match=r"not in NAVIGATION: forgotten\.md"):
+        pages.stage()

@@ -16,6 +16,9 @@ FILES = "files"
 _CODE_OR_TARGET = re.compile(r"^(?P<fence>`{3,}|~{3,}).*?^(?P=fence)`*~*$|(?P<tick>`+).+?(?P=tick)|"
                              r"(?<=\]\()(?P<target>[^)\s]+)(?=\))", re.MULTILINE | re.DOTALL)  # fmt: skip
 
+# A link, and what it leads to; not an image.
+_LINK = re.compile(r"(?<!!)\[([^\[\]]*)\]\(([^()#:\s]+)\)")
+
 
 @dataclass(frozen=True)
 class SiteMap:
@@ -45,7 +48,8 @@ def is_external(target: str) -> bool:
 def for_site(text: str, path: Path, pages: SiteMap) -> str:
     """The text of the page at `path`, with its links to files of the repository made links of the site.
 
-    Other files than pages are copied into the site. Raises ValueError for a link to what is not there.
+    Other files than pages are copied into the site. A folder, which a site cannot show, is text alone. Raises
+    ValueError for a link to what is not there.
     """
 
     def replace(match: re.Match[str]) -> str:
@@ -55,7 +59,10 @@ def for_site(text: str, path: Path, pages: SiteMap) -> str:
         file, sharp, anchor = target.partition("#")
         return _page_or_copy(path.parent / file, path, pages) + sharp + anchor
 
-    return _CODE_OR_TARGET.sub(replace, text)
+    def without_folder(match: re.Match[str]) -> str:
+        return match[1] if (path.parent / match[2]).is_dir() else match[0]
+
+    return _CODE_OR_TARGET.sub(replace, _LINK.sub(without_folder, text))
 
 
 def _page_or_copy(file: Path, page: Path, pages: SiteMap) -> str:
@@ -63,7 +70,7 @@ def _page_or_copy(file: Path, page: Path, pages: SiteMap) -> str:
     if (name := pages.names.get(file) or pages.instead.get(file)) is not None:
         return name
     if not file.is_file():
-        raise ValueError(f"{page.relative_to(pages.root)}: a link to {file}, which is no file; name one in the folder")
+        raise ValueError(f"{page.relative_to(pages.root)}: a link to {file}, which is not there")
     copy = Path(FILES) / file.relative_to(pages.root)
     if copy.suffix == ".md":  # Sphinx would take it for a page
         copy = copy.with_suffix(".md.txt")

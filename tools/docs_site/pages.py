@@ -20,6 +20,7 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
     "Use it": ("docs/quick_start.md", "docs/serving.md", "docs/examples.md", "docs/migration.md"),
     "Reference": ("docs/flags.md", "docs/rest_api.md", "docs/grpc_api.md", "docs/python_api.md", "docs/metrics.md"),
     "Operate it": (
+        "docs/deployment.md",
         "docs/operations.md",
         "docs/observability.md",
         "docs/reliability.md",

@@ -69,24 +69,23 @@ def _operation(path: str, method: str, operation: Mapping[str, Any]) -> Iterator
     answers = sorted(operation["responses"].items())
     for status, answer in answers:
         if status < "400":
-            yield f"{status}: {_content(answer) or _one_line(answer['description'])}."
+            yield f"{status}: {_content(answer) or _one_line(answer['description']).removesuffix('.')}."
     by_body: dict[str, list[str]] = {}
     for status, answer in answers:
         if status >= "400":
-            by_body.setdefault(_content(answer), []).append(status)
+            by_body.setdefault(_content(answer) or _one_line(answer["description"]).removesuffix("."), []).append(status)
     for body, statuses in by_body.items():
-        yield f"{', '.join(statuses)}: {body or 'no JSON'}."
+        yield f"{', '.join(statuses)}: {body}."
 
 
 def _content(holder: Mapping[str, Any]) -> str:
-    """Types of a body by media type; JSON needs no mention."""
+    """What a body may be: the type of JSON, or another media type."""
     parts = []
     for media, content in holder.get("content", {}).items():
-        if media == "text/event-stream":
-            parts.append("server-sent events")
-        else:
-            name = _type(content.get("schema", {}))
-            parts.append(name if media == "application/json" else f"{name} ({media})")
+        if media != "application/json":
+            parts.append("server-sent events" if media == "text/event-stream" else media)
+        elif content.get("schema"):
+            parts.append(_type(content["schema"]))
     return ", or ".join(parts)
 
 
