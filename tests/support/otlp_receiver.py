@@ -97,13 +97,17 @@ class OtlpReceiver(trace_service_pb2_grpc.TraceServiceServicer):
 
 
 @contextlib.contextmanager
-def otlp_receiver(address: str = "127.0.0.1:0") -> Iterator[OtlpReceiver]:
-    """A receiver that listens."""
+def otlp_receiver(
+    address: str = "127.0.0.1:0", credentials: grpc.ServerCredentials | None = None
+) -> Iterator[OtlpReceiver]:
+    """A receiver that listens; with credentials it speaks TLS."""
     receiver = OtlpReceiver()
     server = grpc.server(ThreadPoolExecutor(max_workers=4))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)
-    port = server.add_insecure_port(address)
-    receiver.endpoint = f"http://127.0.0.1:{port}"
+    if credentials is None:
+        receiver.endpoint = f"http://127.0.0.1:{server.add_insecure_port(address)}"
+    else:
+        receiver.endpoint = f"https://127.0.0.1:{server.add_secure_port(address, credentials)}"
     server.start()
     try:
         yield receiver
