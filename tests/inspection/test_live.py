@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from support.made_pools import LAYOUT
@@ -18,10 +15,9 @@ from support.scheduling import Bench
 from quire.inspect.findings import Finding, Kind, confirmed
 from quire.inspect.live import SchedulerView, find_contradictions, find_leaks, read_view
 from quire.inspect.processes import held_pools, open_pools
-from quire.internal.v1 import scheduler_pb2
 from quire.kv_journal import KvJournal, record_bytes
 from quire.kv_pool import KvPool
-from quire.scheduler.service import SchedulerService
+from quire.scheduler.kv_state import describe_kv_cache
 
 NUM_BLOCKS, BLOCK_SIZE = 24, 4
 
@@ -38,10 +34,7 @@ def bench(journal: KvJournal) -> Bench:
 
 def _view(bench: Bench) -> SchedulerView:
     """As the scheduler's process answers."""
-    nothing: Any = SimpleNamespace()
-    service = SchedulerService(nothing, bench.scheduler, nothing, nothing, nothing, [], nothing)
-    request = scheduler_pb2.GetKvCacheStateRequest(with_blocks=True)
-    return read_view(asyncio.run(service.GetKvCacheState(request, nothing)))
+    return read_view(describe_kv_cache(bench.scheduler, with_blocks=True))
 
 
 def _numbers(journal: KvJournal) -> list[int]:
