@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -91,8 +92,8 @@ class OtlpReceiver(trace_service_pb2_grpc.TraceServiceServicer):
         return self.spans
 
     def wait_for_trace(self, trace_id: str, *names: str) -> list[ReceivedSpan]:
-        """The spans of a trace, once those with these names are among them."""
-        wait_for(lambda: {span.name for span in self.trace(trace_id)} >= set(names), _TIMEOUT_S)
+        """The spans of a trace, once those with these names are among them, each as often as it is named."""
+        wait_for(lambda: Counter(span.name for span in self.trace(trace_id)) >= Counter(names), _TIMEOUT_S)
         return self.trace(trace_id)
 
 
