@@ -134,7 +134,9 @@ def test_an_executor_that_dies(server, receiver):
         next(lines)
         psutil.Process(executor.pid).kill()
         list(lines)
-    spans = receiver.wait_for_trace(caller.trace_id, "text_completion quire-tiny", *PHASES, "queue", "prefill", "decode")
+    spans = receiver.wait_for_trace(
+        caller.trace_id, "text_completion quire-tiny", *PHASES, "queue", "prefill", "decode"
+    )
     _check_family(spans)
     first, second = sorted(
         (span for span in spans if span.name == "decode"), key=lambda span: span.span.start_time_unix_nano
