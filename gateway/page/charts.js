@@ -25,6 +25,8 @@ const DEFINITIONS = [
 ];
 
 const HEIGHT = 112;
+/** Steps of an axis that counts. */
+const WHOLE_STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000];
 
 export class Charts {
   #charts;
@@ -102,7 +104,10 @@ class Chart {
       },
       axes: [
         { ...axis, grid: { show: false }, size: 22, gap: 4, splits: () => [-SHOWN_S, -SHOWN_S / 2, 0], values: (_, at) => at.map(age) },
-        { ...axis, grid, size: 54, gap: 6, space: 34, splits: most ? () => [0, most / 2, most] : undefined, values: (_, at) => at.map((value) => (value ? format(value) : "0")) },
+        {
+          ...axis, grid, size: 54, gap: 6, space: 34, incrs: format === whole ? WHOLE_STEPS : undefined, splits: most ? () => [0, most / 2, most] : undefined,
+          values: (_, at) => at.map((value) => (value ? format(value) : "0")),
+        },
       ],
       series: [{}, ...lines.map((_, line) => ({
         stroke: () => colour(`--series-${line + 1}`),

@@ -13,6 +13,10 @@ import { blocksOf, corner } from "./pool_layout.js";
 const DIMMED = 0.3;
 /** Cells of so many pixels have room for the position in a block table. */
 const NUMBERS_FROM_PX = 20;
+/** A line through more blocks than these would be a tangle. */
+const MOST_JOINED = 24;
+/** How strong the last block of a table is; the first is 1, and those between lie between. */
+const LAST_ALPHA = 0.45;
 
 /**
  * Cells with gaps, where there is room for them; each is one block.
@@ -56,7 +60,7 @@ export function paintPixels(context, pool, layout) {
 }
 
 /**
- * Dims all blocks but those of a table, and joins these in order.
+ * Dims all blocks but those of a table, of which the first is the strongest, and shows their order.
  * @param {CanvasRenderingContext2D} context @param {Pool} pool @param {Layout} layout @param {number[]} table
  */
 export function paintTable(context, pool, layout, table) {
@@ -67,15 +71,17 @@ export function paintTable(context, pool, layout, table) {
   context.fillRect(0, 0, context.canvas.width, context.canvas.height);
   context.globalAlpha = 1;
   for (const [at, index] of cells.entries()) {
+    context.globalAlpha = cell < NUMBERS_FROM_PX ? 1 - (1 - LAST_ALPHA) * (at / cells.length) : 1;
     context.fillStyle = colour(KINDS[KIND_OF_STATE[pool.states[table[at]]]].colour);
     context.beginPath();
     context.roundRect(...square(layout, index), layout.gap ? cell / 8 : 0);
     context.fill();
   }
+  context.globalAlpha = 1;
   paintOrder(context, cells.map((index) => corner(layout, index).map((edge) => edge + (cell - layout.gap) / 2)), cell);
 }
 
-/** Numbers where there is room, otherwise a line that begins with a dot.
+/** Numbers where there is room, otherwise a line that begins with a dot, if there are few.
  * @param {CanvasRenderingContext2D} context @param {number[][]} centres @param {number} cell */
 function paintOrder(context, centres, cell) {
   if (cell >= NUMBERS_FROM_PX) {
@@ -86,6 +92,7 @@ function paintOrder(context, centres, cell) {
     for (const [at, [x, y]] of centres.entries()) context.fillText(String(at + 1), x, y + 0.5);
     return;
   }
+  if (!centres.length || centres.length > MOST_JOINED) return;
   context.strokeStyle = colour("--chosen");
   context.fillStyle = colour("--chosen");
   context.globalAlpha = 0.6;
@@ -95,7 +102,6 @@ function paintOrder(context, centres, cell) {
   for (const [x, y] of centres) context.lineTo(x, y);
   context.stroke();
   context.globalAlpha = 1;
-  if (!centres.length) return;
   context.beginPath();
   context.arc(centres[0][0], centres[0][1], 3, 0, 2 * Math.PI);
   context.fill();

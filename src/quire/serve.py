@@ -53,6 +53,11 @@ def serve(settings: ServeSettings) -> int:
             notify("STOPPING=1")
             supervisor.stop()
             return 0
+        except QuireError as error:
+            if settings.log_format == "text":
+                raise  # the command line tells it
+            logger.error("%s", error.message)
+            return 1
         teller.failed(failure)
         return 1
 
@@ -139,8 +144,9 @@ def how_to_call(settings: ServeSettings, port: int, grpc_port: int) -> str:
     url = f"{'https' if is_secure else 'http'}://{address}:{port}"
     # Without a certificate authority of its own, a client trusts those of its system.
     grpc_address = f"{'https://' if is_secure else ''}{address}:{grpc_port}"
+    page = f" Look at {url}/ for a playground and a view of the server." if settings.live_page else ""
     return f"""
-[bold]Ready.[/bold] REST on {url} (docs at /docs), gRPC on {address}:{grpc_port}. For example:
+[bold]Ready.[/bold] REST on {url} (docs at /docs), gRPC on {address}:{grpc_port}.{page} For example:
 
   curl -N {url}/v1/completions -H 'Content-Type: application/json' \\
     -d '{{"model": "{name}", "prompt": "The capital of France is", "max_tokens": 32, "stream": true}}'

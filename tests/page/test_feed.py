@@ -45,7 +45,14 @@ def test_pools_of_all_sizes(fed: Page, push: Push, num_blocks: int, scale: str) 
     states[:8] = bytes([1, 1, 2, 3, 4, 5, 6, 255])
     push(server_state(bytes(states)))
     expect(fed.locator("#pool-scale")).to_contain_text(scale)
-    expected = {"free": f"{num_blocks - 8:,}", "cached": "2", "held": "1", "shared2": "1", "shared4": "2", "sharedMany": "2"}
+    expected = {
+        "free": f"{num_blocks - 8:,}",
+        "cached": "2",
+        "held": "1",
+        "shared2": "1",
+        "shared4": "2",
+        "sharedMany": "2",
+    }
     assert legend(fed) == expected
     fed.locator("#pool").focus()
     expect(fed.locator("#pool-block")).to_contain_text("cached")
