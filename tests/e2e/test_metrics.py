@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -211,12 +212,11 @@ def test_a_real_prometheus_has_something_to_show_on_every_panel(server, tmp_path
     with Client(server.grpc_address, api_key=KEYS["b"]) as client:
         client.complete([300, 301], SamplingParams(max_tokens=2, temperature=0))
     with running_prometheus(tmp_path / "prometheus.yml", tmp_path / "data") as prometheus:
-
-        def is_whole() -> bool:
+        missing, deadline = expressions(), time.monotonic() + 90
+        while missing:
+            assert time.monotonic() < deadline, f"nothing to show: {missing}"
             assert complete(server, "b", 1400, 4).status_code == 200
-            return all(prometheus.query(expression) for expression in expressions().values())
-
-        wait_for(is_whole, timeout_s=90)
+            missing = {panel: entry for panel, entry in missing.items() if not prometheus.query(entry)}
 
 
 def test_alerts_and_prometheus_s_configuration(server):

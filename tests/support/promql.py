@@ -51,12 +51,12 @@ def promtool(*arguments: str | Path, given: str | None = None) -> subprocess.Com
 class Prometheus:
     """A running one."""
 
-    url: str
+    http: httpx.Client
 
     def query(self, expression: str) -> list[Any]:
         """The series of an instant query; none while it starts."""
         try:
-            response = httpx.get(f"{self.url}/api/v1/query", params={"query": expression}, timeout=20)
+            response = self.http.get("/api/v1/query", params={"query": expression})
         except httpx.TransportError:
             return []
         assert response.status_code in (200, 503), response.text
@@ -71,6 +71,7 @@ def running_prometheus(configuration: Path, data: Path) -> Iterator[Prometheus]:
     line = [f"--config.file={configuration}", f"--storage.tsdb.path={data}", f"--web.listen-address={address}"]
     with subprocess.Popen([_find("prometheus"), *line], stderr=subprocess.DEVNULL) as process:
         try:
-            yield Prometheus(f"http://{address}")
+            with httpx.Client(base_url=f"http://{address}", timeout=20) as http:
+                yield Prometheus(http)
         finally:
             process.terminate()
