@@ -15,7 +15,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-clients test-page lint types protos native format bench bench-peers bench-chaos test-chaos soak docs clean
+.PHONY: help run test test-slow test-clients test-page test-deploy lint types protos native format bench bench-peers bench-chaos test-chaos soak docs clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,11 @@ test-chaos: setup ## Kills, floods and bombs against whole servers (a quarter of
 test-page: setup tests/page/node_modules ## The live page in a real browser without a window
 	@tools/install_chromium.sh
 	$(PYTHON) -m pytest tests/page
+
+test-deploy: export TORCH_INDEX := $(TORCH_INDEX)
+test-deploy: setup ## The wheel in an empty environment, the container's contents, manifests, the systemd unit
+	@tools/install_deploy_tools.sh
+	$(PYTHON) -m pytest tests/deploy
 
 MINUTES ?= 60
 soak: setup ## Mixed work with cancels for MINUTES=60: memory must stay flat

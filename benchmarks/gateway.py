@@ -46,7 +46,7 @@ import quire
 from quire import rpc
 from quire.columns import pack_u32, pack_u64, unpack_u32
 from quire.config import BUNDLED_MODEL
-from quire.internal.v1 import executor_pb2, scheduler_pb2, scheduler_pb2_grpc
+from quire.internal.v1 import executor_pb2, metrics_pb2, scheduler_pb2, scheduler_pb2_grpc
 from quire.v1 import generate_pb2, generate_pb2_grpc
 
 MODEL = "bench"
@@ -96,6 +96,9 @@ class PacedScheduler(scheduler_pb2_grpc.SchedulerServiceServicer):
     async def Abort(self, request: scheduler_pb2.AbortRequest, context: Any) -> Any:  # noqa: N802
         self._running.pop(request.request_key, None)
         return scheduler_pb2.AbortResponse()
+
+    async def ReportMetrics(self, request: Any, context: Any) -> metrics_pb2.ReportMetricsResponse:  # noqa: N802
+        return metrics_pb2.ReportMetricsResponse()
 
     async def StreamOutputs(  # noqa: N802
         self, request: scheduler_pb2.StreamOutputsRequest, context: Any

@@ -14,6 +14,7 @@ language = "en"
 extensions = ["myst_parser"]
 exclude_patterns = ["files/**"]
 nitpicky = True
+smartquotes = False  # two hyphens begin a flag
 
 # Headings are anchors under the names that repository browsers give them.
 myst_heading_anchors = 4

@@ -6,14 +6,13 @@ import time
 from typing import Final
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client.exposition import choose_encoder
 
 from quire import __version__
 from quire.config import MetricsAlias
 from quire.gateway.access import Access
 from quire.gateway.engine import Engine
 from quire.gateway.metrics_report import MetricsReporter
-from quire.gateway.metrics_text import MetricsText
+from quire.gateway.metrics_text import MetricsText, TextFormat
 from quire.gateway.tls import peer_name
 from quire.internal.v1 import metrics_pb2, scheduler_pb2
 
@@ -40,8 +39,9 @@ def metrics_routes(
         """The figures of all gateways and of the scheduler, in Prometheus' text format or OpenMetrics."""
         tenant = access.known_tenant(dict(request.scope["headers"]), peer_name(request.scope))
         is_operator = tenant is not None and tenant.is_operator
-        body, content_type = await scrapes.text(request.headers.get("accept", ""), with_tenants=is_operator)
-        return Response(body, headers={"content-type": content_type})
+        format_ = TextFormat.of(request.headers.get("accept", ""))
+        body = await scrapes.text(format_, with_tenants=is_operator)
+        return Response(body, headers={"content-type": format_.value})
 
     return router
 
@@ -54,23 +54,22 @@ class Scrapes:
         self._text = MetricsText(limits.models[0], limits.max_model_len, with_vllms_names=alias == "vllm")
         self._setup = setup_values(engine.scheduler.description)
         self._reporter = reporter
-        # By content type and whether tenants are in it: the latest text, and until when it counts.
-        self._latest: dict[tuple[str, bool], tuple[bytes, float]] = {}
+        # By format and whether tenants are in it: the latest text, and until when it counts.
+        self._latest: dict[tuple[TextFormat, bool], tuple[bytes, float]] = {}
 
-    async def text(self, accept: str, *, with_tenants: bool) -> tuple[bytes, str]:
-        """The text and its content type, by what the caller accepts. Raises QuireError if the scheduler is away."""
-        encode, content_type = choose_encoder(accept)
-        key = (content_type, with_tenants)
+    async def text(self, format_: TextFormat, *, with_tenants: bool) -> bytes:
+        """The text. Raises QuireError if the scheduler is away."""
+        key = (format_, with_tenants)
         if (body := self._held(key)) is None:
             values = await self._reporter.collect(with_tenants=with_tenants)
             # Others that waited too may have written it meanwhile.
             if (body := self._held(key)) is None:
                 values.MergeFrom(self._setup)
-                body = self._text.write(values, encode)
+                body = self._text.write(values, format_)
                 self._latest[key] = (body, time.monotonic() + _HOLD_S)
-        return body, content_type
+        return body
 
-    def _held(self, key: tuple[str, bool]) -> bytes | None:
+    def _held(self, key: tuple[TextFormat, bool]) -> bytes | None:
         body, until = self._latest.get(key, (b"", 0.0))
         return body if time.monotonic() < until else None
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import enum
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Final
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, exposition
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
@@ -16,13 +18,37 @@ from quire.internal.v1 import metrics_pb2
 from quire.metrics import METRICS
 from quire.metrics import Metric as Description
 
-Encoder = Callable[[CollectorRegistry], bytes]
-
 PREFIX: Final = "quire:"
 VLLMS_PREFIX: Final = "vllm:"
 # vLLM numbers its engine cores; a server of ours has one scheduler.
 _ENGINE: Final = "0"
 _COMMON_LABELS: Final = ("model_name", "engine")
+
+
+class TextFormat(enum.Enum):
+    """A format, by the content type of an answer in it."""
+
+    PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+    OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+    @classmethod
+    def of(cls, accept: str) -> TextFormat:
+        """OpenMetrics for whoever names it in an Accept header, in the version that there is, or in none."""
+        for accepted in accept.split(","):
+            media_type, *parameters = (part.strip() for part in accepted.split(";"))
+            versions = [entry for entry in parameters if entry.startswith("version=")]
+            if media_type == "application/openmetrics-text" and versions in ([], ["version=1.0.0"]):
+                return cls.OPENMETRICS
+        return cls.PROMETHEUS
+
+    def encode(self, registry: CollectorRegistry) -> bytes:
+        """The text. Names keep their colons, which prometheus_client's own negotiation loses (its issue 1177)."""
+        if self is TextFormat.OPENMETRICS:
+            text: bytes = openmetrics.generate_latest(  # type: ignore[no-untyped-call]
+                registry, escaping=openmetrics.ALLOWUTF8
+            )
+            return text
+        return exposition.generate_latest(registry, escaping=openmetrics.ALLOWUTF8)
 
 
 class MetricsText:
@@ -34,11 +60,11 @@ class MetricsText:
         self._max_model_len = max_model_len
         self._with_vllms_names = with_vllms_names
 
-    def write(self, values: metrics_pb2.MetricValues, encode: Encoder) -> bytes:
-        """The text, as one of prometheus_client's encoders writes it; takes some milliseconds."""
+    def write(self, values: metrics_pb2.MetricValues, format_: TextFormat) -> bytes:
+        """The text; takes some milliseconds."""
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Families(list(self._families(values))))
-        return encode(registry)
+        return format_.encode(registry)
 
     def _families(self, values: metrics_pb2.MetricValues) -> Iterator[Metric]:
         numbers: defaultdict[str, list[metrics_pb2.MetricNumber]] = defaultdict(list)

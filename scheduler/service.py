@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
-from quire.columns import pack_u32, pack_u64, unpack_u32
+from quire.columns import pack_u32, unpack_u32
 from quire.errors import InvalidRequestError, UnreachedError
 from quire.internal.v1 import metrics_pb2, scheduler_pb2, scheduler_pb2_grpc
 from quire.rpc import errors_to_status
 from quire.scheduler.admission import Admission
+from quire.scheduler.kv_state import describe_kv_cache
 from quire.scheduler.lane import Lane
 from quire.scheduler.metrics import MetricStore
 from quire.scheduler.outputs import OutputRouter
@@ -135,40 +136,7 @@ class SchedulerService(scheduler_pb2_grpc.SchedulerServiceServicer):
     async def GetKvCacheState(  # noqa: N802
         self, request: scheduler_pb2.GetKvCacheStateRequest, context: Context
     ) -> scheduler_pb2.GetKvCacheStateResponse:
-        scheduler, cache = self._scheduler, self._scheduler.kv_cache
-        live = [sequence for request_ in scheduler.requests.values() for sequence in request_.sequences]
-        blocks = cache.pool.blocks if request.with_blocks else []
-        return scheduler_pb2.GetKvCacheStateResponse(
-            num_blocks=cache.pool.num_blocks,
-            block_size=cache.block_size,
-            free_blocks=cache.pool.num_free,
-            cached_blocks=cache.pool.num_cached,
-            held_blocks=cache.pool.num_held,
-            sequences=[
-                scheduler_pb2.SequenceBlocks(
-                    request_id=sequence.request.request_id,
-                    sequence_index=sequence.index,
-                    status=sequence.status.value,
-                    num_tokens=sequence.num_tokens,
-                    num_computed_tokens=sequence.num_computed_tokens,
-                    block_ids=pack_u32(block.id for block in sequence.blocks),
-                )
-                for sequence in live
-                if not sequence.is_finished
-            ],
-            num_preemptions=scheduler.num_preemptions,
-            prefix_cache_queries=cache.num_queried_tokens,
-            prefix_cache_hits=cache.num_hit_tokens,
-            num_requests_waiting=len(scheduler.waiting),
-            num_requests_running=len(scheduler.running),
-            num_copied_blocks=cache.num_copies,
-            num_lost_executors=scheduler.num_lost_lanes,
-            num_restored_blocks=cache.num_restored,
-            ref_counts=pack_u32(block.ref_count for block in blocks),
-            retiring=pack_u32(block.retiring for block in blocks),
-            content_numbers=pack_u64(block.prefix.number if block.prefix else 0 for block in blocks),
-            num_usable_blocks=cache.pool.num_usable,
-        )
+        return describe_kv_cache(self._scheduler, with_blocks=request.with_blocks)
 
     async def ListStepRecords(  # noqa: N802
         self, request: scheduler_pb2.ListStepRecordsRequest, context: Context

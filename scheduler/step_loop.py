@@ -136,9 +136,9 @@ class StepLoop:
         record.result_received_ns = time.monotonic_ns()
         events = self._scheduler.update_from_output(plan, result)
         self._in_flight.popleft()
+        self._router.publish(events)
         if self._tracing is not None and not self._tracing.is_idle:
             self._tracing.computed(plan, record, result, events)
-        self._router.publish(events)
         for observe in self.observers:
             observe(record)
         # Blocks and slots may be free now that another executor's sequences wait for.

@@ -33,17 +33,27 @@ _PAGES: Final[dict[str, tuple[str, type[Settings]]]] = {
     "bench-compare": ("quire bench compare", CompareSettings),
 }
 
+_ABOUT_VLLM_FLAGS: Final = f"""\
+The names are those of vLLM {VLLM_VERSION}, and some of its predecessors'. Underscores (`--max_model_len`),
+short forms (`-tp`), counts such as `4k`, and several values after one flag are understood. A flag that is
+mapped or changes nothing is told in one line on standard error; a refused one in a message that says what to
+do. The same table serves the arguments of `LLM` and the file of `--config`.
+"""
+
 
 def render_flags() -> dict[str, str]:
-    """All flags of each command that has settings: page name to Markdown, whose first heading is of level 1."""
+    """All flags of each command that has settings: page name to Markdown, whose first heading is of level 2."""
     return {page: _render_command(command, settings) for page, (command, settings) in _PAGES.items()}
 
 
 def render_vllm_flags() -> str:
     """What becomes of each flag of `vllm serve`, as tables, without a heading of level 1 or 2."""
-    lines = [f"The names are those of vLLM {VLLM_VERSION}, and some of its predecessors'.", ""]
+    lines = [_ABOUT_VLLM_FLAGS, ""]
     lines += ["### Taken: the same in Quire", ""]
     lines += [", ".join(f"`{flag_name(flag.name)}`" for flag in _of_kind(Kind.TAKEN)) + ".", ""]
+    lines += ["| flag | what is different |", "|---|---|"]
+    lines += [f"| `{flag_name(flag.name)}` | {flag.note} |" for flag in _of_kind(Kind.TAKEN) if flag.note]
+    lines.append("")
     lines += ["### Mapped: the same under another name", "", "| vLLM | Quire | |", "|---|---|---|"]
     for flag in _of_kind(Kind.MAPPED):
         setting = f"`{flag_name(flag.setting)}`"
@@ -77,9 +87,9 @@ def _by_note(kind: Kind) -> dict[str, str]:
 
 
 def _render_command(command: str, settings_type: type[Settings]) -> str:
-    lines = [f"# `{command}`", ""]
+    lines = [f"## `{command}`", ""]
     for panel, members in groupby(in_panels(settings_type), key=lambda entry: home(entry[0], settings_type).panel):
-        lines += [f"## {panel}", "", "| flag | value | default | variable | what it does |", "|---|---|---|---|---|"]
+        lines += [f"### {panel}", "", "| flag | value | default | variable | what it does |", "|---|---|---|---|---|"]
         lines += [_row(name, field) for name, field in members]
         lines.append("")
     return "\n".join(lines)

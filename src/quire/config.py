@@ -369,7 +369,14 @@ class GatewaySettings(
 
 
 class LocalSettings(
-    ModelOptions, PrecisionOptions, ComputeOptions, SandboxOptions, CacheOptions, SchedulingOptions, OperationOptions
+    ModelOptions,
+    PrecisionOptions,
+    ComputeOptions,
+    SandboxOptions,
+    CacheOptions,
+    SchedulingOptions,
+    OperationOptions,
+    StatisticsOptions,
 ):
     """A scheduler and its executors on this host, as `LLM` starts them."""
 
@@ -386,7 +393,6 @@ class ServeSettings(
     EdgeOptions,
     ChatOptions,
     ObservationOptions,
-    StatisticsOptions,
     TraceOptions,
 ):
     """`quire serve`: everything on this host."""

@@ -7,6 +7,7 @@ OTEL_TRACES_SAMPLER have effect.
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import logging
 import threading
 from collections.abc import Sequence
@@ -19,10 +20,12 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import Tracer
 
-from quire import __version__
 from quire.process import in_daemon_thread
 
 logger = logging.getLogger(__name__)
+
+# Not `quire.__version__`: the package's own module leads to everything else.
+_VERSION: Final = importlib.metadata.version("quire")
 
 # Spans that wait; the oldest are lost beyond. A span takes about 2 KiB.
 _MAX_QUEUED: Final = 8192
@@ -83,11 +86,11 @@ class TraceExport:
     def tracer(self, service: str, instance: str) -> Tracer:
         """Of a process of ours, or of one that this one speaks for."""
         resource = Resource.create(
-            {"service.name": service, "service.instance.id": instance, "service.version": __version__}
+            {"service.name": service, "service.instance.id": instance, "service.version": _VERSION}
         )
         provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=self.ids)
         provider.add_span_processor(self._processor)
-        return provider.get_tracer("quire", __version__)
+        return provider.get_tracer("quire", _VERSION)
 
     async def close(self) -> None:
         """Sends what is left, for a few seconds at most."""

@@ -53,6 +53,11 @@ def serve(settings: ServeSettings) -> int:
             notify("STOPPING=1")
             supervisor.stop()
             return 0
+        except QuireError as error:
+            if settings.log_format == "text":
+                raise  # the command line tells it
+            logger.error("%s", error.message)
+            return 1
         teller.failed(failure)
         return 1
 

@@ -43,14 +43,28 @@ class VllmFlag:
 # that ask for nothing else than Quire does. So does a switch that is off.
 
 _TAKEN: Final = """
-    allow_credentials! allowed_headers allowed_methods allowed_origins api_key* block_size config device
-    disable_log_stats! dtype
-    enable_auto_tool_choice! enable_log_requests! enable_prefix_caching! gpu_memory_utilization grpc_port host
+    allow_credentials! allowed_headers allowed_methods allowed_origins api_key* block_size config device dtype
+    disable_log_stats! enable_auto_tool_choice! enable_log_requests! enable_prefix_caching! gpu_memory_utilization
+    grpc_port host
     kv_cache_dtype log_level max_log_len max_logprobs max_model_len max_num_batched_tokens max_num_seqs model
     num_gpu_blocks_override otlp_traces_endpoint port quantization reasoning_parser revision root_path
     scheduling_policy served_model_name* shutdown_timeout ssl_ca_certs ssl_cert_reqs ssl_certfile ssl_keyfile
     tool_call_parser trust_request_chat_template!
 """
+
+# What is different about a flag that is taken.
+_DIFFERENT: Final[Mapping[str, str]] = {
+    "enable_auto_tool_choice": "on unless turned off",
+    "enable_log_requests": "on unless turned off; a line when a request ends, without its text",
+    "gpu_memory_utilization": "not given: 90 % of a GPU's free memory, 40 % of a host's; on a CPU of the host's memory",
+    "host": "127.0.0.1 unless given; vLLM listens on all addresses",
+    "kv_cache_dtype": "auto, float32, bfloat16, int8",
+    "max_num_batched_tokens": "512 unless given",
+    "quantization": "int8, int8_weight_only, int4, while loading",
+    "reasoning_parser": "found from the chat template unless given",
+    "scheduling_policy": "fair as well",
+    "tool_call_parser": "found from the chat template unless given",
+}
 
 # Each with Quire's setting, and what is different.
 _MAPPED: Final[Mapping[str, tuple[str, str]]] = {
@@ -250,7 +264,7 @@ def _parse(entry: str, kind: Kind, note: str = "", setting: str = "") -> VllmFla
 
 
 def _flags() -> list[VllmFlag]:
-    flags = [_parse(entry, Kind.TAKEN) for entry in _TAKEN.split()]
+    flags = [_parse(entry, Kind.TAKEN, _DIFFERENT.get(entry.rstrip("!*"), "")) for entry in _TAKEN.split()]
     flags += [_parse(entry, Kind.MAPPED, note, setting) for entry, (setting, note) in _MAPPED.items()]
     for kind, groups in ((Kind.NEUTRAL, _NEUTRAL), (Kind.REFUSED, _REFUSED)):
         flags += [_parse(entry, kind, note) for note, entries in groups.items() for entry in entries.split()]

@@ -110,3 +110,24 @@ def test_two_models_are_refused() -> None:
         app(["serve", "--print-config", "a", "--model", "b"], standalone_mode=False)
     assert printed("a", "--model", "a")["model"] == ("a", "--model")
     assert printed()["model"] == (str(BUNDLED_MODEL), "default")
+
+
+def test_vllms_flags_on_the_command_line() -> None:
+    words = "quire-tiny --max_model_len 1k -tp 1 --served-model-name a b --api-server-count=2 --swap-space 4 -q int8"
+    found = printed(*words.split())
+    assert found["model"] == ("quire-tiny", "--model")
+    assert found["max-model-len"] == (1000, "--max-model-len")
+    assert found["served-model-name"] == (["a", "b"], "--served-model-name")
+    assert found["gateways"] == (2, "--api-server-count")
+    assert found["quantization"] == ("int8", "--quantization")
+    said = quire("serve", "--print-config", *words.split()).stderr
+    assert said.splitlines() == [
+        "quire serve: --api-server-count is --gateways 2",
+        "quire serve: --swap-space changes nothing: "
+        "Quire computes preempted requests again, mostly out of the prefix cache",
+    ]
+    with pytest.raises(StartupError, match="--tensor-parallel-size 2 is vLLM's and cannot be served"):
+        app(["serve", "-tp", "2"], standalone_mode=False)
+    unknown = quire("serve", "--max-modl-len", "3")
+    assert unknown.exit_code == 2
+    assert "--max-model-len" in unknown.output

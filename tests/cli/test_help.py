@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,31 +52,23 @@ def test_help_loads_no_torch() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def complete(shell: str, words: str, folder: Path) -> list[str]:
-    """What the shell is offered for a line that ends in a word to complete."""
+def ask(shell: str, question: str, words: str = "") -> str:
+    """What the command tells the shell that asks it through its environment."""
     environment = {
-        **os.environ,
-        "_QUIRE_COMPLETE": f"complete_{shell}",
+        "_QUIRE_COMPLETE": f"{question}_{shell}",
         "COMP_WORDS": words,
         "COMP_CWORD": str(words.count(" ")),
         "_TYPER_COMPLETE_ARGS": words,
         "_TYPER_COMPLETE_FISH_ACTION": "get-args",
     }
-    code = "import sys; sys.argv = ['quire']; from quire.__main__ import main; sys.exit(main())"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code],
-        env=environment,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return done.stdout.split()
+    result = CliRunner().invoke(app, [], env=environment)
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "smol").mkdir(parents=True)
     (tmp_path / "quire.yaml").touch()
     return tmp_path
@@ -92,20 +83,17 @@ def folder(tmp_path: Path) -> Path:
         ("quire serve --config qui", "quire.yaml"),
     ],
 )
-def test_completion(words: str, offered: str, folder: Path) -> None:
-    assert complete("bash", words, folder) == [offered]
+@pytest.mark.usefixtures("folder")
+def test_completion(words: str, offered: str) -> None:
+    assert ask("bash", "complete", words).split() == [offered]
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_completion_in_other_shells(shell: str, folder: Path) -> None:
-    assert "models/smol/" in str(complete(shell, "quire serve mod", folder))
+@pytest.mark.usefixtures("folder")
+def test_completion_in_other_shells(shell: str) -> None:
+    assert "models/smol/" in ask(shell, "complete", "quire serve mod")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_script_for_a_shell(shell: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "_QUIRE_COMPLETE": f"source_{shell}"}
-    code = "import sys; sys.argv = ['quire']; from quire.__main__ import main; sys.exit(main())"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True
-    )
-    assert f"_QUIRE_COMPLETE=complete_{shell}" in done.stdout
+def test_the_script_for_a_shell(shell: str) -> None:
+    assert f"_QUIRE_COMPLETE=complete_{shell}" in ask(shell, "source")

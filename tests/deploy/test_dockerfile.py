@@ -79,7 +79,9 @@ def test_runtime_has_no_root_and_no_compiler(instructions: list[dict[str, Any]])
 
 
 def test_pip_always_has_the_constraints(instructions: list[dict[str, Any]]) -> None:
-    assert sum("PIP_CONSTRAINT=" in value for value in values(instructions, "ENV")) == 2  # both bases of stages with pip
+    assert (
+        sum("PIP_CONSTRAINT=" in value for value in values(instructions, "ENV")) == 2
+    )  # both bases of stages with pip
 
 
 def test_entrypoint_is_a_command_of_quire(instructions: list[dict[str, Any]]) -> None:

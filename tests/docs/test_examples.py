@@ -19,8 +19,6 @@ from support.servers import running_server
 
 ROOT = Path(__file__).resolve().parents[2]
 _FENCE = re.compile(r"^```(sh|python|text) (run|output)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# Commands that call 127.0.0.1:50051 without saying so.
-_GRPC_COMMAND = re.compile(r"\bquire (complete|chat|top|grpc (?:list|describe|call))\b")
 _TIMEOUT_S = 120
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -59,14 +57,15 @@ def server():
 
 
 @pytest.fixture
-def environment(tmp_path):
-    """One in which `quire` and `python` are this working tree's."""
+def environment(server, tmp_path):
+    """One in which `quire` and `python` are this working tree's, and call the server if no address is given."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, arguments in (("quire", "-P -m quire"), ("python", "-P")):
         (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} {arguments} "$@"\n')
         (programs / name).chmod(0o755)
-    return {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "NO_COLOR": "1", "COLUMNS": "120"}
+    own = {"PATH": f"{programs}:{os.environ['PATH']}", "QUIRE_ADDRESS": server.grpc_address}
+    return {**os.environ, **own, "NO_COLOR": "1", "COLUMNS": "120"}
 
 
 def _as_here(code: str, server) -> str:
@@ -76,7 +75,7 @@ def _as_here(code: str, server) -> str:
         (".venv/bin/", ""),
     ):
         code = code.replace(said, here)
-    return _GRPC_COMMAND.sub(rf"quire \1 --address {server.grpc_address}", code)
+    return code
 
 
 def _pattern(output: str) -> str:

@@ -90,3 +90,16 @@ def test_a_broken_link_is_found(tmp_path):
     assert _problem(page, "ftp://example.org/x") == "is no web address"
     assert _problem(page, "https://nobody-knows.example/") is not None
     assert list(targets("[a](b.md) `[c](d.md)`\n```sh\n[e](f.md)\n```\n![g](h.png)\n")) == ["b.md", "h.png"]
+
+
+@cache
+def _files() -> list[str]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [f"/{line}" for line in listed.splitlines()]
+
+
+@pytest.mark.parametrize("page", _pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_that_a_page_names_exist(page):
+    named = re.findall(r"`([\w./-]+\.(?:py|proto|cpp|hpp|h|inl|sh))`", page.read_text())
+    # Pages shorten paths from the left: `block_pool.py`, `gateway/rest.py`.
+    assert not [name for name in named if not any(file.endswith(f"/{name}") for file in _files())]

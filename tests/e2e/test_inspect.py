@@ -12,6 +12,7 @@ from typing import Any
 
 import openai
 import pytest
+from support.made_pools import make_pool
 from support.servers import Server, wait_for
 from typer.testing import CliRunner
 
@@ -97,6 +98,15 @@ def test_not_a_byte_of_the_pool_changes(server: Server, client: openai.OpenAI, t
         _inspect(server, "executor 0", "--map", str(tmp_path / "map.svg"))
         assert os.pread(pool.fd, size, 0) == before
         assert os.fstat(pool.fd).st_blocks == blocks, "nor is a hole filled"
+
+
+def test_a_scheduler_of_another_pool_is_not_believed(server: Server, tmp_path: Path):
+    path = make_pool(tmp_path / "pool")
+    address = server.supervisor.scheduler_address
+    done = CliRunner().invoke(app, ["inspect", str(path), "--json", "--scheduler", address])
+    found = json.loads(done.stdout)
+    assert found["scheduler"] is None
+    assert any("it is not this one" in note for note in found["notes"])
 
 
 def test_a_record_that_the_scheduler_knows_nothing_of(server: Server):

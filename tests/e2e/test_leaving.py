@@ -8,13 +8,11 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
-import signal
 from collections.abc import Iterator
 
 import grpc
 import pytest
-from support.servers import Server, running_server, wait_for
+from support.servers import Server, running_server, stopped_executor, wait_for
 
 from quire.v1 import generate_pb2, generate_pb2_grpc
 
@@ -36,16 +34,6 @@ def server():
 def stub(server):
     with grpc.insecure_channel(server.grpc_address) as channel:
         yield generate_pb2_grpc.GenerateServiceStub(channel)
-
-
-@contextlib.contextmanager
-def stopped_executor(server: Server) -> Iterator[None]:
-    (executor,) = (child.process for child in server.supervisor.children if child.name.startswith("executor"))
-    os.kill(executor.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(executor.pid, signal.SIGCONT)
 
 
 def message(token_ids: list[int], request_id: str = "", max_tokens: int = 200) -> generate_pb2.GenerateRequest:

@@ -16,6 +16,8 @@ from support.servers import Server, running_server
 from quire.internal.v1 import scheduler_pb2
 from quire.v1 import generate_pb2, generate_pb2_grpc
 
+pytestmark = pytest.mark.slow
+
 PHASES = ("queue", "prefill", "compute prefill", "decode", "compute decode")
 PARENT = "b7ad6b7169203331"
 # Between clocks that are read one after the other, on a machine that is busy.
@@ -123,7 +125,6 @@ def test_a_client_that_leaves(server, receiver):
     assert by_name["decode"].events == ["aborted"]
 
 
-@pytest.mark.slow
 def test_an_executor_that_dies(server, receiver):
     caller = Caller()
     executor = server.scheduler.Describe(scheduler_pb2.DescribeRequest(), timeout=10).executors[0]
@@ -145,7 +146,6 @@ def test_an_executor_that_dies(server, receiver):
     assert sum(computed) == 398
 
 
-@pytest.mark.slow
 def test_a_scheduler_that_dies(server, receiver):
     caller = Caller()
     scheduler = next(child for child in server.supervisor.children if child.name == "scheduler")

@@ -18,6 +18,7 @@ from support.fake_scheduler import FakeScheduler
 from support.gateway_fixtures import MODEL, Gateway, start_gateway
 from support.scrapes import COMMON_LABELS, Samples, samples
 
+from quire.gateway.metrics_text import TextFormat
 from quire.metrics import METRICS, TENANT_METRICS
 from quire.v1 import generate_pb2, generate_pb2_grpc
 
@@ -94,14 +95,38 @@ async def test_names_are_those_of_the_table_and_of_vllm(http):
         assert labels == COMMON_LABELS | set(METRICS[name].labels), name
 
 
-async def test_openmetrics_for_who_asks_for_it(http):
-    plain = await http.get("/metrics")
-    assert plain.headers["content-type"].startswith("text/plain; version=0.0.4")
-    open_ = await http.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
-    assert open_.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
-    assert open_.text.endswith("# EOF\n")
-    names = {family.name for family in read_openmetrics(open_.text)}
-    assert {"quire:prompt_tokens", "vllm:prompt_tokens", "quire:iteration_tokens_total"} <= names
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("application/openmetrics-text", TextFormat.OPENMETRICS),
+        # Prometheus 2 and 3.
+        (
+            "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+            "text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            TextFormat.OPENMETRICS,
+        ),
+        (
+            "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,text/plain;version=1.0.0;q=0.3",
+            TextFormat.OPENMETRICS,
+        ),
+        ("application/openmetrics-text;version=2.0.0", TextFormat.PROMETHEUS),
+        ("text/plain;version=1.0.0;escaping=underscores", TextFormat.PROMETHEUS),
+        ("", TextFormat.PROMETHEUS),
+    ],
+)
+async def test_the_same_series_in_the_format_that_is_asked_for(http, accept, expected):
+    plain = await http.get("/metrics", headers={"accept": "text/plain"})
+    response = await http.get("/metrics", headers={"accept": accept})
+    assert response.headers["content-type"] == expected.value
+    is_open = expected is TextFormat.OPENMETRICS
+    assert response.text.endswith("# EOF\n") == is_open
+    families = list((read_openmetrics if is_open else read_text)(response.text))
+    assert {family.name for family in families} == {family.name for family in read_text(plain.text)}
+    series = {(sample.name, *sample.labels.items()) for family in families for sample in family.samples}
+    # The plain text has the answers to these very requests too.
+    known = {(sample.name, *sample.labels.items()) for family in read_text(plain.text) for sample in family.samples}
+    assert known <= series
+    assert all(name.startswith(("quire:", "vllm:")) for name, *_ in series)
 
 
 async def test_answers_are_counted_by_status(scheduler, keyed, http):

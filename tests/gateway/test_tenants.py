@@ -96,7 +96,7 @@ def test_a_certificate_is_a_tenant_of_the_file_and_a_key_decides(path: Path) -> 
 def test_without_keys_everybody_is_admitted_as_whom_the_certificate_says() -> None:
     guard = access()
     assert guard.tenant({}).name == ""
-    assert guard.tenant({}, "somebody") == Tenant("somebody")
+    assert guard.tenant({}, "somebody") == Tenant("somebody", is_operator=True)
     assert guard.tenant(bearer("whatever")).name == ""
 
 

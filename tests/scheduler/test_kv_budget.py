@@ -91,14 +91,14 @@ def test_a_share_of_the_device_holds_weights_and_pool():
 def test_a_number_of_blocks():
     layout = plan_pool(_settings(num_gpu_blocks_override=3000), [_executor()], 1)
     assert layout.num_blocks == 3000
-    with pytest.raises(KvPoolError, match="it has .* --num-gpu-blocks-override is"):
+    with pytest.raises(KvPoolError, match=r"it has .* --num-gpu-blocks-override is"):
         check_reusable(layout, _settings(num_gpu_blocks_override=3001), [_executor()])
 
 
 @pytest.mark.parametrize("setting", [{"gpu_memory_utilization": 0.95}, {"num_gpu_blocks_override": 10_000}])
 def test_a_size_that_is_not_free_is_refused(setting):
     (name,) = setting
-    with pytest.raises(KvPoolError, match="does not fit: 8.00 GiB are free") as caught:
+    with pytest.raises(KvPoolError, match=r"does not fit: 8\.00 GiB are free") as caught:
         plan_pool(_settings(**setting), [_executor()], 1)
     assert caught.value.field == name
 

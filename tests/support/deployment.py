@@ -10,12 +10,13 @@ from typing import Any, Final
 
 import yaml
 
-from quire.config import ExecutorSettings, GatewaySettings, SchedulerSettings, ServeSettings, _Settings
+from quire.config import ExecutorSettings, GatewaySettings, SchedulerSettings, ServeSettings
+from quire.settings import Settings
 
 ROOT: Final = Path(__file__).parents[2]
 DEPLOY: Final = ROOT / "deploy"
 
-_COMMANDS: Final[Mapping[str, type[_Settings]]] = {
+_COMMANDS: Final[Mapping[str, type[Settings]]] = {
     "serve": ServeSettings,
     "gateway": GatewaySettings,
     "scheduler": SchedulerSettings,
@@ -23,7 +24,7 @@ _COMMANDS: Final[Mapping[str, type[_Settings]]] = {
 }
 
 
-def load_command(line: Sequence[str], environment: Mapping[str, str]) -> _Settings:
+def load_command(line: Sequence[str], environment: Mapping[str, str]) -> Settings:
     """The settings that a command line (`quire serve --port=1`, perhaps behind tini) and its variables stand for.
 
     The line is read by quire's own classes, so a flag, a variable or a value that does not exist fails.
@@ -50,7 +51,7 @@ def load_command(line: Sequence[str], environment: Mapping[str, str]) -> _Settin
     return settings.load(given)
 
 
-def _takes_several(settings: type[_Settings], field: str) -> bool:
+def _takes_several(settings: type[Settings], field: str) -> bool:
     return "list" in str(settings.model_fields[field].annotation)
 
 

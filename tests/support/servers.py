@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -57,6 +59,17 @@ def inspect_scheduler(address: str) -> Iterator[scheduler_pb2_grpc.SchedulerServ
     """A stub of a running scheduler."""
     with open_sync_channel(address) as channel:
         yield scheduler_pb2_grpc.SchedulerServiceStub(channel)
+
+
+@contextlib.contextmanager
+def stopped_executor(server: Server) -> Iterator[None]:
+    """No step ends while the block runs, which must be done before the watchdog is."""
+    (executor,) = (child.process for child in server.supervisor.children if child.name.startswith("executor"))
+    os.kill(executor.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(executor.pid, signal.SIGCONT)
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:

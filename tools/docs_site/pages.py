@@ -26,7 +26,7 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
         "docs/security.md",
         "docs/troubleshooting.md",
     ),
-    "How it works": ("docs/architecture.md", "docs/recovery_model.md", "docs/benchmarks.md"),
+    "How it works": ("docs/architecture.md", "docs/recovery_model.md", "docs/benchmarks.md", "docs/bench_compare.md"),
     "The project": ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
 }
 # Names that would otherwise differ only in case from another page's.
@@ -40,7 +40,7 @@ def generators() -> dict[str, Callable[[], str]]:
     import docs_reference  # tools/docs_reference.py
 
     return {
-        "flags": lambda: "\n\n".join(docs_reference.render_flags().values()),
+        "flags": lambda: _below_title("\n\n".join(docs_reference.render_flags().values())),
         "vllm_flags": docs_reference.render_vllm_flags,
         "rest_paths": rest.render_paths,
         "rest_schemas": rest.render_schemas,
@@ -80,6 +80,13 @@ def _generate(writers: dict[str, Callable[[], str]], name: str) -> str:
     if name not in writers:
         raise ValueError(f"nothing generates {name}; known: {', '.join(writers)}")
     return writers[name]()
+
+
+def _below_title(text: str) -> str:
+    """The same with headings such that the first is of level 2, below a page's own."""
+    first = re.search(r"^#+", text, flags=re.MULTILINE)
+    more = "#" * (2 - len(first[0])) if first else ""
+    return re.sub(r"^(?=#)", more, text, flags=re.MULTILINE)
 
 
 def _toctrees() -> str:

@@ -90,7 +90,8 @@ def _signature(name: str, thing: Any) -> str:
 
 
 def _parameter(one: inspect.Parameter) -> str:
-    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(one.kind, "")
+    marks: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    stars = marks.get(one.kind, "")
     default = "" if one.default is inspect.Parameter.empty else f" = {_default(one.default)}"
     return f"{stars}{one.name}: {_annotation(one.annotation)}{default}"
 

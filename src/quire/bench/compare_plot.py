@@ -1,4 +1,4 @@
-"""A picture of a comparison. matplotlib is an extra and imported here only."""
+"""A picture of a comparison."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quire.bench.plot import save_figure
+from quire.bench.plot import open_pyplot, save_figure
 from quire.bench.statistics import MS_PER_S
 
 _SIDES = {"hf": ("Hugging Face generate", "#c8553d"), "quire": ("Quire", "#2a9d6f")}
@@ -14,11 +14,7 @@ _SIDES = {"hf": ("Hugging Face generate", "#c8553d"), "quire": ("Quire", "#2a9d6
 
 def plot_comparison(result: Mapping[str, Any], path: Path) -> None:
     """Draws throughput, latency and the ratios of both against users into a .png or .svg. Raises OSError."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
+    pyplot = open_pyplot()
     rows = result["summary"]
     users = [row["users"] for row in rows]
     figure, (throughput, latency, ratio) = pyplot.subplots(1, 3, figsize=(14, 4.5), layout="constrained")

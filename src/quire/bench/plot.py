@@ -22,11 +22,7 @@ def require_matplotlib(flag: str = "--plot") -> None:
 
 def plot_run(timelines: Sequence[Timeline], path: Path, *, title: str) -> None:
     """Draws the distributions of latency, and load and throughput over time, into a .png or .svg."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
+    pyplot = open_pyplot()
     done = [timeline for timeline in timelines if timeline.succeeded]
     figure, ((first, gaps), (flight, tokens)) = pyplot.subplots(2, 2, figsize=(11, 7), layout="constrained")
     figure.suptitle(title)
@@ -38,13 +34,21 @@ def plot_run(timelines: Sequence[Timeline], path: Path, *, title: str) -> None:
     save_figure(figure, path)
 
 
-def save_figure(figure: Any, path: Path) -> None:
-    """Writes a picture, and makes its folder if need be. Raises OSError."""
+def open_pyplot() -> Any:
+    """matplotlib.pyplot, which draws into files and opens no window."""
+    import matplotlib
+
+    matplotlib.use("agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a picture, makes its folder if need be, and forgets it. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    open_pyplot().close(figure)
 
 
 def _distribution(axes: Any, seconds: Sequence[float], label: str) -> None:

@@ -18,19 +18,19 @@ class BlockClass:
     colour: str
 
 
-FREE: Final = BlockClass("free", "#dfe3e8")
-CACHED: Final = BlockClass("cached: its content is known", "#8fc1e3")
-UNREACHABLE: Final = BlockClass("free again: what it continued is gone", "#b8c2cc")
-NO_MEMORY: Final = BlockClass("no memory yet", "#f5f6f7")
-HELD: Final = BlockClass("held by one", "#2a9d6f")
+# The page's colours (gateway/page/base.css, the light ones), and two that only an inspection needs.
+FREE: Final = BlockClass("free", "#e6e9ee")
+CACHED: Final = BlockClass("cached: its content is known", "#93cdb9")
+HELD: Final = BlockClass("held by one", "#4a7ee6")
 # By the least number of holders.
 SHARED: Final = {
-    2: BlockClass("shared by 2", "#f2c14e"),
-    3: BlockClass("shared by 3 or 4", "#f08a24"),
-    5: BlockClass("shared by 5 to 8", "#c8553d"),
-    9: BlockClass("shared by 9 or more", "#7b2d8b"),
+    2: BlockClass("shared by 2", "#8150d8"),
+    3: BlockClass("shared by 3 or 4", "#bd3a9a"),
+    5: BlockClass("shared by 5 or more", "#d9432c"),
 }
-WRONG: Final = BlockClass("damaged or leaked", "#d7191c")
+UNREACHABLE: Final = BlockClass("unreachable: what it continues is gone", "#b8c2cc")
+NO_MEMORY: Final = BlockClass("no memory yet", "#f7f8fa")
+WRONG: Final = BlockClass("damaged or leaked", "#15191f")
 
 # The order of legends.
 CLASSES: Final = (FREE, NO_MEMORY, UNREACHABLE, CACHED, HELD, *SHARED.values(), WRONG)

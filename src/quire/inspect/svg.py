@@ -14,8 +14,10 @@ _WIDTH: Final = 960
 _MARGIN: Final = 16
 _LINE: Final = 20
 # Of the largest cell, and the share of it that is not gap.
-_MAX_CELL: Final = 16.0
+_MAX_CELL: Final = 28.0
 _FILLED: Final = 0.86
+# With more columns the gaps between blocks would be all that is seen.
+MAX_COLUMNS_WITH_GAPS: Final = 200
 
 
 def num_columns(num_blocks: int) -> int:
@@ -46,6 +48,12 @@ def to_svg(block_map: BlockMap) -> str:
             for row, column, length in _runs([block is shown for block in blocks], columns)
         )
         parts.append(f'<path fill="{shown.colour}" d="{runs}"/>')
+    if columns <= MAX_COLUMNS_WITH_GAPS:
+        lines = "".join(
+            f"M{_MARGIN + (column - (1 - _FILLED) / 2) * cell:.2f} {top}V{legend_top - _LINE:.2f}"
+            for column in range(1, columns)
+        )
+        parts.append(f'<path stroke="#ffffff" stroke-width="{(1 - _FILLED) * cell:.2f}" d="{lines}"/>')
     for i, (shown, count) in enumerate(legend):
         y = legend_top + i * _LINE
         parts.append(f'<rect x="{_MARGIN}" y="{y:.2f}" width="12" height="12" fill="{shown.colour}"/>')

@@ -16,8 +16,8 @@ from quire.v1 import monitor_pb2
 
 # Rows of the map of the KV pool.
 _MAP_ROWS: Final = 6
-# Lines that are not sequences: figures, map, legend, headings.
-_OTHER_LINES: Final = 8 + _MAP_ROWS
+# Lines that are not sequences: heading, figures, map, legend, the table's heading and what is left out of it.
+_OTHER_LINES: Final = 10 + _MAP_ROWS
 
 
 class View:
@@ -97,8 +97,8 @@ class View:
         text = Text()
         for kind in Kind:
             text.append(kind.character, style=kind.colour)
-            text.append(f" {kind.label} {counts[kind]}   ")
-        text.append(f"of {len(self._blocks.states)} blocks", style="bright_black")
+            text.append(f" {kind.label} {counts[kind]}  ")
+        text.append(f"of {len(self._blocks.states)}", style="bright_black")
         return text
 
 
