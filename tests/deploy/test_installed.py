@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from collections.abc import Iterator
@@ -62,15 +63,15 @@ def test_completion_is_streamed(server: RunningServer) -> None:
 
 
 def test_grpc_client_of_the_command_line(server: RunningServer, installed: Path, runtime: Path, tmp_path: Path) -> None:
-    environment = clean_environment(TMPDIR=str(runtime), COLUMNS="200")
-    status = run([installed / "bin/quire", "status"], cwd=tmp_path, environment=environment)
-    port = re.search(r"gRPC on port (\d+)", status)
-    assert port is not None
+    environment = clean_environment(TMPDIR=str(runtime))
+    # This host may run other servers of ours.
+    status = [installed / "bin/quire", "status", "--json", "--pid", server.process.pid]
+    port = json.loads(run(status, cwd=tmp_path, environment=environment))["ports"]["grpc_port"]
     command = [
         installed / "bin/quire",
         "complete",
         "--address",
-        f"127.0.0.1:{port.group(1)}",
+        f"127.0.0.1:{port}",
         "--max-tokens",
         "4",
         "The",
