@@ -72,6 +72,7 @@ async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSig
         await server.start()
         cleanup.push_async_callback(server.stop, 1.0)
         cleanup.callback(router.close_all)
+        cleanup.callback(monitor.close)
         settle_garbage_collection()
         status.ready()
         activities = [lane.run() for lane in lanes]

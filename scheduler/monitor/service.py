@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final, TypeAlias
 
 import grpc
@@ -32,6 +33,15 @@ class MonitorService(monitor_pb2_grpc.MonitorServiceServicer):
         self._watch = Watch(self._maker, pace, None)
         self._watch_with_blocks = Watch(self._maker, pace, BlockStates(scheduler.kv_cache.pool))
         self._kv_events = KvEventStreams(scheduler.kv_cache)
+        # The calls that have no end of their own.
+        self._streams: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Ends all streams, which the server would wait for: gateways go on with the next scheduler."""
+        self._is_closed = True
+        for stream in self._streams:
+            stream.cancel()
 
     async def GetLoads(  # noqa: N802
         self, request: monitor_pb2.GetLoadsRequest, context: Context
@@ -43,15 +53,32 @@ class MonitorService(monitor_pb2_grpc.MonitorServiceServicer):
         self, request: monitor_pb2.StreamKvEventsRequest, context: Context
     ) -> AsyncIterator[monitor_pb2.KvEventBatch]:
         """See the proto."""
-        async with contextlib.aclosing(self._kv_events.batches(request.source, request.after_id)) as batches:
-            async for batch in batches:
-                yield batch
+        batches = self._kv_events.batches(request.source, request.after_id)
+        with self._until_closed():
+            async with contextlib.aclosing(batches):
+                async for batch in batches:
+                    yield batch
 
     async def WatchServer(  # noqa: N802
         self, request: monitor_pb2.WatchServerRequest, context: Context
     ) -> AsyncIterator[monitor_pb2.ServerState]:
         """See the proto."""
         watch = self._watch_with_blocks if request.with_blocks else self._watch
-        async with contextlib.aclosing(watch.states(request.interval_s)) as states:
-            async for state in states:
-                yield state
+        states = watch.states(request.interval_s)
+        with self._until_closed():
+            async with contextlib.aclosing(states):
+                async for state in states:
+                    yield state
+
+    @contextlib.contextmanager
+    def _until_closed(self) -> Iterator[None]:
+        """Around a stream, which ends well when it is closed: of one that is cancelled gRPC would say nothing."""
+        task: Any = asyncio.current_task()
+        self._streams.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self._is_closed or task.uncancel() > 0:
+                raise
+        finally:
+            self._streams.discard(task)
