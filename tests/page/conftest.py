@@ -1,4 +1,7 @@
-"""One browser and one server for all tests of the page; each test has a page of its own."""
+"""One browser and one server for all tests of the page; each test has a page of its own.
+
+`make test-page` runs them apart from all others: while playwright runs, tests that are coroutines cannot.
+"""
 
 from __future__ import annotations
 
