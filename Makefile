@@ -15,7 +15,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-clients test-page lint types protos native format bench bench-peers bench-chaos test-chaos soak docs clean
+.PHONY: help run test test-slow test-clients test-page test-deploy lint types protos native format bench bench-peers bench-chaos test-chaos soak docs clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,10 +23,10 @@ help: ## List the targets
 run: setup ## Serve the bundled model, or MODEL=path-or-hub-id
 	@exec .venv/bin/quire serve $(MODEL)
 
-test: setup ## Unit and end-to-end tests
+test: setup .venv/promtool ## Unit and end-to-end tests
 	$(PYTHON) -m pytest tests -m 'not slow and not page and (not chaos or chaos_sample)'
 
-test-slow: setup ## Tests that take long: emulated instruction sets, beam search on more models, slow readers
+test-slow: setup .venv/promtool ## Tests that take long: emulated instruction sets, beam search on more models, slow readers
 	$(PYTHON) -m pytest tests -m 'slow and not page and not chaos'
 
 test-chaos: setup ## Kills, floods and bombs against whole servers (a quarter of an hour)
@@ -35,6 +35,11 @@ test-chaos: setup ## Kills, floods and bombs against whole servers (a quarter of
 test-page: setup tests/page/node_modules ## The live page in a real browser without a window
 	@tools/install_chromium.sh
 	$(PYTHON) -m pytest tests/page
+
+test-deploy: export TORCH_INDEX := $(TORCH_INDEX)
+test-deploy: setup ## The wheel in an empty environment, the container's contents, manifests, the systemd unit
+	@tools/install_deploy_tools.sh
+	$(PYTHON) -m pytest tests/deploy
 
 MINUTES ?= 60
 soak: setup ## Mixed work with cancels for MINUTES=60: memory must stay flat
@@ -92,6 +97,10 @@ clean: ## Remove everything that was built or installed
 	rm -rf .venv .venv-clients tests/clients/node/node_modules tests/page/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	rm -rf src/quire/v1 src/quire/internal kernels/build kernels/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/promtool: .venv/installed tools/install_promtool.sh
+	@tools/install_promtool.sh .venv/bin
+	@touch $@
 
 .PHONY: setup
 setup: .venv/installed .venv/protos native

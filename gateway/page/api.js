@@ -35,7 +35,12 @@ export async function ask(path, { body, signal } = {}) {
   if (body) headers.set("Content-Type", "application/json");
   let response;
   try {
-    response = await fetch(path, { method: body ? "POST" : "GET", body: body && JSON.stringify(body), headers, signal });
+    response = await fetch(path, {
+      method: body ? "POST" : "GET",
+      body: body && JSON.stringify(body),
+      headers,
+      signal,
+    });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError(0, "The server cannot be reached.");

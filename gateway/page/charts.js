@@ -16,12 +16,55 @@ const whole = (/** @type {number | null} */ value) => (value === null ? "–" : 
 
 /** @type {Definition[]} */
 const DEFINITIONS = [
-  { title: "Throughput", unit: "tokens/s", lines: [["generation", "generationRate"], ["prompt", "promptRate"]], format: rate, least: 10 },
-  { title: "Time to first token", unit: "last minute", lines: [["p50", "ttft50"], ["p95", "ttft95"]], format: duration, least: 0.001 },
-  { title: "Inter-token latency", unit: "last minute", lines: [["p50", "itl50"], ["p95", "itl95"]], format: duration, least: 0.001 },
-  { title: "Requests", unit: "now", lines: [["running", "running"], ["waiting", "waiting"]], format: whole, least: 4 },
+  {
+    title: "Throughput",
+    unit: "tokens/s",
+    lines: [
+      ["generation", "generationRate"],
+      ["prompt", "promptRate"],
+    ],
+    format: rate,
+    least: 10,
+  },
+  {
+    title: "Time to first token",
+    unit: "last minute",
+    lines: [
+      ["p50", "ttft50"],
+      ["p95", "ttft95"],
+    ],
+    format: duration,
+    least: 0.001,
+  },
+  {
+    title: "Inter-token latency",
+    unit: "last minute",
+    lines: [
+      ["p50", "itl50"],
+      ["p95", "itl95"],
+    ],
+    format: duration,
+    least: 0.001,
+  },
+  {
+    title: "Requests",
+    unit: "now",
+    lines: [
+      ["running", "running"],
+      ["waiting", "waiting"],
+    ],
+    format: whole,
+    least: 4,
+  },
   { title: "KV usage", unit: "held blocks", lines: [["held", "kvUsage"]], format: percent, least: 1, most: 1 },
-  { title: "Prefix hit rate", unit: "tokens, last minute", lines: [["hit", "hitRate"]], format: percent, least: 1, most: 1 },
+  {
+    title: "Prefix hit rate",
+    unit: "tokens, last minute",
+    lines: [["hit", "hitRate"]],
+    format: percent,
+    least: 1,
+    most: 1,
+  },
 ];
 
 const HEIGHT = 112;
@@ -54,11 +97,17 @@ class Chart {
     this.#definition = definition;
     this.#values = definition.lines.map(() => element("dd", { textContent: "–" }));
     const names = definition.lines.map(([name], line) =>
-      element("div", {}, [element("dt", { textContent: name }), this.#values[line]]));
+      element("div", {}, [element("dt", { textContent: name }), this.#values[line]]),
+    );
     const box = element("div", { className: "plot" });
     box.setAttribute("aria-hidden", "true"); // The figures above say it in words.
-    const title = element("h3", {}, [definition.title, element("span", { className: "unit", textContent: ` · ${definition.unit}` })]);
-    parent.append(element("figure", { className: "card chart" }, [title, element("dl", { className: "values" }, names), box]));
+    const title = element("h3", {}, [
+      definition.title,
+      element("span", { className: "unit", textContent: ` · ${definition.unit}` }),
+    ]);
+    parent.append(
+      element("figure", { className: "card chart" }, [title, element("dl", { className: "values" }, names), box]),
+    );
     this.#plot = new uPlot(this.#options(box.clientWidth), this.#columns(), box);
     new ResizeObserver(() => this.#plot.setSize({ width: box.clientWidth, height: HEIGHT })).observe(box);
     // Its colours are asked for when it draws.
@@ -103,18 +152,34 @@ class Chart {
         y: { range: (_, __, high) => [0, most ?? Math.max(least, (high ?? 0) * 1.15)] },
       },
       axes: [
-        { ...axis, grid: { show: false }, size: 22, gap: 4, splits: () => [-SHOWN_S, -SHOWN_S / 2, 0], values: (_, at) => at.map(age) },
         {
-          ...axis, grid, size: 54, gap: 6, space: 34, incrs: format === whole ? WHOLE_STEPS : undefined, splits: most ? () => [0, most / 2, most] : undefined,
+          ...axis,
+          grid: { show: false },
+          size: 22,
+          gap: 4,
+          splits: () => [-SHOWN_S, -SHOWN_S / 2, 0],
+          values: (_, at) => at.map(age),
+        },
+        {
+          ...axis,
+          grid,
+          size: 54,
+          gap: 6,
+          space: 34,
+          incrs: format === whole ? WHOLE_STEPS : undefined,
+          splits: most ? () => [0, most / 2, most] : undefined,
           values: (_, at) => at.map((value) => (value ? format(value) : "0")),
         },
       ],
-      series: [{}, ...lines.map((_, line) => ({
-        stroke: () => colour(`--series-${line + 1}`),
-        width: 1.75,
-        dash: line ? [5, 4] : undefined,
-        points: { show: false },
-      }))],
+      series: [
+        {},
+        ...lines.map((_, line) => ({
+          stroke: () => colour(`--series-${line + 1}`),
+          width: 1.75,
+          dash: line ? [5, 4] : undefined,
+          points: { show: false },
+        })),
+      ],
     };
   }
 }

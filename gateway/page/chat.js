@@ -61,7 +61,9 @@ export class Chat {
     }
     this.#prompt.value = "";
     this.#messages.push({ role: "user", content });
-    this.#list.append(element("div", { className: "message user" }, [element("div", { className: "text", textContent: content })]));
+    this.#list.append(
+      element("div", { className: "message user" }, [element("div", { className: "text", textContent: content })]),
+    );
     this.#answer();
   }
 

@@ -1,4 +1,4 @@
-// The colours and the font of base.css, for what is drawn on a canvas.
+// The colours and the font of theme.css, for what is drawn on a canvas.
 
 /** @type {Map<string, string>} */
 const known = new Map();

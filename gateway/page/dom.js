@@ -24,7 +24,10 @@ export function element(tag, properties = {}, children = []) {
   return made;
 }
 
-/** Sets an element's text if it is another, so that an onlooker is told of changes alone. @param {Element} target @param {string} text */
+/**
+ * Sets an element's text if it is another, so that an onlooker is told of changes alone.
+ * @param {Element} target @param {string} text
+ */
 export function setText(target, text) {
   if (target.textContent !== text) target.textContent = text;
 }

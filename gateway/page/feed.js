@@ -5,13 +5,15 @@ import { ApiError, ask, events } from "./api.js";
 /**
  * What `GET monitor/state` sends: quire.v1.ServerState of protos/quire/v1/monitor.proto.
  * @typedef {{bounds: number[], counts: number[], sum: number}} Histogram
- * @typedef {{request_id: string, sequence_index: number, status: string, num_tokens: number, num_computed_tokens: number,
+ * @typedef {{request_id: string, sequence_index: number, status: string,
+ *   num_tokens: number, num_computed_tokens: number,
  *   num_prompt_tokens: number, num_cached_tokens: number, tenant: string, executor: number, age_s: number,
  *   block_ids: number[]}} SequenceState
  * @typedef {{is_complete: boolean, block_ids: number[], states: string}} BlockMap
  * @typedef {{loads: Record<string, number> & {model: string}, num_prompt_tokens: number, num_generation_tokens: number,
  *   prefix_cache_queries: number, prefix_cache_hits: number, time_to_first_token: Histogram,
- *   inter_token_latency: Histogram, sequences: SequenceState[], blocks: BlockMap, scheduler_start_ns: number}} ServerState
+ *   inter_token_latency: Histogram, sequences: SequenceState[], blocks: BlockMap,
+ *   scheduler_start_ns: number}} ServerState
  *
  * How it goes. `refused`: asking again would not help, before there is another key.
  * @typedef {{kind: "connecting"} | {kind: "live"} | {kind: "quiet"} | {kind: "away", message: string, retryS: number}

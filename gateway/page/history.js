@@ -105,8 +105,17 @@ const EMPTY = { is_complete: false, block_ids: [], states: "" };
 
 /** A gap. @param {number} time @returns {Point} */
 const nothing = (time) => ({
-  time, promptRate: null, generationRate: null, ttft50: null, ttft95: null, itl50: null, itl95: null,
-  running: null, waiting: null, kvUsage: null, hitRate: null,
+  time,
+  promptRate: null,
+  generationRate: null,
+  ttft50: null,
+  ttft95: null,
+  itl50: null,
+  itl95: null,
+  running: null,
+  waiting: null,
+  kvUsage: null,
+  hitRate: null,
 });
 
 /** Removes what is older than a time. @param {{time: number}[]} entries @param {number} time */

@@ -59,6 +59,8 @@ function onStatus(status) {
     setText(notice, "The server sends no news: it is very busy, or its scheduler is being replaced. Still listening …");
   } else {
     showStatus(status.kind, status.kind);
+    // The server is back, and may be another one.
+    if (status.kind === "live" && !notice.hidden) chat.loadModels();
   }
   notice.hidden = status.kind === "live" || status.kind === "connecting";
 }

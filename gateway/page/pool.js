@@ -5,7 +5,7 @@
  * @typedef {import("./feed.js").SequenceState} SequenceState
  */
 
-/** What a block can be, as it is named, and its colour in base.css. */
+/** What a block can be, as it is named, and its colour in theme.css. */
 export const KINDS = [
   { kind: "free", label: "free", colour: "--kv-free" },
   { kind: "cached", label: "cached", colour: "--kv-cached" },
@@ -16,8 +16,7 @@ export const KINDS = [
 ];
 
 /** The index in KINDS of each state of quire.v1.BlockMap: 0 free, 1 cached, 1 + n held by n. */
-export const KIND_OF_STATE = Uint8Array.from({ length: 256 }, (_, state) =>
-  state <= 3 ? state : state <= 5 ? 4 : 5);
+export const KIND_OF_STATE = Uint8Array.from({ length: 256 }, (_, state) => (state <= 3 ? state : state <= 5 ? 4 : 5));
 
 /** States from here on stand for so many holders or more. */
 const MOST_HOLDERS = 254;

@@ -35,5 +35,7 @@ export function cellAt({ cell, columns, numCells }, x, y) {
 }
 
 /** The blocks of a cell: from the first up to the second. @param {Layout} layout @param {number} index */
-export const blocksOf = ({ perCell, numBlocks }, index) =>
-  [index * perCell, Math.min((index + 1) * perCell, numBlocks)];
+export const blocksOf = ({ perCell, numBlocks }, index) => [
+  index * perCell,
+  Math.min((index + 1) * perCell, numBlocks),
+];

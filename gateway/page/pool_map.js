@@ -84,7 +84,10 @@ export class PoolMap {
     for (const [kind, value] of counts.entries()) setText(this.#counts[kind], count(value));
     const { numBlocks, perCell } = this.#layout;
     const cell = perCell > 1 ? `${perCell} to a cell, whose colour is their mean` : "one cell each";
-    setText(byId("pool-scale"), numBlocks ? `${counted(numBlocks, "block")} of ${this.#pool.blockSize} tokens; ${cell}` : "");
+    setText(
+      byId("pool-scale"),
+      numBlocks ? `${counted(numBlocks, "block")} of ${this.#pool.blockSize} tokens; ${cell}` : "",
+    );
     setText(byId("pool-block"), this.#describeCursor());
     setText(byId("pool-table"), this.#describeTable());
     this.#canvas.ariaValueMax = String(Math.max(0, this.#layout.numCells - 1));
@@ -141,8 +144,14 @@ export class PoolMap {
     const at = this.#cursor ?? 0;
     /** @type {Record<string, number>} */
     const to = {
-      ArrowRight: at + 1, ArrowLeft: at - 1, ArrowDown: at + columns, ArrowUp: at - columns,
-      PageDown: at + 10 * columns, PageUp: at - 10 * columns, Home: 0, End: numCells - 1,
+      ArrowRight: at + 1,
+      ArrowLeft: at - 1,
+      ArrowDown: at + columns,
+      ArrowUp: at - columns,
+      PageDown: at + 10 * columns,
+      PageUp: at - 10 * columns,
+      Home: 0,
+      End: numCells - 1,
     };
     if (!(event.key in to) || !numCells) return;
     event.preventDefault();

@@ -78,7 +78,11 @@ export function paintTable(context, pool, layout, table) {
     context.fill();
   }
   context.globalAlpha = 1;
-  paintOrder(context, cells.map((index) => corner(layout, index).map((edge) => edge + (cell - layout.gap) / 2)), cell);
+  paintOrder(
+    context,
+    cells.map((index) => corner(layout, index).map((edge) => edge + (cell - layout.gap) / 2)),
+    cell,
+  );
 }
 
 /** Numbers where there is room, otherwise a line that begins with a dot, if there are few.
@@ -107,7 +111,10 @@ function paintOrder(context, centres, cell) {
   context.fill();
 }
 
-/** Marks the cell that is asked about. @param {CanvasRenderingContext2D} context @param {Layout} layout @param {number} index */
+/**
+ * Marks the cell that is asked about.
+ * @param {CanvasRenderingContext2D} context @param {Layout} layout @param {number} index
+ */
 export function paintCursor(context, layout, index) {
   const [x, y, width, height] = square(layout, index);
   context.strokeStyle = colour("--chosen");

@@ -44,16 +44,25 @@ export class RequestTable {
     }
     byId("requests-hint").hidden = sequences.length > 0;
     byId("requests-box").classList.toggle("no-tenants", !sequences.some(({ tenant }) => tenant));
-    const shown = sequences.length < numInAll ? `the first ${sequences.length} of ${count(numInAll)}` : counted(numInAll, "sequence");
+    const shown =
+      sequences.length < numInAll
+        ? `the first ${sequences.length} of ${count(numInAll)}`
+        : counted(numInAll, "sequence");
     setText(byId("requests-count"), numInAll ? shown : "");
   }
 
   /** @param {SequenceState} sequence @returns {Row} */
   #add(sequence) {
     const key = keyOf(sequence);
-    const button = element("button", { type: "button", textContent: nameOf(sequence), title: nameOf(sequence), ariaPressed: "false" });
+    const button = element("button", {
+      type: "button",
+      textContent: nameOf(sequence),
+      title: nameOf(sequence),
+      ariaPressed: "false",
+    });
     const cells = Array.from({ length: NUM_COLUMNS }, (_, column) =>
-      element(column ? "td" : "span", { className: column === 0 ? "state" : WORDS.has(column) ? "" : "number" }));
+      element(column ? "td" : "span", { className: column === 0 ? "state" : WORDS.has(column) ? "" : "number" }),
+    );
     const row = element("tr", {}, [element("td", {}, [button]), element("td", {}, [cells[0]]), ...cells.slice(1)]);
     row.addEventListener("click", () => this.#choose(this.#chosen === key ? null : key));
     const entry = { row, button, cells };

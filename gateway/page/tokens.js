@@ -1,8 +1,8 @@
 // Which piece of an answer's text each token is.
 //
 // A chunk of a stream has new text and new tokens, but the text may lag (a stop string may begin in it, a character may
-// not be whole yet) and some tokens have none (those that end an answer, or frame a thought). The text is what was said:
-// all of it is shown, in order, and tokens are laid over it as far as they fit.
+// not be whole yet) and some tokens have none (those that end an answer, or frame a thought). The text is what was
+// said: all of it is shown, in order, and tokens are laid over it as far as they fit.
 
 /**
  * @typedef {{token: string, logprob: number, bytes: number[]}} Candidate

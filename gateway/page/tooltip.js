@@ -79,7 +79,14 @@ export function tokenSpan(text, token, inTabOrder) {
 function step(span, event) {
   const spans = [...(span.parentElement?.querySelectorAll(".token") ?? [])];
   const at = spans.indexOf(span);
-  const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: spans.length - 1 };
+  const to = {
+    ArrowRight: at + 1,
+    ArrowDown: at + 1,
+    ArrowLeft: at - 1,
+    ArrowUp: at - 1,
+    Home: 0,
+    End: spans.length - 1,
+  };
   const next = spans[to[event.key]];
   if (!(event.key in to)) return;
   event.preventDefault();
@@ -113,7 +120,10 @@ function describeOther(other, isTaken) {
   ]);
 }
 
-/** Below the token, or above it where there is no room, within the window. @param {HTMLElement} tip @param {HTMLElement} span */
+/**
+ * Below the token, or above it where there is no room, within the window.
+ * @param {HTMLElement} tip @param {HTMLElement} span
+ */
 function place(tip, span) {
   const margin = 8;
   const [at] = span.getClientRects();

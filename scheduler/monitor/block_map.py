@@ -14,7 +14,7 @@ from quire.scheduler.block_pool import Block, BlockPool
 from quire.v1 import monitor_pb2
 
 # Blocks that are read at a time, in less than a millisecond.
-_PART: Final = 2048
+_PART: Final = 1024
 # A change takes five bytes, and a block of the complete map one.
 _MOST_CHANGED: Final = 1 / 5
 # States that remember what changed before them.

@@ -37,7 +37,11 @@ class KvEventLog:
         # Contents that are not announced yet, and the same by the lane and the step that they wait for.
         self._pending: set[CachedPrefix] = set()
         self._by_step: list[dict[int, list[CachedPrefix]]] = [{} for _ in kv_cache.lanes]
-        for prefix in kv_cache.prefixes.contents():
+        acknowledged = [lane.acknowledged_step for lane in kv_cache.lanes]
+        contents = kv_cache.prefixes.contents()
+        if len(acknowledged) == 1:  # what is there cannot wait for what is not
+            contents = [prefix for prefix in contents if prefix.step > acknowledged[0]]
+        for prefix in contents:
             if (awaited := self._awaited(prefix)) is not None:
                 self._await(prefix, awaited)
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from quire.columns import pack_u32
 from quire.scheduler.metrics import MetricStore
+from quire.scheduler.monitor.block_tables import BlockTables
 from quire.scheduler.monitor.loads import loads_of
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import Sequence, SequenceStatus
@@ -26,6 +26,7 @@ class StateMaker:
         self._scheduler = scheduler
         self._metrics = metrics
         self._model = model
+        self._tables = BlockTables()
 
     def loads(self) -> monitor_pb2.Loads:
         """See the proto."""
@@ -50,11 +51,18 @@ class StateMaker:
         )
         now = time.monotonic_ns()
         room = MAX_BLOCK_IDS if with_tables else 0
+        if with_tables:
+            self._tables.begin()
         for sequence in itertools.islice(_sequences(scheduler), MAX_SEQUENCES):
-            table = [block.id for block in sequence.blocks] if len(sequence.blocks) <= room else []
-            room -= len(table)
+            num_blocks = len(sequence.blocks)
+            table = self._tables.column(sequence) if 0 < num_blocks <= room else b""
+            room -= num_blocks if table else 0
             _add(state, sequence, table, now)
         return state
+
+    def forget(self) -> None:
+        """Nobody looks any more: lets go of what only the next state needs."""
+        self._tables = BlockTables()
 
     def _histogram(self, name: str) -> monitor_pb2.Histogram:
         """What gateways have reported until a second ago."""
@@ -71,7 +79,7 @@ def _sequences(scheduler: Scheduler) -> Iterator[Sequence]:
                 yield sequence
 
 
-def _add(state: monitor_pb2.ServerState, sequence: Sequence, table: list[int], now_ns: int) -> None:
+def _add(state: monitor_pb2.ServerState, sequence: Sequence, table: bytes, now_ns: int) -> None:
     request = sequence.request
     state.sequences.add(
         request_id=request.request_id,
@@ -84,5 +92,5 @@ def _add(state: monitor_pb2.ServerState, sequence: Sequence, table: list[int], n
         tenant=request.tenant.name,
         executor=sequence.lane,
         age_s=(now_ns - request.submitted_ns) / 1e9,
-        block_ids=pack_u32(table),
+        block_ids=table,
     )

@@ -65,6 +65,7 @@ class Watch:
                 self._latest, self._made_s = monitor_pb2.ServerState(), -math.inf
                 if self._blocks is not None:
                     self._blocks.close()
+                    self._maker.forget()
 
     async def _renew(self, known: int, max_age_s: float) -> None:
         """Makes a state, unless one that is young enough has come after the one that is known."""

@@ -6,6 +6,7 @@ The groups below are mixed into one settings class per process; `settings.flags(
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
 
@@ -268,10 +269,15 @@ class TraceOptions(Settings):
     panel: ClassVar[Panel] = Panel.OBSERVABILITY
 
     otlp_traces_endpoint: str | None = Field(
-        None,
-        pattern=r"^https?://[^/\s]+/?$",
-        description="Collector that gets a trace of each request (OTLP over gRPC), such as http://localhost:4317.",
+        None, description="Collector that gets a trace of each request (OTLP over gRPC), such as http://localhost:4317."
     )
+
+    @field_validator("otlp_traces_endpoint")
+    @classmethod
+    def _check_collector(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^/\s]+/?", url):
+            raise ValueError("must be a URL without a path, such as http://localhost:4317, or https:// for TLS")
+        return url
 
 
 MetricsAlias: TypeAlias = Literal["vllm"]

@@ -41,5 +41,7 @@ def installed(distributions: Distributions, tmp_path_factory: pytest.TempPathFac
 def tracked() -> list[str]:
     """The files of the repository, as paths from its root; new ones too, if git does not ignore them."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    names = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    ).stdout.splitlines()
     return [name for name in names if (ROOT / name).is_file()]

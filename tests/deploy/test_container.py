@@ -41,7 +41,19 @@ class Container:
 
     def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
         """As `docker exec` does."""
-        enter = ["nsenter", "-t", str(self.pid), "-m", "-p", "-r", "-w", "setpriv", "--reuid", "10001", "--clear-groups"]
+        enter = [
+            "nsenter",
+            "-t",
+            str(self.pid),
+            "-m",
+            "-p",
+            "-r",
+            "-w",
+            "setpriv",
+            "--reuid",
+            "10001",
+            "--clear-groups",
+        ]
         line = [*enter, "env", "-i", *self.environment, *command]
         return subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from collections.abc import Iterator
@@ -46,7 +47,9 @@ def test_the_package_is_complete_and_elsewhere(installed: Path, tmp_path: Path) 
     place = run([python, "-c", "import quire; print(quire.__file__)"], cwd=tmp_path, environment=clean_environment())
     assert Path(place.strip()).is_relative_to(installed)
     run([installed / "bin/pip", "check"], cwd=tmp_path, environment=clean_environment())
-    assert run([installed / "bin/quire", "version"], cwd=tmp_path, environment=clean_environment()) == f"{__version__}\n"
+    assert (
+        run([installed / "bin/quire", "version"], cwd=tmp_path, environment=clean_environment()) == f"{__version__}\n"
+    )
     paths = run([python, "-c", "import sys; print(sys.path)"], cwd=tmp_path, environment=clean_environment())
     assert str(ROOT) not in paths
 
@@ -60,11 +63,19 @@ def test_completion_is_streamed(server: RunningServer) -> None:
 
 
 def test_grpc_client_of_the_command_line(server: RunningServer, installed: Path, runtime: Path, tmp_path: Path) -> None:
-    environment = clean_environment(TMPDIR=str(runtime), COLUMNS="200")
-    status = run([installed / "bin/quire", "status"], cwd=tmp_path, environment=environment)
-    port = re.search(r"gRPC on port (\d+)", status)
-    assert port is not None
-    command = [installed / "bin/quire", "complete", "--address", f"127.0.0.1:{port.group(1)}", "--max-tokens", "4", "The"]
+    environment = clean_environment(TMPDIR=str(runtime))
+    # This host may run other servers of ours.
+    status = [installed / "bin/quire", "status", "--json", "--pid", server.process.pid]
+    port = json.loads(run(status, cwd=tmp_path, environment=environment))["ports"]["grpc_port"]
+    command = [
+        installed / "bin/quire",
+        "complete",
+        "--address",
+        f"127.0.0.1:{port}",
+        "--max-tokens",
+        "4",
+        "The",
+    ]
     assert run(command, cwd=tmp_path, environment=environment).strip()
 
 
@@ -78,7 +89,7 @@ def test_pages_and_metrics(server: RunningServer, path: str) -> None:
 @pytest.mark.parametrize("page", ["/", "/docs"])
 def test_files_of_the_pages_are_in_the_wheel(server: RunningServer, page: str) -> None:
     html = httpx.get(f"{server.url}{page}", timeout=60).text
-    files = [name for name in re.findall(r"""(?:src|href)=["']([^"']+\.(?:js|css))["']""", html)]
+    files = re.findall(r"""(?:src|href)=["']([^"']+\.(?:js|css))["']""", html)
     assert files
     for name in files:
         assert httpx.get(httpx.URL(f"{server.url}{page}").join(name), timeout=60).status_code == 200, name

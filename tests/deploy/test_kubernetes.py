@@ -15,7 +15,13 @@ from quire.config import GatewaySettings, ServeSettings
 from quire.settings import Settings
 
 # Resources that Kubernetes itself does not know: test_custom_resources.py.
-CUSTOM = {"monitoring.coreos.com", "inference.networking.k8s.io", "gateway.networking.k8s.io", "llm-d.ai", "cert-manager.io"}
+CUSTOM = {
+    "monitoring.coreos.com",
+    "inference.networking.k8s.io",
+    "gateway.networking.k8s.io",
+    "llm-d.ai",
+    "cert-manager.io",
+}
 ENTRYPOINT = ["quire", "serve", "--host=0.0.0.0"]
 
 
@@ -126,7 +132,9 @@ def test_addresses_of_the_processes_meet(manifests: list[Manifest]) -> None:
     assert [str(entry["port"]) for entry in service["spec"]["ports"]] == [port]
     for settings in (gateway, scheduler):
         assert settings.internal_tls_cert and settings.internal_tls_key and settings.internal_tls_ca
-    (certificate,) = [each for each in manifests if each["metadata"]["name"] == "quire-internal" and "dnsNames" in each["spec"]]
+    (certificate,) = [
+        each for each in manifests if each["metadata"]["name"] == "quire-internal" and "dnsNames" in each["spec"]
+    ]
     assert host in certificate["spec"]["dnsNames"]
 
 

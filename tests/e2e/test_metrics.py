@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import httpx
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from support.promql import Query, promtool
+from support.promql import Query, promtool, running_prometheus
 from support.scrapes import Samples, scrape, scrape_until
 from support.servers import Server, running_server, wait_for
 
@@ -160,30 +161,62 @@ def check_query(expression: str, live: dict[str, set[str]], of_prometheus: froze
     return query.groups or known
 
 
+def panels() -> list[dict[str, Any]]:
+    """Of the dashboard, without its headings."""
+    dashboard = json.loads((DEPLOY / "grafana" / "quire.json").read_text())
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+def expressions() -> dict[str, str]:
+    """All queries of the panels, by panel and letter, with values for Grafana's variables."""
+    return {
+        f"{panel['title']} {target['refId']}": target["expr"]
+        .replace("$__rate_interval", "1m")
+        .replace("$model_name", "quire-tiny")
+        for panel in panels()
+        for target in panel["targets"]
+    }
+
+
 def test_every_panel_of_the_dashboard_has_its_series(server, tmp_path):
     live = families(server)
-    dashboard = json.loads((DEPLOY / "grafana" / "quire.json").read_text())
-    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
-    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
-    variables = {variable["name"] for variable in dashboard["templating"]["list"]}
-    expressions = []
-    for panel in panels:
+    variables = json.loads((DEPLOY / "grafana" / "quire.json").read_text())["templating"]["list"]
+    known = {variable["name"] for variable in variables} | {"__rate_interval"}
+    for panel in panels():
         assert panel["targets"], panel["title"]
         for target in panel["targets"]:
             labels = check_query(target["expr"], live)
             assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= labels, panel["title"]
-            assert set(re.findall(r"\$(\w+)", target["expr"])) <= variables | {"__rate_interval"}
-            expressions.append(target["expr"].replace("$__rate_interval", "1m").replace("$model_name", "x"))
-    for variable in dashboard["templating"]["list"]:
+            assert set(re.findall(r"\$(\w+)", target["expr"])) <= known
+    for variable in variables:
         if variable["type"] == "query":
             name, label = re.fullmatch(r"label_values\((\S+), (\w+)\)", variable["query"]["query"]).groups()
             assert label in live[name]
     # Whether it is PromQL at all.
-    rules = [{"record": f"panel{number}", "expr": expression} for number, expression in enumerate(expressions)]
+    rules = [{"record": f"panel{number}", "expr": entry} for number, entry in enumerate(expressions().values())]
     path = tmp_path / "panels.yml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
     checked = promtool("check", "rules", path)
     assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.slow
+def test_a_real_prometheus_has_something_to_show_on_every_panel(server, tmp_path):
+    configuration = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    (job,) = configuration["scrape_configs"]
+    job["static_configs"] = [{"targets": [f"127.0.0.1:{server.port}"]}]
+    job["scrape_interval"] = "1s"
+    job["authorization"] = {"credentials": KEYS["operator"]}
+    (tmp_path / "alerts.yml").write_text((DEPLOY / "prometheus" / "alerts.yml").read_text())
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(configuration))
+    with Client(server.grpc_address, api_key=KEYS["b"]) as client:
+        client.complete([300, 301], SamplingParams(max_tokens=2, temperature=0))
+    with running_prometheus(tmp_path / "prometheus.yml", tmp_path / "data") as prometheus:
+        missing, deadline = expressions(), time.monotonic() + 90
+        while missing:
+            assert time.monotonic() < deadline, f"nothing to show: {missing}"
+            assert complete(server, "b", 1400, 4).status_code == 200
+            missing = {panel: entry for panel, entry in missing.items() if not prometheus.query(entry)}
 
 
 def test_alerts_and_prometheus_s_configuration(server):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from hashlib import sha256
 
 import pytest
 from support.servers import Server, running_server, stopped_executor, wait_for
@@ -130,11 +131,12 @@ def mirrored(server: Server) -> Iterator[Mirror]:
         mirror.join()
 
 
-def hashes_of(token_ids: list[int]) -> list[bytes]:
-    """As routers make them, of a prompt without tenant and salt."""
+def hashes_of(token_ids: list[int], salt: str = "") -> list[bytes]:
+    """As docs/observability.md has routers make them, of a prompt of no tenant."""
+    extra = sha256(pack_u32([0, 0]) + salt.encode()).digest() if salt else b""
     hashes, parent = [], b""
     for start in range(0, len(token_ids) - BLOCK_SIZE + 1, BLOCK_SIZE):
-        parent = chain_hash(parent, pack_u32(token_ids[start : start + BLOCK_SIZE]), b"")
+        parent = chain_hash(parent, pack_u32(token_ids[start : start + BLOCK_SIZE]), extra)
         hashes.append(parent)
     return hashes
 
@@ -154,6 +156,7 @@ def test_a_router_knows_what_is_cached(server: Server, client: Client) -> None:
         client.complete(list(range(600, 640)), SamplingParams(max_tokens=1), cache_salt="secret")
         wait_for(lambda: len(mirror.hashes) == len(before) + 2)
         assert not mirror.hashes.intersection(hashes_of(list(range(600, 640))))
+        assert mirror.hashes - before == set(hashes_of(list(range(600, 640)), "secret"))
 
 
 def test_top_prints_a_state(server: Server) -> None:

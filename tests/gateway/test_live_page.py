@@ -9,6 +9,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hatchling.builders.sdist import SdistBuilder
+from hatchling.builders.wheel import WheelBuilder
 from support.fake_scheduler import FakeScheduler
 from support.gateway_fixtures import start_gateway
 
@@ -104,6 +106,12 @@ async def test_below_a_root_path(module_scheduler: FakeScheduler, model_folder: 
             answers = await asyncio.gather(*(http.get(f"{prefix}/{name}") for name in names))
             assert {answer.status_code for answer in answers} == {200}
     await gateway.close()
+
+
+@pytest.mark.parametrize(("builder", "prefix"), [(WheelBuilder, "quire/"), (SdistBuilder, "")])
+async def test_what_is_installed_has_all_files(builder: type[WheelBuilder] | type[SdistBuilder], prefix: str) -> None:
+    packed = {file.distribution_path for file in builder(str(ROOT)).recurse_included_files()}
+    assert {f"{prefix}gateway/page/{name}" for name in (*page_files(), "vendor/LICENSE")} <= packed
 
 
 async def test_the_vendored_files_are_those_that_the_script_makes() -> None:

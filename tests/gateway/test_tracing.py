@@ -13,10 +13,12 @@ import grpc
 import httpx
 import pytest
 import pytest_asyncio
+from support.certificates import Authority
 from support.fake_scheduler import FakeScheduler
 from support.gateway_fixtures import MODEL, Gateway, start_gateway
 from support.otlp_receiver import OtlpReceiver, ReceivedSpan, otlp_receiver
 
+from quire.config import SchedulerSettings
 from quire.errors import ServiceUnavailableError, StartupError
 from quire.tracing import open_export
 from quire.v1 import generate_pb2, generate_pb2_grpc
@@ -177,6 +179,24 @@ async def test_a_collector_that_is_away_costs_a_line_and_no_request(
     assert said[0].startswith("spans are lost until http")
     assert "StatusCode.UNAVAILABLE" in said[0]
     assert "takes spans again" in said[1]
+
+
+async def test_a_collector_that_speaks_tls(tmp_path, monkeypatch):
+    authority = Authority(tmp_path)
+    pair = authority.issue("collector", "127.0.0.1")
+    credentials = grpc.ssl_server_credentials([(pair.key.read_bytes(), pair.certificate.read_bytes())])
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(authority.path))
+    with otlp_receiver(credentials=credentials) as receiver:
+        export = open_export(receiver.endpoint)
+        export.tracer("some", "some-0").start_span("over TLS").end()
+        await export.close()
+        assert [span.name for span in receiver.spans] == ["over TLS"]
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:4317", "grpc://localhost:4317", "http://localhost:4317/v1/traces"])
+async def test_an_endpoint_that_is_none(endpoint):
+    with pytest.raises(StartupError, match=r"--otlp-traces-endpoint: .*such as http://localhost:4317"):
+        SchedulerSettings.load({"listen": "unix:/s", "executors": ["unix:/e"], "otlp_traces_endpoint": endpoint})
 
 
 async def test_without_the_extra_the_flag_says_what_to_install(monkeypatch):

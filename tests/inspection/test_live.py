@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.made_pools import LAYOUT
+from support.made_pools import LAYOUT, make_pool
 from support.scheduling import Bench
 
 from quire.inspect.findings import Finding, Kind, confirmed
+from quire.inspect.inspection import look
 from quire.inspect.live import SchedulerView, find_contradictions, find_leaks, read_view
 from quire.inspect.processes import held_pools, open_pools
+from quire.inspect.target import find_target
 from quire.kv_journal import KvJournal, record_bytes
 from quire.kv_pool import KvPool
 from quire.scheduler.kv_state import describe_kv_cache
@@ -118,7 +120,7 @@ sys.stdin.read()
 """
 
 
-def test_memory_that_only_an_executor_keeps_is_unserved():
+def test_memory_that_only_an_executor_keeps_is_unserved(tmp_path: Path):
     """It has no descriptor either: one that somebody else has is how its pool is opened."""
     with KvPool.create_memfd(LAYOUT) as pool:
         executor = subprocess.Popen(
@@ -143,4 +145,15 @@ def test_memory_that_only_an_executor_keeps_is_unserved():
             assert held.size == LAYOUT.total_bytes
             (holder,) = held.holders
             assert (holder.pid, holder.title) == (executor.pid, "quire: executor 0")
+            assert executor.pid in _keepers(make_pool(tmp_path / "another"))
             executor.communicate(timeout=60)
+    assert executor.pid not in _keepers(tmp_path / "another")
+
+
+def _keepers(path: Path) -> set[int]:
+    """Processes that keep pools in memory which nobody serves, as an inspection of any pool reports them."""
+    target = find_target(str(path))
+    try:
+        return {finding.content for finding in look(target).findings if finding.kind is Kind.UNSERVED}
+    finally:
+        target.close()

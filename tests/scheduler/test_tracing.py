@@ -14,7 +14,8 @@ from support.scheduling import Bench, Submitted
 from quire.internal.v1 import executor_pb2
 from quire.scheduler.step_loop import StepRecord
 from quire.scheduler.step_plan import StepPlan
-from quire.scheduler.tracing import SchedulerTracing, StepTimes
+from quire.scheduler.step_times import StepTimes
+from quire.scheduler.tracing import SchedulerTracing
 from quire.v1 import generate_pb2
 
 TRACE, PARENT = 0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331

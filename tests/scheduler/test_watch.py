@@ -57,16 +57,25 @@ def test_states_of_blocks() -> None:
 
 async def test_changes_lead_to_the_truth() -> None:
     """Whatever happens between two looks, and at whatever speed onlookers look."""
-    bench = Bench(num_blocks=128, block_size=2, max_num_seqs=8, num_lanes=2)
+    bench = Bench(num_blocks=48, block_size=2, max_num_seqs=8, num_lanes=2)
     watch = watch_of(bench)
     chance = random.Random(7)
+    maker = maker_of(bench)
     lookers = [(Onlooker(), watch.states(1e-6), every) for every in (1, 3, 7)]
     kinds = set()
     for turn in range(300):
         if len(bench.scheduler.requests) < 6:
-            bench.submit([chance.randrange(3) for _ in range(chance.randrange(1, 20))], max_tokens=12)
+            prompt = [chance.randrange(3) for _ in range(chance.randrange(1, 20))]
+            if chance.random() < 0.3:
+                bench.submit_beams(prompt, 3, max_tokens=12)
+            else:
+                bench.submit(prompt, n=chance.choice([1, 1, 3]), max_tokens=12)
         for lane in (0, 1):
             bench.step(lane)
+        if turn % 2 == 0:
+            tables = [unpack_u32(sequence.block_ids) for sequence in maker.state(with_tables=True).sequences]
+            running = bench.scheduler.running
+            assert tables[: len(running)] == [[block.id for block in sequence.blocks] for sequence in running]
         for looker, states, every in lookers:
             if turn % every == 0:
                 state = await next_of(states)

@@ -106,7 +106,12 @@ def running(
     """Starts a server and waits until it is healthy; whatever is left of it at the end is killed."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            list(map(str, command)), cwd=cwd, env=dict(environment), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            list(map(str, command)),
+            cwd=cwd,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
         )
     family = psutil.Process(process.pid)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -91,19 +92,23 @@ class OtlpReceiver(trace_service_pb2_grpc.TraceServiceServicer):
         return self.spans
 
     def wait_for_trace(self, trace_id: str, *names: str) -> list[ReceivedSpan]:
-        """The spans of a trace, once those with these names are among them."""
-        wait_for(lambda: {span.name for span in self.trace(trace_id)} >= set(names), _TIMEOUT_S)
+        """The spans of a trace, once those with these names are among them, each as often as it is named."""
+        wait_for(lambda: Counter(span.name for span in self.trace(trace_id)) >= Counter(names), _TIMEOUT_S)
         return self.trace(trace_id)
 
 
 @contextlib.contextmanager
-def otlp_receiver(address: str = "127.0.0.1:0") -> Iterator[OtlpReceiver]:
-    """A receiver that listens."""
+def otlp_receiver(
+    address: str = "127.0.0.1:0", credentials: grpc.ServerCredentials | None = None
+) -> Iterator[OtlpReceiver]:
+    """A receiver that listens; with credentials it speaks TLS."""
     receiver = OtlpReceiver()
     server = grpc.server(ThreadPoolExecutor(max_workers=4))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(receiver, server)
-    port = server.add_insecure_port(address)
-    receiver.endpoint = f"http://127.0.0.1:{port}"
+    if credentials is None:
+        receiver.endpoint = f"http://127.0.0.1:{server.add_insecure_port(address)}"
+    else:
+        receiver.endpoint = f"https://127.0.0.1:{server.add_secure_port(address, credentials)}"
     server.start()
     try:
         yield receiver

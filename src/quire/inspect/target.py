@@ -79,10 +79,12 @@ def _open_of_process(pid: int, servers: list[_Server]) -> tuple[str, int]:
     if len(own) > 1:
         pids = ", ".join(str(server.scheduler_pid) for server in own)
         raise KvPoolError(f"process {pid} has several servers; name one of their schedulers: {pids}", field="target")
-    # A gateway has no pool; and a program may hold other pools than its server's.
-    asked = [own[0].scheduler_pid, own[0].status["pid"]] if own else [pid]
-    for candidate in asked:
-        pools = {} if candidate is None else _pools_of(candidate)
+    # A gateway has no pool, and a program may hold other pools than its server's; a scheduler may have died just now.
+    candidates = [own[0].scheduler_pid, own[0].status["pid"]] if own else [pid]
+    for candidate in candidates:
+        if candidate is None or (own and not Path(f"/proc/{candidate}").exists()):
+            continue
+        pools = _pools_of(candidate)
         if len(pools) > 1:
             close_all(pools)
             raise KvPoolError(f"process {pid} holds several KV pools; name a scheduler's process", field="target")
