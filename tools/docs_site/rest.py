@@ -69,13 +69,17 @@ def _operation(path: str, method: str, operation: Mapping[str, Any]) -> Iterator
     answers = sorted(operation["responses"].items())
     for status, answer in answers:
         if status < "400":
-            yield f"{status}: {_content(answer) or _one_line(answer['description']).removesuffix('.')}."
+            yield f"{status}: {_body_or_meaning(answer)}."
     by_body: dict[str, list[str]] = {}
     for status, answer in answers:
         if status >= "400":
-            by_body.setdefault(_content(answer) or _one_line(answer["description"]).removesuffix("."), []).append(status)
+            by_body.setdefault(_body_or_meaning(answer), []).append(status)
     for body, statuses in by_body.items():
         yield f"{', '.join(statuses)}: {body}."
+
+
+def _body_or_meaning(answer: Mapping[str, Any]) -> str:
+    return _content(answer) or _one_line(answer["description"]).removesuffix(".")
 
 
 def _content(holder: Mapping[str, Any]) -> str:
