@@ -29,6 +29,7 @@ import statistics
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,8 @@ CLIENTS, REQUESTS, LONG_EVERY = 16, 24, 8
 COMMON_TOKENS, OWN_TOKENS, LONG_TOKENS = 120, 72, 768
 OUTPUT_TOKENS = range(16, 65)
 REQUEST_TIMEOUT_S = 300.0
+# No round begins that would end later than this after the first began.
+MOST_S = 460.0
 # Seconds between two looks at the block tables.
 LOOK_S = 0.1
 
@@ -218,7 +221,7 @@ def main() -> None:
     """Measures all settings in turn, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a checkpoint's folder; default: random weights of SmolLM-135M's shape")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help=f"at most; as many as fit {MOST_S:.0f} s")
     parser.add_argument("--quick", action="store_true", help="one round of few requests; the table says so")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -227,7 +230,10 @@ def main() -> None:
         requests = workload(find_vocab_size(model), LONG_EVERY if options.quick else REQUESTS)
         measure(model, {}, requests[:2])  # brings files into the page cache
         rounds: list[list[Figures]] = []
+        began = time.monotonic()
         for number in range(1 if options.quick else options.rounds):
+            if number and (time.monotonic() - began) * (number + 1) / number > MOST_S:
+                break
             rounds.append([])
             for own in SETTINGS:
                 rounds[-1].append(measure(model, own, requests))
