@@ -54,7 +54,10 @@ def monitor_routes(engine: Engine) -> APIRouter:
     async def watch_state(http: Request) -> Response:
         """The state of the server now, and again each `interval` seconds: ServerState of monitor.proto as JSON."""
         check_operator(tenant_of(http.scope))
-        states = engine.monitor.states(_request_of(http))
+        request = _request_of(http)
+        if http.scope["state"]["is_head"]:
+            return Response(media_type=EventStream.media_type)
+        states = engine.monitor.states(request)
         return EventStream(_events(states), lambda: None)
 
     return router

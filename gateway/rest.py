@@ -133,8 +133,9 @@ class _Application(FastAPI):
             set_origin(scope, Origin.of(path, headers))
             response = await self._call(endpoint, Request(scope, receive), path)
         else:
-            # A server leaves out the body of an answer to HEAD.
-            get = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+            # A server leaves out the body of an answer to HEAD; one that would not end is not begun.
+            scope["state"]["is_head"] = is_head = scope["method"] == "HEAD"
+            get = {**scope, "method": "GET"} if is_head else scope
             await super().__call__(get, receive, self._adding(send, [*added, _id_header(scope)]))
             return
         self._counts.count_http(response.status_code)

@@ -89,6 +89,12 @@ async def test_values_that_cannot_be_are_refused(http: httpx.AsyncClient, query:
     assert field in error["message"]
 
 
+async def test_head_has_an_end(http: httpx.AsyncClient, scheduler: FakeScheduler) -> None:
+    answer = await http.head("/monitor/state", timeout=PATIENCE_S)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+
+
 async def test_grpc(gateway: Gateway, scheduler: FakeScheduler) -> None:
     async with AsyncClient(gateway.grpc_address) as client:
         loads = await client.loads()
