@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request, Response
 from quire.errors import InvalidRequestError, ServiceUnavailableError
 from quire.gateway.engine import Engine
 from quire.gateway.monitor import DEFAULT_INTERVAL_S, check_interval, check_operator
+from quire.gateway.openai.schemas import EVENT
 from quire.gateway.streaming import EventStream
 from quire.gateway.tenants import tenant_of
 from quire.monitor_json import to_plain
@@ -39,7 +40,7 @@ _PARAMETERS: Final = [
     },
 ]
 _ANSWERS: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"description": "A stream of states.", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    200: {"description": "A stream of states.", "content": {"text/event-stream": {"schema": EVENT}}},
     400: {"description": "A parameter has no such value."},
     401: {"description": "The request carries none of the server's API keys."},
     403: {"description": "The API key is not an operator's."},

@@ -28,7 +28,7 @@ ERRORS = {
 
 
 # Of a stream, each event (https://html.spec.whatwg.org/multipage/server-sent-events.html).
-_EVENT = {
+EVENT = {
     "type": "object",
     "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
     "required": ["data"],
@@ -52,7 +52,7 @@ def describe_route(
     """
     content = {"application/json": {"schema": _reference(answer)}}
     if streams:
-        content["text/event-stream"] = {"schema": _EVENT}
+        content["text/event-stream"] = {"schema": EVENT}
     description = "The answer; a stream if asked for." if streams else "The answer."
     responses = {"200": {"description": description, "content": content}, **_errors(errors, error)}
     bodies = [{"$ref": _PREFIX + kind.__name__} for kind in (body if isinstance(body, tuple) else (body,))]

@@ -204,9 +204,9 @@ def test_23_prefixes_are_a_tenants_own(tenants):
 _SHORT_HASHES = """
 import sys
 if "scheduler" in sys.orig_argv:
-    import quire.scheduler.prefix_cache as prefix_cache
-    whole = prefix_cache.chain_hash
-    prefix_cache.chain_hash = lambda *content: whole(*content)[:1] + bytes(31)
+    import quire.kv_journal as kv_journal  # before who takes the function from it
+    whole = kv_journal.chain_hash
+    kv_journal.chain_hash = lambda *content: whole(*content)[:1] + bytes(31)
 """
 
 
