@@ -70,5 +70,5 @@ def describe_machine() -> dict[str, str]:
         "instructions": ", ".join(flag for flag in _SHOWN_FLAGS if flag in flags),
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{memory:.0f} GiB",
-        "system": f"Linux {platform.release()}",
+        "system": f"Linux {platform.release().split('-')[0]}",
     }
