@@ -156,6 +156,9 @@ class Engine:
         except QuireError as error:
             keeper.refused(error)
             raise
+        except BaseException:  # the client has left
+            keeper.end(["abort"])
+            raise
         keeper.submitted()
         return Generation(request, stream, self._client, self.tokenizer, keeper)
 

@@ -155,6 +155,9 @@ class Embedder:
         except QuireError as error:
             keeper.refused(error)
             raise
+        except BaseException:  # the client has left
+            keeper.end(["abort"])
+            raise
         keeper.submitted()
         try:
             chunk = await stream.next_chunk()

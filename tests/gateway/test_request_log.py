@@ -63,6 +63,18 @@ async def test_a_stream_that_is_left_ends_with_abort(http, scheduler, lines):
     assert said[0].getMessage().startswith("abort ")
 
 
+@pytest.mark.parametrize(("path", "field"), [("/v1/completions", "prompt"), ("/v1/embeddings", "input")])
+async def test_whoever_leaves_before_the_scheduler_has_answered_ends_with_abort(http, scheduler, lines, path, field):
+    scheduler.submit_delay = 30
+    asked = asyncio.ensure_future(http.post(path, json={field: SECRET}))
+    await scheduler.wait_requests()
+    asked.cancel()
+    async with asyncio.timeout(30):
+        while not (said := _said(lines, "request_log")):
+            await asyncio.sleep(0.01)
+    assert [line.getMessage().split()[0] for line in said] == ["abort"]
+
+
 async def test_a_refusal_names_the_field_and_not_what_it_held(http, scheduler, lines):
     await _post(http, temperature=-7.5)
     (record,) = _said(lines, "refusal_log")
