@@ -32,8 +32,7 @@ _MAX_REQUEST_ID_LENGTH = 256
 # of time.
 _DEADLINE_SLACK_S = 0.05
 
-# Of the methods' names.
-_PREFIX = "/quire.v1.GenerateService/"
+SERVICE = generate_pb2.DESCRIPTOR.services_by_name["GenerateService"].full_name
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -150,7 +149,7 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
                     yield
                 except QuireError as error:
                     status = error.grpc_code
-                    self._refusals.note(error, _PREFIX + method, getattr(request, "request_id", ""))
+                    self._refusals.note(error, _route(method), getattr(request, "request_id", ""))
                     raise
             status = "OK"
         except (asyncio.CancelledError, GeneratorExit):
@@ -181,7 +180,12 @@ class GenerateService(generate_pb2_grpc.GenerateServiceServicer):
 
 
 def _origin(method: str, context: Context) -> Origin:
-    return Origin.of(_PREFIX + method, headers_of(context.invocation_metadata()))
+    return Origin.of(_route(method), headers_of(context.invocation_metadata()))
+
+
+def _route(method: str) -> str:
+    """The full name of one of our methods, as gRPC writes it."""
+    return f"/{SERVICE}/{method}"
 
 
 def _content(request: generate_pb2.GenerateRequest) -> bytes:

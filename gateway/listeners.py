@@ -17,6 +17,7 @@ from quire.config import AccessOptions, EdgeOptions, ObservationOptions, TlsOpti
 from quire.errors import StartupError
 from quire.gateway.access import Access, KeyInterceptor
 from quire.gateway.engine import Engine
+from quire.gateway.generate_service import SERVICE as GENERATE_SERVICE
 from quire.gateway.generate_service import GenerateService
 from quire.gateway.grpc_api.requests import TolerateMalformed
 from quire.gateway.http_protocol import LimitedConfig, end_overdue
@@ -27,9 +28,8 @@ from quire.gateway.refusal_log import RefusalLog
 from quire.gateway.rest import create_app
 from quire.gateway.tls import server_certificates
 from quire.ports import take_port
-from quire.v1 import generate_pb2, generate_pb2_grpc, monitor_pb2, monitor_pb2_grpc
+from quire.v1 import generate_pb2_grpc, monitor_pb2, monitor_pb2_grpc
 
-GENERATE_SERVICE = generate_pb2.DESCRIPTOR.services_by_name["GenerateService"].full_name
 MONITOR_SERVICE = monitor_pb2.DESCRIPTOR.services_by_name["MonitorService"].full_name
 
 # How long a closing server gets to send what it still has to say, in seconds.

@@ -84,6 +84,11 @@ class BlockPool:
     def num_free(self) -> int:
         return self.num_usable - self.num_held - self.num_cached
 
+    @property
+    def usage(self) -> float:
+        """Share of all blocks that is held, from 0 to 1: vLLM's kv_cache_usage_perc."""
+        return self.num_held / self.num_blocks
+
     def extend(self, num_usable: int) -> None:
         """The blocks below `num_usable` have memory now: those that are new join the free ones, if any are."""
         if num_usable <= self.num_usable:

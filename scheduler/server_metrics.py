@@ -35,7 +35,7 @@ def _figures(scheduler: Scheduler) -> Iterator[tuple[str, float]]:
     yield "num_requests_running", scheduler.num_running
     yield "num_requests_waiting", len(scheduler.waiting)
     yield "num_requests_paused", sum(request.is_paused for request in scheduler.requests.values())
-    yield "kv_cache_usage_perc", cache.pool.num_held / cache.pool.num_blocks
+    yield "kv_cache_usage_perc", cache.pool.usage
     yield "prefix_cache_queries", cache.num_queried_tokens
     yield "prefix_cache_hits", cache.num_hit_tokens
     yield "num_preemptions", scheduler.num_preemptions

@@ -58,7 +58,7 @@ def _log(scheduler: Scheduler, before: _Counts, now: _Counts, seconds: float) ->
         "generated_tokens_per_s": round((now.generated_tokens - before.generated_tokens) / seconds, 1),
         "requests_running": scheduler.num_running,
         "requests_waiting": len(scheduler.waiting),
-        "kv_cache_usage": round(pool.num_held / pool.num_blocks, 4),
+        "kv_cache_usage": round(pool.usage, 4),
         # Of the tokens that were looked up in this time; None if none were.
         "prefix_hit_rate": round((now.prefix_hits - before.prefix_hits) / queries, 4) if queries else None,
         "preemptions": now.preemptions - before.preemptions,
@@ -70,7 +70,7 @@ def _log(scheduler: Scheduler, before: _Counts, now: _Counts, seconds: float) ->
         fields["generated_tokens_per_s"],
         fields["requests_running"],
         fields["requests_waiting"],
-        100 * pool.num_held / pool.num_blocks,
+        100 * pool.usage,
         hits,
         f", {fields['preemptions']} preemptions" if fields["preemptions"] else "",
         extra=fields,

@@ -26,5 +26,5 @@ def loads_of(scheduler: Scheduler, model: str) -> monitor_pb2.Loads:
         free_blocks=pool.num_free,
         cached_blocks=pool.num_cached,
         held_blocks=pool.num_held,
-        kv_cache_usage=pool.num_held / pool.num_blocks,
+        kv_cache_usage=pool.usage,
     )

@@ -355,16 +355,13 @@ class SchedulerSettings(
     )
 
 
-class GatewaySettings(
-    ServingOptions,
-    AccessOptions,
-    TlsOptions,
-    EdgeOptions,
-    ChatOptions,
-    ObservationOptions,
-    TraceOptions,
-    ProcessOptions,
+class GatewayOptions(
+    ServingOptions, AccessOptions, TlsOptions, EdgeOptions, ChatOptions, ObservationOptions, TraceOptions
 ):
+    """What a gateway is told, be it alone or by `quire serve`."""
+
+
+class GatewaySettings(GatewayOptions, ProcessOptions):
     """`quire gateway`."""
 
     panel: ClassVar[Panel] = Panel.PROCESS
@@ -391,16 +388,7 @@ class LocalSettings(
     num_executors: int = Field(1, ge=1, le=64, description="Executor processes on one KV pool.")
 
 
-class ServeSettings(
-    LocalSettings,
-    ServingOptions,
-    AccessOptions,
-    TlsOptions,
-    EdgeOptions,
-    ChatOptions,
-    ObservationOptions,
-    TraceOptions,
-):
+class ServeSettings(LocalSettings, GatewayOptions):
     """`quire serve`: everything on this host."""
 
     panel: ClassVar[Panel] = Panel.API
