@@ -15,7 +15,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-clients test-page test-deploy lint types protos native format bench bench-peers bench-chaos test-chaos soak docs clean
+.PHONY: help run test test-slow test-clients test-page test-deploy test-triton test-gpu lint types protos native format bench bench-peers bench-chaos test-chaos soak docs clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,14 @@ test-chaos: setup ## Kills, floods and bombs against whole servers (a quarter of
 test-page: setup tests/page/node_modules ## The live page in a real browser without a window
 	@tools/install_chromium.sh
 	$(PYTHON) -m pytest tests/page
+
+# In two processes: what the interpreter runs cannot be compiled.
+test-triton: setup .venv-triton/installed ## The Triton kernels on the CPU: interpreted, and compiled to machine code
+	PYTHONPATH=.venv-triton TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/triton
+	PYTHONPATH=.venv-triton $(PYTHON) -m pytest tests/triton_compile
+
+test-gpu: setup ## The Triton kernels and whole servers on a GPU; skipped without one
+	$(PYTHON) -m pytest tests/triton tests/gpu
 
 test-deploy: export TORCH_INDEX := $(TORCH_INDEX)
 test-deploy: setup ## The wheel in an empty environment, the container's contents, manifests, the systemd unit
@@ -94,7 +102,7 @@ docs: setup ## The documents as one site, in build/docs/index.html
 	@PYTHONPATH=tools $(PYTHON) -m docs_site
 
 clean: ## Remove everything that was built or installed
-	rm -rf .venv .venv-clients tests/clients/node/node_modules tests/page/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf .venv .venv-clients .venv-triton tests/clients/node/node_modules tests/page/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	rm -rf src/quire/v1 src/quire/internal kernels/build kernels/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -127,6 +135,13 @@ setup: .venv/installed .venv/protos native
 .venv-clients/node: tests/clients/node/package.json tests/clients/node/package-lock.json tools/install_node.sh
 	@tools/install_node.sh
 	cd tests/clients/node && npm ci --no-audit --no-fund
+	@touch $@
+
+# 1 GB, beside .venv: the CPU build of torch must not find it.
+.venv-triton/installed: tests/triton/requirements.txt .venv/installed
+	@echo 'Installing Triton into .venv-triton …'
+	@rm -rf .venv-triton
+	.venv/bin/pip install --quiet --no-deps --target .venv-triton -r $<
 	@touch $@
 
 # What checks the live page's accessibility, in the browser.

@@ -1,6 +1,8 @@
 """Which implementation runs an operator, and what its numbers are called."""
 
-from typing import Literal
+import importlib.util
+from functools import cache
+from typing import Literal, get_args
 
 import torch
 
@@ -10,23 +12,37 @@ __all__ = ["NUMERICS_VERSION", "Implementation", "implementation_for", "set_impl
 #: written by one build may be continued by another with the same tokens.
 NUMERICS_VERSION = 3
 
-Implementation = Literal["native", "torch"]
+Implementation = Literal["native", "triton", "torch"]
 
 _forced: Implementation | None = None
 
 
 def set_implementation(name: Implementation | None) -> None:
-    """Force "native" or "torch" for the whole process; None (the start) chooses by device.
+    """Force "native", "triton" or "torch" for the whole process; None (the start) chooses by device.
+
+    "triton" on a CPU needs Triton's interpreter (TRITON_INTERPRET=1 before the first import).
 
     Raises:
         ValueError: for any other name.
     """
     global _forced
-    if name not in ("native", "torch", None):
-        raise ValueError(f"implementation must be 'native', 'torch' or None, not {name!r}")
+    if name is not None and name not in get_args(Implementation):
+        raise ValueError(f"implementation must be one of {', '.join(get_args(Implementation))} or None, not {name!r}")
     _forced = name
 
 
 def implementation_for(device: torch.device) -> Implementation:
-    """The implementation that tensors on `device` get: native on a CPU, torch elsewhere, unless forced."""
-    return _forced or ("native" if device.type == "cpu" else "torch")
+    """The implementation that tensors on `device` get, unless forced: native on a CPU, Triton on a GPU, else torch.
+
+    An operator without a kernel in Triton is torch's there.
+    """
+    if _forced is not None:
+        return _forced
+    if device.type == "cpu":
+        return "native"
+    return "triton" if device.type == "cuda" and _has_triton() else "torch"
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
