@@ -25,6 +25,7 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
         "docs/observability.md",
         "docs/reliability.md",
         "docs/security.md",
+        "docs/gpu.md",
         "docs/troubleshooting.md",
     ),
     "How it works": ("docs/architecture.md", "docs/recovery_model.md", "docs/benchmarks.md", "docs/bench_compare.md"),
