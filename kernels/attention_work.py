@@ -19,7 +19,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-__all__ = ["ITEM", "MERGE", "SECTION", "TILE_ROWS", "AttentionWork", "PlannedWork", "WorkShape", "work_shape"]
+__all__ = ["ITEM", "MERGE", "SECTION", "TILE_ROWS", "AttentionWork", "PlannedWork", "WorkCapacity", "WorkShape", "work_shape"]
 
 #: Keys of a section. It decides results bit for bit: the same for every batch, model and GPU.
 SECTION = 512
@@ -79,16 +79,19 @@ class AttentionWork:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlannedWork:
-    """The list on the host: `items` and `merges` as in AttentionWork, exactly as long as they must be."""
+    """The list on the host, as in AttentionWork, no longer than it must be."""
 
     items: NDArray[np.int32]
     merges: NDArray[np.int32]
+    counts: NDArray[np.int32]
     partial_rows: int
 
-    @property
-    def counts(self) -> NDArray[np.int32]:
-        """int32 [2], as in AttentionWork."""
-        return np.array([len(self.items), len(self.merges)], dtype=np.int32)
+    def padded(self, capacity: WorkCapacity) -> PlannedWork:
+        """The same in columns whose lengths do not depend on the step, for addresses that never change."""
+        items = np.zeros((capacity.items, len(ITEM)), np.int32)
+        merges = np.zeros((capacity.merges, len(MERGE)), np.int32)
+        items[: len(self.items)], merges[: len(self.merges)] = self.items, self.merges
+        return PlannedWork(items, merges, self.counts, capacity.partial_rows)
 
     def to(self, device: torch.device) -> AttentionWork:
         """The same on a device, in tensors of its own. A step's staging buffers do without."""
@@ -150,13 +153,14 @@ class WorkShape(NamedTuple):
             places[split][tile] + nth * MERGE_ROWS,
             split_tiles.rows[tile],
         )
-        return PlannedWork(items, merges, int(partial_rows[split].sum()))
+        counts = np.array([len(items), len(merges)], np.int32)
+        return PlannedWork(items, merges, counts, int(partial_rows[split].sum()))
 
     def capacity(self, num_tokens: int, num_seqs: int, max_model_len: int) -> WorkCapacity:
         """Bounds on the work of any step with at most so many new tokens, sequences and tokens of context."""
         rows = num_tokens * self.group
         tiles = rows // TILE_ROWS + min(num_seqs, num_tokens)
-        # The limit leaves each tile that is split runs longer than half of it, and all runs together `runs` limits.
+        # All sections of a step are at most so many times the limit of a run, and a tile that is split has more.
         runs = _RUNS_PER_PROGRAM * self.num_programs // self.num_kv_heads
         split_tiles = min(tiles, runs)
         split_rows = min(rows, split_tiles * TILE_ROWS)

@@ -8,23 +8,24 @@ same, so its result is the same bit for bit: alone or in any batch, as a step of
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton import knobs
-from triton.runtime import driver
 
-from quire.kernels.attention_work import ITEM, MERGE, MERGE_ROWS, SECTION, TILE_ROWS, AttentionWork, WorkShape, work_shape
+from quire.kernels import attention_work
+from quire.kernels.attention_work import ITEM, MERGE, MERGE_ROWS, TILE_ROWS, AttentionWork, WorkShape, work_shape
 from quire.kernels.cache import Cache, QuantizedCache, elements
 from quire.kernels.metadata import AttentionMetadata
 
 from .attention_kernel import attend
 from .attention_sections import merge
 from .launch import launch
+from .tuning import Gpu, configuration, gpu_of
 
 __all__ = ["paged_attention"]
 
@@ -32,21 +33,13 @@ _UNLIMITED = 2**31 - 1
 _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
-class _Tiling(NamedTuple):
-    """Keys of a tile, and the launch's options. They decide bits, so they follow from the model and the GPU alone."""
+@dataclass(frozen=True, slots=True)
+class _Tiling:
+    """A tile of keys, and how its launch is cut: keys and warps decide bits, so no table may set them."""
 
     keys: int
     num_warps: int
     num_stages: int
-
-
-# Compute capability (the highest that is not above the GPU's), padded head_dim → tiling, for elements of 2 bytes.
-# Reasoned from shared memory and registers, not measured: two programs have room on a multiprocessor.
-_TILINGS = {
-    80: {64: _Tiling(64, 4, 3), 128: _Tiling(32, 4, 3), 256: _Tiling(32, 8, 2)},
-    89: {64: _Tiling(64, 4, 2), 128: _Tiling(32, 4, 2), 256: _Tiling(32, 8, 2)},
-    90: {64: _Tiling(64, 4, 3), 128: _Tiling(64, 4, 3), 256: _Tiling(64, 8, 2)},
-}
 
 
 def paged_attention(
@@ -71,14 +64,14 @@ def paged_attention(
     keys, values = elements(key_cache), elements(value_cache)
     _, num_kv_heads, block_size, head_dim = keys.shape
     shape = work_shape(query.shape[1], num_kv_heads, query.device)
-    work = metadata.work or _planned(metadata, shape)
+    work = _planned(metadata, shape) if metadata.work is None else metadata.work
     key_scales = key_cache.scales if isinstance(key_cache, QuantizedCache) else None
     value_scales = value_cache.scales if isinstance(value_cache, QuantizedCache) else None
     compute = query.dtype if key_scales is not None else torch.promote_types(query.dtype, keys.dtype)
-    capability = _capability()
-    decode_fp8 = keys.dtype == torch.float8_e4m3fn and capability < 89  # those before have no instruction for it
+    gpu = gpu_of(query.device)
+    decode_fp8 = keys.dtype == torch.float8_e4m3fn and gpu.capability < 89  # which have no instruction for it
     block_dim = max(16, triton.next_power_of_2(head_dim))
-    tiling = _tiling(capability, block_dim, compute)
+    tiling = _tiling(gpu, block_dim, keys.dtype, compute)
     window = sliding_window or _UNLIMITED
     partial_acc = query.new_empty((num_kv_heads, work.partial_rows, head_dim), dtype=torch.float32)
     partial_stats = query.new_empty((2, num_kv_heads, work.partial_rows), dtype=torch.float32)
@@ -115,7 +108,7 @@ def paged_attention(
         BLOCK_SIZE=block_size,
         ROWS=TILE_ROWS,
         KEYS=tiling.keys,
-        SECTION=SECTION,
+        SECTION=attention_work.SECTION,
         WINDOWED=sliding_window is not None,
         QUANTIZED=key_scales is not None,
         DECODE_FP8=decode_fp8,
@@ -144,7 +137,7 @@ def paged_attention(
             HEAD_DIM=head_dim,
             BLOCK_DIM=block_dim,
             ROWS=MERGE_ROWS,
-            SECTION=SECTION,
+            SECTION=attention_work.SECTION,
             WINDOWED=sliding_window is not None,
             MERGE_COLUMNS=len(MERGE),
             num_warps=4,
@@ -159,12 +152,10 @@ def _planned(metadata: AttentionMetadata, shape: WorkShape) -> AttentionWork:
     return work
 
 
-def _capability() -> int:
-    """Major and minor version of the GPU's architecture in one number; Triton's interpreter computes like a Hopper."""
-    return 90 if knobs.runtime.interpret else driver.active.get_current_target().arch
-
-
-def _tiling(capability: int, block_dim: int, dtype: torch.dtype) -> _Tiling:
-    by_head = _TILINGS[max(known for known in _TILINGS if known <= capability)]
-    tiling = by_head[max(block_dim, 64)]
-    return tiling._replace(keys=64, num_stages=2) if dtype == torch.float32 else tiling
+@functools.cache
+def _tiling(gpu: Gpu, block_dim: int, element: torch.dtype, compute: torch.dtype) -> _Tiling:
+    """By default two programs have room on a multiprocessor: reasoned from its memory and registers, not measured."""
+    keys, num_warps, num_stages = 64, 8 if block_dim > 128 else 4, 3
+    shape = f"{str(element).removeprefix('torch.')} head_dim {block_dim}"
+    config = configuration("attention", [shape], gpu, {"num_stages": num_stages})
+    return _Tiling(keys, num_warps, config["num_stages"])

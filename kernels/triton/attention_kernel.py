@@ -79,7 +79,7 @@ def attend(
                 slot = key % BLOCK_SIZE
                 in_keys = seen[:, None] & in_head
                 key_offsets = (block * key_block_stride + slot * HEAD_DIM)[:, None] + dims[None, :]
-                k = _widen(tl.load(key_head + key_offsets, mask=in_keys, other=0), DECODE_FP8, COMPUTE)
+                k = _widen(tl.load(key_head + key_offsets, mask=in_keys, other=0.0), DECODE_FP8, COMPUTE)
                 scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
                 if QUANTIZED:
                     offsets = block * key_scale_block_stride + kv_head * key_scale_head_stride + slot
@@ -99,7 +99,7 @@ def attend(
                     offsets = block * value_scale_block_stride + kv_head * value_scale_head_stride + slot
                     weights *= tl.load(value_scales + offsets, mask=seen, other=0.0)[None, :]
                 value_offsets = (block * value_block_stride + slot * HEAD_DIM)[:, None] + dims[None, :]
-                v = _widen(tl.load(value_head + value_offsets, mask=in_keys, other=0), DECODE_FP8, COMPUTE)
+                v = _widen(tl.load(value_head + value_offsets, mask=in_keys, other=0.0), DECODE_FP8, COMPUTE)
                 section_acc *= decay[:, None]
                 section_acc = tl.dot(weights.to(COMPUTE), v, section_acc, input_precision=PRECISION)
 
