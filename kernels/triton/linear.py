@@ -80,8 +80,9 @@ def _linear(
     # Nothing is read for rows and outputs that are not there.
     in_x, in_weight = (row < rows)[:, None], (column < outputs)[None, :]
 
-    WALK: tl.constexpr = SECTIONS > 1 and not SPLIT  # noqa: N806
-    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    WALK: tl.constexpr = SECTIONS > 1 and not SPLIT
+    if WALK:
+        total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     sum_of_section = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for block in range(first, last):
         if EVEN_K:
@@ -98,7 +99,7 @@ def _linear(
             sum_of_section = tl.dot(a, b, sum_of_section, input_precision="ieee")
         x_tile += BLOCK_K
         weight_tile += BLOCK_K
-        if WALK:
+        if WALK:  # noqa: SIM102 (known when compiled, unlike the next)
             if (block + 1) % SECTION_BLOCKS == 0:
                 total += sum_of_section
                 sum_of_section = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -119,12 +120,16 @@ def _linear(
                     added += tl.load(place + index * size, mask=present, other=0.0, cache_modifier=".cg")
                 _write(y, added, bias, x_scales, weight_scales, merged, column, rows, outputs, BIAS, SCALED)
     else:
-        total += sum_of_section
-        _write(y, total, bias, x_scales, weight_scales, row, column, rows, outputs, BIAS, SCALED)
+        if WALK:
+            sum_of_section += total
+        _write(y, sum_of_section, bias, x_scales, weight_scales, row, column, rows, outputs, BIAS, SCALED)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias, with float32 sums; a row's bits do not depend on the others.
+    """Multiply by the transposed weight: x @ weight.T + bias, with float32 sums.
+
+    A row's bits do not depend on the other rows. Limit: weight bytes over the bandwidth, or 2·rows·out·in operations
+    over the rate of the matrix units, whichever takes longer.
 
     Args:
         x: [..., in_features], bfloat16, float16 or float32 (which is not rounded to TF32).
