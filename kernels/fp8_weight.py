@@ -1,4 +1,4 @@
-"""A matrix in FP8 (e4m3) with one scale for each output, and how anything becomes FP8."""
+"""A weight matrix in FP8 (e4m3), with one scale for each output."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
-__all__ = ["FP8", "Fp8Weight", "quantize_fp8"]
+from .cache import quantize
+
+__all__ = ["FP8", "Fp8Weight"]
 
 FP8: Final = torch.float8_e4m3fn
-_MAX: Final = torch.finfo(FP8).max
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,11 @@ class Fp8Weight:
 
     @classmethod
     def quantize(cls, matrix: Tensor) -> Fp8Weight:
-        """Raises ValueError for a matrix with infinities or NaN."""
-        return cls(*quantize_fp8(matrix))
+        """By each output's largest magnitude. Raises ValueError for a matrix with infinities or NaN."""
+        data, scales = quantize(matrix, FP8)
+        if not scales.isfinite().all():
+            raise ValueError("weights are not finite")
+        return cls(data, scales)
 
     @property
     def nbytes(self) -> int:
@@ -45,24 +49,3 @@ class Fp8Weight:
     def dequantise(self) -> Tensor:
         """float32 [out_features, in_features]: the values that it stands for."""
         return self.data.float() * self.scales[:, None]
-
-
-def quantize_fp8(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row by its largest magnitude, which becomes 448; a row of zeros has the scale 0.
-
-    Args:
-        values: [rows, n], of any floating type.
-
-    Returns:
-        float8_e4m3fn [rows, n] and float32 [rows]: elements and scales.
-
-    Raises:
-        ValueError: there are infinities or NaN, which no scale covers.
-    """
-    values = values.float()
-    scales = values.abs().amax(dim=1) / _MAX
-    if not torch.isfinite(scales).all():
-        raise ValueError("there are infinities or NaN")
-    divisor = torch.where(scales > 0, scales, torch.ones_like(scales))
-    # What rounding has lifted above the largest number would be NaN.
-    return (values / divisor[:, None]).clamp(-_MAX, _MAX).to(FP8), scales

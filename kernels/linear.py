@@ -41,7 +41,7 @@ def linear(x: Tensor, weight: Tensor | PackedWeight | Fp8Weight, bias: Tensor | 
             return reference.fp8_linear(x, weight, bias)
         from .triton.fp8_linear import fp8_linear
 
-        return fp8_linear(x, weight.data, weight.scales, bias)
+        return fp8_linear(x, weight, bias)
     if not triton or not batch_invariant():
         return functional.linear(x, weight, bias)
     from .triton import linear as triton_linear

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .cache import Cache, QuantizedCache, dequantize, elements, quantize
-from .fp8_weight import Fp8Weight, quantize_fp8
+from .fp8_weight import FP8, Fp8Weight
 from .metadata import AttentionMetadata
 from .native_library import current_isa
 from .packed_weight import PackedWeight
@@ -26,8 +26,8 @@ def linear(x: Tensor, weight: PackedWeight) -> Tensor:
 
 def fp8_linear(x: Tensor, weight: Fp8Weight, bias: Tensor | None) -> Tensor:
     """As `linear.linear` with a weight in FP8, in float64 over quantised inputs and weights."""
-    elements, scales = quantize_fp8(x.reshape(-1, x.shape[-1]))
-    product = (elements.double() * scales[:, None].double()) @ weight.dequantise().double().T
+    steps, scales = quantize(x.reshape(-1, x.shape[-1]), FP8)
+    product = (steps.double() * scales[:, None].double()) @ weight.dequantise().double().T
     product = product if bias is None else product + bias.double()
     return product.to(x.dtype).view(*x.shape[:-1], -1)
 

@@ -138,7 +138,7 @@ def default_tiles(rows: int, num_sections: int, dtype: torch.dtype, gpu: Gpu) ->
 
 def _default_tiles(rows: int, num_sections: int, dtype: torch.dtype, gpu: Gpu) -> Tiles:
     if dtype == torch.float32:  # no matrix units: each thread multiplies for itself
-        return Tiles(16 if rows <= 16 else 64, 64, 8, rows <= 64, num_warps=4, num_stages=3)
+        return Tiles(16 if rows <= 16 else 64, 64, 8, rows <= 64, num_warps=4 if rows <= 16 else 8, num_stages=3)
     hopper = gpu.capability >= _HOPPER or gpu == INTERPRETER
     if rows <= 64:
         # Many bytes in flight: two programs on a multiprocessor on Hopper, 48 KiB of weights each.
