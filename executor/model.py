@@ -78,7 +78,7 @@ def load_model(settings: ExecutorSettings) -> Model:
         if formats is None:
             weights_digest = hashlib.sha256()
             weights = load_weights(checkpoint, config, dtype, device, weights_digest)
-            decoder: Decoder | NativeDecoder = Decoder(config, weights)
+            decoder: Decoder | NativeDecoder = Decoder(config, weights, max_model_len)
             content = weights_digest.digest()
         else:
             packed, content = obtain(checkpoint, WeightLayout(config, formats), dtype, settings)
