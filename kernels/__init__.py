@@ -3,12 +3,12 @@
     metadata.py         AttentionMetadata: which token belongs to which sequence, and where its KV lies
     attention.py        paged_attention, store_kv: checks, then the implementation of the tensors' device
     rotary_store.py     rotate_and_store: norms, rotation and the cache's write in one pass
-    cache.py            a layer's keys or values: a tensor, or int8 with scales
+    cache.py            a layer's keys or values: a tensor, or int8 or FP8 with scales
     blocks.py           copy_blocks: copy on write
     linear.py packed_weight.py
                         linear: the product with a matrix, plain or packed once at load, in five formats
     norm.py rotary.py activation.py
-                        the model's other operators, in torch; on a CPU they are part of the native step
+                        the model's other operators; on a CPU they are part of the native step
     sampling.py sampling_batch.py philox.py
                         sample: logits → tokens and logprobs, its columns, its random numbers
     device_sampling.py  what sampling copies to a device and back
@@ -29,7 +29,7 @@ from .activation import silu_and_mul
 from .attention import paged_attention, store_kv
 from .backend import NUMERICS_VERSION, Implementation, implementation_for, set_implementation
 from .blocks import copy_blocks
-from .cache import Cache, QuantizedCache
+from .cache import SCALED_DTYPES, Cache, QuantizedCache
 from .device_sampling import DeviceSampledTokens, Stage, stage_and_wait
 from .linear import linear
 from .logprobs import TokenScores, score_tokens
@@ -55,6 +55,7 @@ __all__ = [
     "NUMERICS_VERSION",
     "PACKED_FORMATS",
     "SAMPLING_ROW",
+    "SCALED_DTYPES",
     "AttentionMetadata",
     "Cache",
     "DeviceSampledTokens",
