@@ -95,7 +95,7 @@ class Decoder:
             return kernels.fused_add_rms_norm(*some, self.weights.norm, eps)[0]
 
         if states is not None:
-            states.values.copy_(final(states.device_rows))
+            states.values.copy_(final(states.rows_on_device()))
         if batch.logit_rows.numel() == 0:
             return torch.empty((0, self.config.vocab_size), device=residual.device)
         logits = kernels.linear(final(batch.logit_rows), self.weights.head)

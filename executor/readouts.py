@@ -33,22 +33,17 @@ class FinalStates:
 
     Attributes:
         rows: int32 [n], contiguous: tokens of the batch.
-        device_rows: the same on the model's device.
         values: float32 [n, hidden], contiguous, on the model's device.
+        staged_rows: `rows` there, where they were brought there already.
     """
 
     rows: NDArray[np.int32]
-    device_rows: Tensor
     values: Tensor
+    staged_rows: Tensor | None = None
 
-    @classmethod
-    def empty(cls, rows: NDArray[np.int32], hidden_size: int, device: torch.device) -> FinalStates:
-        """States that are still to be written."""
-        device_rows = torch.from_numpy(rows)
-        if device.type != "cpu":
-            # From pinned memory, since a copy from any other waits for all that the device has to do before it.
-            device_rows = device_rows.pin_memory().to(device, non_blocking=True)
-        return cls(rows, device_rows, torch.empty(len(rows), hidden_size, device=device))
+    def rows_on_device(self) -> Tensor:
+        """int32 [n]."""
+        return torch.from_numpy(self.rows).to(self.values.device) if self.staged_rows is None else self.staged_rows
 
 
 class Readout(Protocol):
@@ -195,4 +190,4 @@ def plan_readouts(
     if not spans:
         return None
     at = np.concatenate(rows)
-    return StepReadouts(spans, FinalStates.empty(at, hidden_size, device))
+    return StepReadouts(spans, FinalStates(at, torch.empty(len(at), hidden_size, device=device)))
