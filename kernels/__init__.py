@@ -4,12 +4,12 @@
     attention_work.py   on GPUs: what each program of attention does, planned on the host
     attention.py        paged_attention, store_kv: checks, then the implementation of the tensors' device
     rotary_store.py     rotate_and_store: norms, rotation and the cache's write in one pass
-    cache.py            a layer's keys or values: a tensor, or int8 with scales
+    cache.py            a layer's keys or values: a tensor, or int8 or FP8 with scales
     blocks.py           copy_blocks: copy on write
     linear.py packed_weight.py fp8_weight.py
                         linear: the product with a matrix: plain, in FP8, or packed once at load in five formats
     norm.py rotary.py activation.py
-                        the model's other operators, in torch; on a CPU they are part of the native step
+                        the model's other operators; on a CPU they are part of the native step
     sampling.py sampling_batch.py philox.py
                         sample: logits → tokens and logprobs, its columns, its random numbers
     device_sampling.py  what sampling copies to a device and back
@@ -38,7 +38,7 @@ from .backend import (
     set_implementation,
 )
 from .blocks import copy_blocks
-from .cache import Cache, QuantizedCache
+from .cache import SCALED_DTYPES, Cache, QuantizedCache
 from .device_sampling import DeviceSampledTokens, Stage, stage_and_wait
 from .fp8_weight import Fp8Weight
 from .linear import linear
@@ -65,6 +65,7 @@ __all__ = [
     "NUMERICS_VERSION",
     "PACKED_FORMATS",
     "SAMPLING_ROW",
+    "SCALED_DTYPES",
     "AttentionMetadata",
     "AttentionWork",
     "Cache",
