@@ -38,11 +38,11 @@ test-page: setup tests/page/node_modules ## The live page in a real browser with
 
 # In two processes: what the interpreter runs cannot be compiled.
 test-triton: setup .venv-triton/installed ## The Triton kernels on the CPU: interpreted, and compiled to machine code
-	PYTHONPATH=.venv-triton TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/triton
+	PYTHONPATH=.venv-triton TRITON_INTERPRET=1 $(PYTHON) -m pytest tests/triton_kernels
 	PYTHONPATH=.venv-triton $(PYTHON) -m pytest tests/triton_compile
 
 test-gpu: setup ## The Triton kernels and whole servers on a GPU; skipped without one
-	$(PYTHON) -m pytest tests/triton tests/gpu
+	$(PYTHON) -m pytest tests/triton_kernels tests/gpu
 
 test-deploy: export TORCH_INDEX := $(TORCH_INDEX)
 test-deploy: setup ## The wheel in an empty environment, the container's contents, manifests, the systemd unit
@@ -138,7 +138,7 @@ setup: .venv/installed .venv/protos native
 	@touch $@
 
 # 1 GB, beside .venv: the CPU build of torch must not find it.
-.venv-triton/installed: tests/triton/requirements.txt .venv/installed
+.venv-triton/installed: tests/triton_kernels/requirements.txt .venv/installed
 	@echo 'Installing Triton into .venv-triton …'
 	@rm -rf .venv-triton
 	.venv/bin/pip install --quiet --no-deps --target .venv-triton -r $<

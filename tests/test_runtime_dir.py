@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import socket
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from quire import runtime_dir
 from quire.errors import StartupError
-from quire.runtime_dir import make_runtime_dir
+from quire.runtime_dir import await_runtime_dir, choose_runtime_dir, create_runtime_dir, make_runtime_dir
 
 
 def _check(folder: Path) -> None:
@@ -42,3 +44,35 @@ def test_what_to_do_is_said(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(StartupError, match="Set TMPDIR to a shorter path") as caught:
         make_runtime_dir()
     assert caught.value.field == "TMPDIR"
+
+
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.mkdtemp(dir="/tmp"))
+    path = choose_runtime_dir()
+    assert not path.exists()
+    yield path
+    path.rmdir()
+    path.parent.rmdir()
+
+
+def test_it_is_waited_for(chosen: Path):
+    maker = threading.Timer(0.05, create_runtime_dir, [chosen])
+    maker.start()
+    await_runtime_dir(chosen, lambda: True)
+    assert chosen.stat().st_mode & 0o777 == 0o700
+    maker.join()
+
+
+def test_nobody_waits_for_a_dead_maker(chosen: Path):
+    await_runtime_dir(chosen, lambda: False)
+    create_runtime_dir(chosen)
+
+
+def test_a_folder_that_others_can_write_is_not_ours(chosen: Path, monkeypatch: pytest.MonkeyPatch):
+    chosen.mkdir()
+    monkeypatch.setattr(runtime_dir, "_MAKING_TIMEOUT_S", 0.05)
+    with pytest.raises(StartupError, match="was not made"):
+        await_runtime_dir(chosen, lambda: True)
+    with pytest.raises(StartupError, match="File exists"):
+        create_runtime_dir(chosen)

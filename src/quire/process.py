@@ -28,6 +28,7 @@ from quire.config import ProcessOptions
 from quire.errors import QuireError, StartupError
 from quire.logs import configure_logging, report_error
 from quire.progress import heartbeats
+from quire.runtime_dir import await_runtime_dir
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,8 @@ def run_process(
     if settings.status_fd is not None:
         os.set_inheritable(settings.status_fd, False)
     try:
+        if settings.runtime_dir is not None:
+            await_runtime_dir(settings.runtime_dir, lambda: _is_child_of(settings.parent_pid))
         run = uvloop.run if use_uvloop else asyncio.run
         # Not imported by the supervisor, which would start its children later.
         from quire.process_links import ProcessLinks

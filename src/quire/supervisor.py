@@ -25,7 +25,7 @@ from quire.errors import QuireError, StartupError
 from quire.model_path import local_folder
 from quire.pool_store import PoolStore
 from quire.ports import PortReservation
-from quire.runtime_dir import make_runtime_dir
+from quire.runtime_dir import choose_runtime_dir, create_runtime_dir
 from quire.supervision.child import Child, ChildSpec, end_at_once
 from quire.supervision.control import ControlServer, Message
 from quire.supervision.fleet import Fleet
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _DESCRIBE_TIMEOUT_S: Final = 10.0
+_WEIGHT_STORE: Final = "weights.sock"
+_POOL_STORE: Final = "pool.sock"
 
 
 class Supervisor:
@@ -72,10 +74,7 @@ class Supervisor:
         process that fails; the caller stops the others. CheckpointError if there is no such folder, before any start.
         """
         local_folder(self._settings.model)
-        self._runtime_dir = runtime_dir = make_runtime_dir()
-        self._held.callback(shutil.rmtree, runtime_dir, ignore_errors=True)
-        weights = self._held.enter_context(contextlib.closing(WeightStore(runtime_dir / "weights.sock")))
-        pool = self._held.enter_context(contextlib.closing(PoolStore(runtime_dir / "pool.sock")))
+        self._runtime_dir = runtime_dir = choose_runtime_dir()
         if gateway is not None:
             for setting in ("port", "grpc_port"):
                 reservation = PortReservation(gateway.host, getattr(gateway, setting), setting)
@@ -83,8 +82,8 @@ class Supervisor:
         self._fleet = Fleet(
             self._settings,
             runtime_dir,
-            self._executors(weights),
-            self._scheduler(pool),
+            self._executors(runtime_dir / _WEIGHT_STORE),
+            self._scheduler(runtime_dir / _POOL_STORE),
             [] if gateway is None else self._gateways(gateway),
             self._fail,
         )
@@ -92,7 +91,7 @@ class Supervisor:
         self._loop = self._held.enter_context(contextlib.closing(asyncio.new_event_loop()))
         self._thread = threading.Thread(target=self._loop.run_forever, name="supervisor", daemon=True)
         self._thread.start()
-        self._call(self._start(self._fleet, self._control))
+        self._call(self._start(runtime_dir, self._fleet, self._control))
         return self.children[-1].ready or {}
 
     def describe(self) -> scheduler_pb2.DescribeResponse:
@@ -144,16 +143,16 @@ class Supervisor:
     def _address(self, name: str) -> str:
         return f"unix:{self._runtime_dir}/{name}.sock"
 
-    def _executors(self, weights: WeightStore) -> list[ChildSpec]:
+    def _executors(self, weight_store: Path) -> list[ChildSpec]:
         specs = []
         for index in range(self._settings.num_executors):
-            own = {"listen": self._address(f"executor-{index}"), "index": index, "weight_store": weights.address}
+            own = {"listen": self._address(f"executor-{index}"), "index": index, "weight_store": weight_store}
             specs.append(ChildSpec(f"executor {index}", "executor", ExecutorSettings, self._settings, own))
         return specs
 
-    def _scheduler(self, pool: PoolStore) -> ChildSpec:
+    def _scheduler(self, pool_store: Path) -> ChildSpec:
         addresses = [self._address(f"executor-{index}") for index in range(self._settings.num_executors)]
-        own = {"listen": self.scheduler_address, "executors": addresses, "pool_store": pool.address}
+        own = {"listen": self.scheduler_address, "executors": addresses, "pool_store": pool_store}
         return ChildSpec("scheduler", "scheduler", SchedulerSettings, self._settings, own)
 
     def _gateways(self, settings: ServeSettings) -> list[ChildSpec]:
@@ -172,9 +171,16 @@ class Supervisor:
         if not self._failure.done():
             self._failure.set_result(error)
 
-    async def _start(self, fleet: Fleet, control: ControlServer) -> None:
-        await control.start()
-        await fleet.start()
+    async def _start(self, runtime_dir: Path, fleet: Fleet, control: ControlServer) -> None:
+        async def open_runtime_dir() -> None:
+            create_runtime_dir(runtime_dir)
+            self._held.callback(shutil.rmtree, runtime_dir, ignore_errors=True)
+            self._held.enter_context(contextlib.closing(WeightStore(runtime_dir / _WEIGHT_STORE)))
+            self._held.enter_context(contextlib.closing(PoolStore(runtime_dir / _POOL_STORE)))
+            await control.start()
+
+        # Not before there are children, which remove the folder if this process is killed.
+        await fleet.start(open_runtime_dir)
 
     async def _stop(self, fleet: Fleet, control: ControlServer) -> None:
         await fleet.stop()

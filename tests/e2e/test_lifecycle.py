@@ -90,6 +90,20 @@ def test_death_of_the_supervisor_during_the_start_ends_everything(nothing_left, 
     assert serve.wait(30) == -signal.SIGKILL
 
 
+def test_death_of_the_supervisor_once_it_has_a_folder(nothing_left):
+    """The moment in which only processes that are about to start can know of it."""
+    script = (
+        "import os, sys, quire.supervisor\n"
+        "make = quire.supervisor.create_runtime_dir\n"
+        "quire.supervisor.create_runtime_dir = lambda path: (make(path), os.kill(os.getpid(), 9))\n"
+        "from quire.__main__ import main\n"
+        f"sys.argv[1:] = {['serve', *SMALL]}\n"
+        "main()"
+    )
+    serve = subprocess.Popen([sys.executable, "-P", "-c", script], process_group=0)
+    assert serve.wait(60) == -signal.SIGKILL
+
+
 def test_offline_llm_leaves_nothing(nothing_left):
     others = set(psutil.Process(os.getpid()).children(recursive=True))
     with LLM(kv_cache_memory="64MiB") as llm:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,9 +53,14 @@ class Fleet:
         """Whatever may still run: those that start or end beside others, too."""
         return [child for keeper in self.keepers for child in keeper.children]
 
-    async def start(self) -> None:
-        """Starts all processes at once. Raises StartupError with the reason of the first that does not serve."""
+    async def start(self, when_spawned: Callable[[], Awaitable[None]]) -> None:
+        """Starts all processes at once; calls `when_spawned` as soon as they are there, long before they serve.
+
+        Raises StartupError with the reason of the first that does not serve.
+        """
         self._starts = [asyncio.create_task(keeper.start()) for keeper in self.keepers]
+        await asyncio.sleep(0)  # each has spawned its process when it first waits
+        await when_spawned()
         await asyncio.gather(*self._starts)
         self._watching = asyncio.create_task(self._watch_progress(), name="watchdog")
 

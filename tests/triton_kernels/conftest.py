@@ -1,7 +1,7 @@
 """The Triton kernels against the reference: on a GPU, or on the CPU in Triton's interpreter.
 
-    make test-triton    TRITON_INTERPRET=1: no GPU is needed
-    make test-gpu       on a GPU, and in bfloat16 too
+make test-triton    TRITON_INTERPRET=1: no GPU is needed
+make test-gpu       on a GPU, and in bfloat16 too
 """
 
 from __future__ import annotations
