@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import random
-import select
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from support.checkpoints import EOS_ID, make_checkpoint
 from support.scheduling import Bench
-from support.step_driver import EPOCH, StepPlanner, greedy, load, prompt_of
+from support.step_driver import EPOCH, load, prompt_of
 from support.thread_device import ThreadDevice
 
 from quire import kernels
-from quire.columns import pack_u32, unpack_u32
-from quire.errors import QuireError
+from quire.columns import unpack_u32
 from quire.executor.kv_cache import KvCache
 from quire.executor.model import Model
 from quire.executor.model_runner import ModelRunner
 from quire.executor.pending_step import PendingStep
 from quire.internal.v1 import executor_pb2
-from quire.v1 import generate_pb2
 
 BLOCK_SIZE = 4
 GRAMMAR = '{"grammars": [{"lark_grammar": "start: /[ab]{3,9}/"}]}'
