@@ -1,6 +1,7 @@
 """Operators of the forward pass: paged attention, the KV cache's writes, and the small ones around them.
 
     metadata.py         AttentionMetadata: which token belongs to which sequence, and where its KV lies
+    attention_work.py   on GPUs: what each program of attention does, planned on the host
     attention.py        paged_attention, store_kv: checks, then the implementation of the tensors' device
     rotary_store.py     rotate_and_store: norms, rotation and the cache's write in one pass
     cache.py            a layer's keys or values: a tensor, or int8 with scales
@@ -28,6 +29,7 @@ This package imports nothing else of Quire's, so that a kernel can be tested and
 
 from .activation import silu_and_mul
 from .attention import paged_attention, store_kv
+from .attention_work import AttentionWork, PlannedWork, WorkCapacity, WorkShape, work_shape
 from .backend import NUMERICS_VERSION, Implementation, implementation_for, set_implementation
 from .blocks import copy_blocks
 from .cache import Cache, QuantizedCache
@@ -58,17 +60,21 @@ __all__ = [
     "PACKED_FORMATS",
     "SAMPLING_ROW",
     "AttentionMetadata",
+    "AttentionWork",
     "Cache",
     "DeviceSampledTokens",
     "Implementation",
     "NativeLibraryError",
     "PackedFormat",
     "PackedWeight",
+    "PlannedWork",
     "QuantizedCache",
     "SampledTokens",
     "SamplingBatch",
     "Stage",
     "TokenScores",
+    "WorkCapacity",
+    "WorkShape",
     "available_isas",
     "copy_blocks",
     "current_isa",
@@ -92,4 +98,5 @@ __all__ = [
     "stage_and_wait",
     "store_kv",
     "take_last_tokens",
+    "work_shape",
 ]
