@@ -66,7 +66,7 @@ class Model:
 
 def load_model(settings: ExecutorSettings) -> Model:
     """Finds, reads and places a checkpoint. Raises StartupError (CheckpointError for its files)."""
-    device = _device(settings.device)
+    device = choose_device(settings.device)
     folder = locate_checkpoint(settings.model, settings.revision)
     config = load_model_config(folder)
     max_model_len = _max_model_len(settings.max_model_len, config)
@@ -101,7 +101,8 @@ def _formats(quantization: str | None, dtype: torch.dtype, device: torch.device)
     return None
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device of --device. Raises StartupError where it is not there."""
     if name == "cuda" and not torch.cuda.is_available():
         raise StartupError("--device cuda: there is no usable CUDA device", field="device")
     if name == "auto":

@@ -46,8 +46,12 @@ class ModelRunner:
         """
         # First, since a device may not hold two pools.
         self.detach()
-        self._cache = self._allocate(request) if request.HasField("device_memory") else self._map(request)
-        self._epoch = request.epoch
+        cache = self._allocate(request) if request.HasField("device_memory") else self._map(request)
+        self.adopt(cache, request.epoch)
+
+    def adopt(self, cache: KvCache, epoch: int) -> None:
+        """Works on a pool that is there."""
+        self._cache, self._epoch = cache, epoch
 
     def detach(self) -> None:
         """Lets go of the pool and forgets every sequence."""
