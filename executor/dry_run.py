@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 _NUM_BLOCKS: Final = 8
 _EPOCH: Final = 0
-# What the driver keeps for a graph besides the buffers of its kernels: a guess, a few hundred launches of some KiB each.
+# What the driver keeps for a graph besides the buffers of its kernels: a guess, a few hundred launches of some KiB.
 # The log says what each capture took.
 _BYTES_PER_GRAPH: Final = 4 << 20
 
