@@ -379,7 +379,19 @@ class ExecutorSettings(
     weight_store: Path | None = Field(
         None, description="Socket of a supervisor that keeps packed weights for all executors of its host."
     )
+    device_pool: Path | None = Field(
+        None, description="Socket of `quire device-pool`, which holds a GPU's KV pool for the next executor."
+    )
     index: int = Field(0, ge=0, description="Number of this executor, for its name.")
+
+
+class DevicePoolSettings(ProcessOptions):
+    """`quire device-pool`."""
+
+    panel: ClassVar[Panel] = Panel.PROCESS
+
+    address: Path = Field(description="Path of the socket at which executors ask for device memory.")
+    listener_fd: int | None = Field(None, description="Descriptor of that socket, where it listens already.")
 
 
 class SchedulerSettings(

@@ -1,4 +1,4 @@
-"""A thread that answers small packets, and descriptors with them, at a Unix socket: what the supervisor's stores share.
+"""A thread that answers small packets, and descriptors with them, at a Unix socket: what stores of descriptors share.
 
 The socket has mode 0600, and processes of other users are turned away all the same (`peer_credentials.py`). One thread
 serves all connections in turn, so what it calls needs no locks.
@@ -29,7 +29,7 @@ class PacketServer:
 
     def __init__(
         self,
-        address: Path,
+        listener: socket.socket,
         name: str,
         max_bytes: int,
         on_packet: Callable[[socket.socket, bytes, list[int]], None],
@@ -38,22 +38,17 @@ class PacketServer:
         """Serves from now on.
 
         Args:
-            address: of the socket, which is made here.
+            listener: what `listen` gives; closed with the server.
             name: of the thread and in messages.
             max_bytes: of a packet; what is longer is cut off.
             on_packet: gets the connection, the packet and at most one descriptor, which is its own to close.
             on_end: gets a connection that is closed when it returns.
         """
-        self.address = address
         self._name = name
         self._max_bytes = max_bytes
         self._on_packet = on_packet
         self._on_end = on_end
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.bind(str(address))
-        address.chmod(0o600)
-        self._listener.listen()
-        self._listener.setblocking(False)
+        self._listener = listener
         self._wake, self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
@@ -77,7 +72,6 @@ class PacketServer:
         self._selector.close()
         os.close(self._wake)
         os.close(self._woken)
-        self.address.unlink(missing_ok=True)
 
     def _serve(self) -> None:
         while True:
@@ -109,6 +103,20 @@ class PacketServer:
         for descriptor in descriptors:
             os.close(descriptor)
         self.drop(connection)
+
+
+def listen(address: Path) -> socket.socket:
+    """A new socket for packets at the address, for this user alone. Its file is the caller's to remove."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        listener.bind(str(address))
+        address.chmod(0o600)
+        listener.listen()
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 def is_sealed(descriptor: int, seals: int) -> bool:

@@ -24,7 +24,7 @@ from typing import Final
 
 from quire.errors import StartupError
 from quire.kv_pool import FIXED_SIZE_SEALS
-from quire.packet_server import PacketServer, is_sealed
+from quire.packet_server import PacketServer, is_sealed, listen
 from quire.peer_credentials import check_peer
 
 _FETCH, _KEEP = b"F", b"K"
@@ -38,11 +38,12 @@ class PoolStore:
     def __init__(self, address: Path) -> None:
         self.address = address
         self._descriptor: int | None = None
-        self._server = PacketServer(address, "pool-store", 1, self._answer, lambda connection: None)
+        self._server = PacketServer(listen(address), "pool-store", 1, self._answer, lambda connection: None)
 
     def close(self) -> None:
         """Ends the thread and lets go of the pool."""
         self._server.close()
+        self.address.unlink(missing_ok=True)
         self._keep(None)
 
     def _answer(self, connection: socket.socket, message: bytes, descriptors: list[int]) -> None:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Final
 
 from quire.errors import StartupError
-from quire.packet_server import PacketServer, is_sealed
+from quire.packet_server import PacketServer, is_sealed, listen
 from quire.peer_credentials import check_peer
 
 DIGEST_BYTES: Final = 32
@@ -56,11 +56,12 @@ class WeightStore:
         # Who packs which key, and who waits for which.
         self._packing: dict[socket.socket, bytes] = {}
         self._waiting: dict[socket.socket, bytes] = {}
-        self._server = PacketServer(address, "weight-store", DIGEST_BYTES, self._receive, self._forget)
+        self._server = PacketServer(listen(address), "weight-store", DIGEST_BYTES, self._receive, self._forget)
 
     def close(self) -> None:
         """Ends the thread and lets go of everything; those who have mapped weights keep them."""
         self._server.close()
+        self.address.unlink(missing_ok=True)
         for entry in self._entries.values():
             os.close(entry.descriptor)
 

@@ -19,7 +19,7 @@ from quire.cli.about import collect_env, version
 from quire.cli.clients import chat, complete, hash_key
 from quire.cli.serve_command import add_serve
 from quire.cli.settings_command import add_command
-from quire.config import ExecutorSettings, GatewaySettings, SchedulerSettings
+from quire.config import DevicePoolSettings, ExecutorSettings, GatewaySettings, SchedulerSettings
 from quire.errors import QuireError
 from quire.grpc_cli import app as grpc_app
 from quire.inspect.command import inspect as inspect_pool
@@ -108,6 +108,12 @@ def _executor(settings: ExecutorSettings) -> None:
     raise typer.Exit(run_process(f"executor {settings.index}", settings, run, use_uvloop=False))
 
 
+def _device_pool(settings: DevicePoolSettings) -> None:
+    from quire.device_pool.server import run
+
+    raise typer.Exit(run_process("device-pool", settings, run))
+
+
 def _bench_serve(settings: ServeBenchSettings) -> None:
     from quire.bench.serve import bench_serve
 
@@ -149,6 +155,14 @@ add_command(
 )
 add_command(app, "scheduler", SchedulerSettings, _scheduler, "Run a scheduler alone.", panel=_PROCESSES)
 add_command(app, "executor", ExecutorSettings, _executor, "Run an executor alone.", panel=_PROCESSES)
+add_command(
+    app,
+    "device-pool",
+    DevicePoolSettings,
+    _device_pool,
+    "Hold a GPU's KV pool while executors restart.",
+    panel=_PROCESSES,
+)
 
 add_command(
     bench, "serve", ServeBenchSettings, _bench_serve, "Put a running server (OpenAI-compatible, or gRPC) under load."
