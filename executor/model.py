@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -64,7 +65,7 @@ class Model:
         return self.config.cache_group(dtype.itemsize, _SCALE_BYTES if dtype == torch.int8 else 0)
 
 
-def load_model(settings: ExecutorSettings) -> Model:
+def load_model(settings: ExecutorSettings, open_checkpoint: Callable[[Path], Checkpoint] = Checkpoint) -> Model:
     """Finds, reads and places a checkpoint. Raises StartupError (CheckpointError for its files)."""
     device = choose_device(settings.device)
     folder = locate_checkpoint(settings.model, settings.revision)
@@ -73,7 +74,7 @@ def load_model(settings: ExecutorSettings) -> Model:
     dtype = _dtype(settings.dtype, config, device)
     kv_cache_dtype = choose_kv_cache_dtype(settings.kv_cache_dtype, dtype, device)
     formats = _formats(settings.quantization, dtype, device)
-    checkpoint = Checkpoint(folder)
+    checkpoint = open_checkpoint(folder)
     try:
         if formats is None:
             weights_digest = hashlib.sha256()
