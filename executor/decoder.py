@@ -90,7 +90,7 @@ class Decoder:
             return kernels.fused_add_rms_norm(added[rows], residual[rows], self.weights.norm, eps)[0]
 
         if states is not None:
-            states.values.copy_(final(torch.from_numpy(states.rows).to(residual.device)))
+            states.values.copy_(final(states.rows_on_device()))
         if batch.logit_rows.numel() == 0:
             return torch.empty((0, self.config.vocab_size), device=residual.device)
         logits = kernels.linear(final(batch.logit_rows), self.weights.head)
