@@ -8,7 +8,6 @@ takes the memory and the kernels that sense would. So the first request finds th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -51,8 +50,7 @@ def measure_memory(runner: ModelRunner, limits: StepLimits, memory: DeviceMemory
         cache = KvCache.allocate(_NUM_BLOCKS, limits.block_size, model.cache_group, model.kv_cache_dtype, model.device)
         runner.adopt(cache, _EPOCH)
         del cache
-        prefill_bytes = _peak(memory, lambda: runner.execute(prefill))
-        decode_bytes = _peak(memory, lambda: runner.execute(decode))
+        peaks = [_peak(memory, runner, plan) for plan in (prefill, decode)]
     except torch.OutOfMemoryError as error:
         raise StartupError(
             f"the largest step does not fit the memory of {model.device} beside the weights; lower "
@@ -61,8 +59,8 @@ def measure_memory(runner: ModelRunner, limits: StepLimits, memory: DeviceMemory
         ) from error
     finally:
         runner.detach()
-    memory.start_measuring()  # gives back what the steps took
-    return _report(model, limits, memory, free_at_start, max(prefill_bytes, decode_bytes), decode_bytes)
+    kept = memory.start_measuring()  # what steps took is given back: the few blocks and the columns' buffers too
+    return _report(model, limits, memory, free_at_start, max(peaks) - kept, peaks[-1] - kept)
 
 
 def largest_steps(limits: StepLimits, max_model_len: int) -> tuple[executor_pb2.StepPlan, executor_pb2.StepPlan]:
@@ -77,11 +75,11 @@ def largest_steps(limits: StepLimits, max_model_len: int) -> tuple[executor_pb2.
     return first, _plan(2, lengths, ones, kept=num_blocks, appended=np.zeros_like(lengths))
 
 
-def _peak(memory: DeviceMemory, step: Callable[[], object]) -> int:
-    """Bytes that a step needs while it runs."""
-    before = memory.start_measuring()
-    step()
-    return memory.peak_bytes() - before
+def _peak(memory: DeviceMemory, runner: ModelRunner, plan: executor_pb2.StepPlan) -> int:
+    """The most that torch holds during a step."""
+    memory.start_measuring()
+    runner.execute(plan)
+    return memory.peak_bytes()
 
 
 def _report(

@@ -13,9 +13,10 @@ from quire import kernels, rpc
 from quire.config import ExecutorSettings
 from quire.errors import StartupError
 from quire.executor.cuda_setup import set_up_cuda
+from quire.executor.device import async_device
 from quire.executor.dry_run import measure_memory
 from quire.executor.memory import CudaMemory, MemoryReport, host_memory
-from quire.executor.model import choose_device, load_model
+from quire.executor.model import Model, choose_device, load_model
 from quire.executor.model_runner import ModelRunner
 from quire.executor.processors import usable_processors
 from quire.executor.sandbox import enter_sandbox
@@ -66,15 +67,20 @@ async def _load(settings: ExecutorSettings) -> tuple[ModelRunner, MeasureMemory]
 
 def _load_and_measure(settings: ExecutorSettings) -> tuple[ModelRunner, MeasureMemory]:
     """The model, ready to run, and how to measure the memory that its KV pool may take."""
-    device = choose_device(settings.device)
+    device, limits = choose_device(settings.device), StepLimits.of(settings)
     if device.type == "cpu":
-        return ModelRunner(load_model(settings)), host_memory
+        return make_runner(load_model(settings), limits), host_memory
     set_up_cuda(settings.runtime_dir)
     memory = CudaMemory(device)
     free_at_start = memory.free_bytes()
-    runner = ModelRunner(load_model(settings))
-    report = measure_memory(runner, StepLimits.of(settings), memory, free_at_start)
+    runner = make_runner(load_model(settings), limits)
+    report = measure_memory(runner, limits, memory, free_at_start)
     return runner, lambda: report
+
+
+def make_runner(model: Model, limits: StepLimits) -> ModelRunner:
+    """A runner of steps on the model's device. Raises StartupError where that cannot be used."""
+    return ModelRunner(model, device=async_device(model.device), graph_sizes=limits.graph_sizes)
 
 
 def _set_up_kernels(settings: ExecutorSettings) -> None:

@@ -16,6 +16,7 @@ from quire.config import ExecutorSettings
 from quire.executor.kv_cache import KvCache
 from quire.executor.model import DTYPES, load_model
 from quire.executor.server import make_runner
+from quire.executor.step_limits import StepLimits
 from quire.internal.v1 import executor_pb2
 from quire.v1 import generate_pb2
 
@@ -44,7 +45,7 @@ class Quire:
         }
         loaded = ExecutorSettings.load(given)
         self.model = load_model(loaded, lambda _: RandomCheckpoint(DTYPES[dtype], device))
-        self._runner = make_runner(self.model, loaded)
+        self._runner = make_runner(self.model, StepLimits.of(loaded))
         longest = workload.context + workload.warm_up + workload.steps + 1
         self._blocks_each = -(-longest // _BLOCK_SIZE)
         self._prefill_blocks = -(-(workload.prefill + 1) // _BLOCK_SIZE)
@@ -56,7 +57,7 @@ class Quire:
         self._compute_prompts(batch)
         self._run(self._decode_plans(batch, self._workload.warm_up))
         # Whatever graphs were asked for, as the worker does when it has nothing else to do.
-        while self._runner.capture_next(idle=True):
+        while self._runner.use_pause(idle=True):
             pass
         plans = self._decode_plans(batch, self._workload.warm_up + self._workload.steps)
         self._run(plans[: self._workload.warm_up])
