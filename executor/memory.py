@@ -38,6 +38,11 @@ def total_bytes(device: torch.device, cgroup: Path = _CGROUP) -> int:
         return total
 
 
+def default_pool_share(device: torch.device) -> float:
+    """Share of what is available that a pool takes where no size is given. A host has other things to hold."""
+    return 0.9 if device.type == "cuda" else 0.4
+
+
 def _inactive_file_bytes(stat: Path) -> int:
     """Page cache that the kernel gives up before it fails an allocation, such as a checkpoint's that was read."""
     values = dict(line.split() for line in stat.read_text().splitlines())

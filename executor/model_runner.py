@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from quire import kernels
 from quire.errors import KvPoolError
+from quire.executor.device_memory import DeviceMemory
 from quire.executor.input_batch import PlanRows, build_input_batch, update_block_tables
 from quire.executor.kv_cache import KvCache, check_layout, check_model
 from quire.executor.model import Model
@@ -31,23 +32,29 @@ logger = logging.getLogger(__name__)
 class ModelRunner:
     """A model, the pool it writes to and the sequences it knows. Not thread-safe: one thread runs it."""
 
-    def __init__(self, model: Model, rank: int = 0) -> None:
+    def __init__(self, model: Model, rank: int = 0, device_pool: Path | None = None) -> None:
+        """`device_pool` is the socket of the process that holds the memory of a pool on a device of its own."""
         self.model = model
+        self.device_memory = None if model.device.type == "cpu" else DeviceMemory(model.device, device_pool)
         self.rank = rank
         self.sequences = SequenceTable(model.config.vocab_size)
         self._grammars = GrammarTable(model.config.vocab_size, model.folder / "tokenizer.json")
         self._cache: KvCache | None = None
         self._epoch: int | None = None
 
-    def attach(self, request: executor_pb2.AttachKvPoolRequest) -> None:
-        """Maps (or, on a device of its own, allocates) the pool and forgets every sequence.
+    def attach(self, request: executor_pb2.AttachKvPoolRequest) -> bool:
+        """Maps the pool and forgets every sequence; returns whether it holds what was written to it before.
 
         Raises KvPoolError for a pool that is missing, damaged, not as announced or of another model.
         """
         # First, since a device may not hold two pools.
         self.detach()
-        self._cache = self._allocate(request) if request.HasField("device_memory") else self._map(request)
+        if request.HasField("executor_memory"):
+            self._cache, has_content = self._provide(request)
+        else:
+            self._cache, has_content = self._map(request), True
         self._epoch = request.epoch
+        return has_content
 
     def detach(self) -> None:
         """Lets go of the pool and forgets every sequence."""
@@ -137,13 +144,17 @@ class ModelRunner:
             check_model(pool.layout, fingerprint=self.model.fingerprint, group=self.model.cache_group, rank=self.rank)
             return KvCache.map(pool, self.rank, self.model.cache_group, self.model.kv_cache_dtype)
 
-    def _allocate(self, request: executor_pb2.AttachKvPoolRequest) -> KvCache:
-        model = self.model
-        if model.device.type == "cpu":
+    def _provide(self, request: executor_pb2.AttachKvPoolRequest) -> tuple[KvCache, bool]:
+        if self.device_memory is None:
             raise KvPoolError("an executor on the CPU needs a KV pool that processes share")
-        return KvCache.allocate(
-            request.num_blocks, request.block_size, model.cache_group, model.kv_cache_dtype, model.device
-        )
+        group, block_size = self.model.cache_group, request.block_size
+        num_bytes = request.num_blocks * block_size * group.bytes_per_token
+        held = self.device_memory.attach(request.epoch, num_bytes, is_new=request.executor_memory.is_new)
+        dtype = self.model.kv_cache_dtype
+        if held is None:
+            return KvCache.allocate(request.num_blocks, block_size, group, dtype, self.model.device), False
+        memory, has_content = held
+        return KvCache(memory.view(request.num_blocks, -1), group, block_size, dtype), has_content
 
 
 def _copy_blocks(plan: executor_pb2.StepPlan, cache: KvCache) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from quire import kernels, rpc
 from quire.config import ExecutorSettings
+from quire.device_pool.client import wake
 from quire.errors import StartupError
 from quire.executor.model import Model, load_model
 from quire.executor.model_runner import ModelRunner
@@ -26,11 +27,14 @@ _GRACE_S = 5.0
 
 async def run(settings: ExecutorSettings, status: StatusReporter, stop: StopSignal) -> None:
     """Serves until `stop`. Raises StartupError if the model or the address cannot be had."""
+    if settings.device_pool is not None and settings.device != "cpu" and torch.cuda.is_available():
+        # It starts while the model is loaded here.
+        wake(settings.device_pool)
     _set_up_kernels(settings)
     model = await unless_stopped(_load(settings), stop)
     if model is None:
         return
-    service = ExecutorService(ModelRunner(model))
+    service = ExecutorService(ModelRunner(model, device_pool=settings.device_pool))
     server = rpc.new_server()
     executor_pb2_grpc.add_ExecutorServiceServicer_to_server(service, server)
     rpc.bind(server, settings.listen)

@@ -18,7 +18,7 @@ import grpc
 
 from quire import rpc
 from quire.errors import DuplicateRequestError, ServiceUnavailableError
-from quire.executor.memory import available_bytes, total_bytes
+from quire.executor.memory import available_bytes, default_pool_share, total_bytes
 from quire.executor.model_runner import ModelRunner
 from quire.executor.step_stream import GrpcStepStream, RingStepStream, StepStream
 from quire.internal.v1 import executor_pb2, executor_pb2_grpc
@@ -41,7 +41,8 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
     async def Describe(  # noqa: N802 - gRPC's name
         self, request: executor_pb2.DescribeExecutorRequest, context: _Context
     ) -> executor_pb2.ExecutorDescription:
-        return _describe(self._runner)
+        # In a thread, as it may ask another process.
+        return await asyncio.to_thread(_describe, self._runner)
 
     async def AttachKvPool(  # noqa: N802
         self, request: executor_pb2.AttachKvPoolRequest, context: _Context
@@ -52,14 +53,15 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
                 self._stream.end(ServiceUnavailableError("another KV pool is being attached"))
                 self._stream = None
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._worker, self._runner.attach, request)
+            has_content = await loop.run_in_executor(self._worker, self._runner.attach, request)
             logger.info(
-                "attached a KV pool of %d blocks of %d tokens, epoch %d",
+                "attached a KV pool of %d blocks of %d tokens, epoch %d%s",
                 request.num_blocks,
                 request.block_size,
                 request.epoch,
+                "" if has_content else ", which is empty",
             )
-        return executor_pb2.AttachKvPoolResponse()
+        return executor_pb2.AttachKvPoolResponse(has_content=has_content)
 
     async def RunSteps(  # noqa: N802
         self, request_iterator: AsyncIterator[executor_pb2.StepRequest], context: _Context
@@ -110,13 +112,12 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
 
 
 def _describe(runner: ModelRunner) -> executor_pb2.ExecutorDescription:
-    model = runner.model
+    model, device_memory = runner.model, runner.device_memory
     config, group = model.config, model.cache_group
     return executor_pb2.ExecutorDescription(
         model=model.name,
         architecture=config.architecture,
         dtype=model.dtype_name,
-        device=executor_pb2.DEVICE_CPU if model.device.type == "cpu" else executor_pb2.DEVICE_CUDA,
         rank=runner.rank,
         num_ranks=1,
         cache_groups=[
@@ -134,10 +135,12 @@ def _describe(runner: ModelRunner) -> executor_pb2.ExecutorDescription:
         max_model_len=model.max_model_len,
         vocab_size=config.vocab_size,
         weight_bytes=model.decoder.num_bytes,
-        available_bytes=available_bytes(model.device),
+        available_bytes=available_bytes(model.device) + (device_memory.held_bytes() if device_memory else 0),
         total_bytes=total_bytes(model.device),
         fingerprint=model.fingerprint,
         length_independent_tokens=config.rotary.length_independent_tokens,
         hidden_size=config.hidden_size,
         pid=os.getpid(),
+        pool_home=executor_pb2.POOL_HOME_EXECUTOR if device_memory else executor_pb2.POOL_HOME_HOST,
+        default_pool_share=default_pool_share(model.device),
     )

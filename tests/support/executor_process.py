@@ -36,7 +36,7 @@ class _Service(StepService):
 
     async def Describe(self, request: Any, context: Any) -> executor_pb2.ExecutorDescription:  # noqa: N802
         return executor_pb2.ExecutorDescription(
-            device=executor_pb2.DEVICE_CPU,
+            pool_home=executor_pb2.POOL_HOME_HOST,
             num_ranks=1,
             cache_groups=[executor_pb2.CacheGroup(num_layers=1, num_kv_heads=1, head_dim=1, element_bytes=4)],
             fingerprint=self._fingerprint.encode().ljust(32),
