@@ -63,11 +63,12 @@ class Decoder:
         cache: KvCache,
         states: FinalStates | None = None,
         counters: StepCounters | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Computes the step's tokens, writes their keys and values into the cache, fills `states`, counts layers.
 
         Returns:
-            float32 [num_logit_rows, vocab]: logits of `batch.logit_rows` alone.
+            float32 [num_logit_rows, vocab]: logits of `batch.logit_rows` alone; `out` if that was given.
         """
         eps = self.config.rms_norm_eps
         angles = self._rotary.cos_sin(batch.positions, batch.rotary_lengths)
@@ -92,7 +93,8 @@ class Decoder:
             states.values.copy_(final(torch.from_numpy(states.rows).to(residual.device)))
         if batch.logit_rows.numel() == 0:
             return torch.empty((0, self.config.vocab_size), device=residual.device)
-        return kernels.linear(final(batch.logit_rows), self.weights.head).to(torch.float32)
+        logits = kernels.linear(final(batch.logit_rows), self.weights.head)
+        return logits.to(torch.float32) if out is None else out.copy_(logits)
 
     def _attention(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -40,47 +41,68 @@ class BatchArrays:
     logit_rows: NDArray[np.int32]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchTensors:
+    """BatchArrays as tensors on the model's device."""
+
+    token_ids: Tensor
+    positions: Tensor
+    rotary_lengths: Tensor | None
+    attention: AttentionMetadata
+    logit_rows: Tensor
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Tensor], block_tables: Tensor) -> BatchTensors:
+        """Of one tensor for each field of BatchArrays; rotary_lengths may be missing."""
+        attention = AttentionMetadata(
+            columns["query_start"], columns["context_lens"], block_tables, columns["slot_mapping"]
+        )
+        return cls(
+            columns["token_ids"], columns["positions"], columns.get("rotary_lengths"), attention, columns["logit_rows"]
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class InputBatch:
-    """What a step computes; the same as arrays, and as tensors on the model's device, made when asked for.
+    """What a step computes; the same as arrays, and as tensors on the model's device.
 
     Attributes:
-        sampled: int64 [num_sampled], the slots of `logit_rows`.
+        sampled: int64 [num_sampled], the slots of `logit_rows`; of a padded step, those of its first rows.
+        staged: the tensors, where they were made already; else they are made when asked for.
     """
 
     arrays: BatchArrays
     device: torch.device
     sampled: NDArray[np.int64]
+    staged: BatchTensors | None = None
 
-    @cached_property
+    @property
     def token_ids(self) -> Tensor:
-        return self._tensor(self.arrays.token_ids)
+        return self._tensors.token_ids
 
-    @cached_property
+    @property
     def positions(self) -> Tensor:
-        return self._tensor(self.arrays.positions)
+        return self._tensors.positions
 
-    @cached_property
+    @property
     def rotary_lengths(self) -> Tensor | None:
-        lengths = self.arrays.rotary_lengths
-        return None if lengths is None else self._tensor(lengths)
+        return self._tensors.rotary_lengths
 
-    @cached_property
+    @property
     def attention(self) -> AttentionMetadata:
-        arrays = self.arrays
-        return AttentionMetadata(
-            self._tensor(arrays.query_start),
-            self._tensor(arrays.context_lens),
-            self._tensor(arrays.block_tables),
-            self._tensor(arrays.slot_mapping),
-        )
+        return self._tensors.attention
+
+    @property
+    def logit_rows(self) -> Tensor:
+        return self._tensors.logit_rows
 
     @cached_property
-    def logit_rows(self) -> Tensor:
-        return self._tensor(self.arrays.logit_rows)
-
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+    def _tensors(self) -> BatchTensors:
+        if self.staged is not None:
+            return self.staged
+        arrays = {name: getattr(self.arrays, name) for name in BatchArrays.__slots__}
+        columns = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items() if array is not None}
+        return BatchTensors.of(columns, columns["block_tables"])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

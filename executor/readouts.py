@@ -44,7 +44,10 @@ class Readout(Protocol):
     """What one sequence wants of the steps that compute it."""
 
     def wanted(self, start: int, end: int) -> range:
-        """Positions whose final states it reads, of a step that computes positions start to end - 1."""
+        """Positions whose final states it reads, of a step that computes positions start to end - 1.
+
+        Asked once for each step, in their order; several may be in flight before the first is read.
+        """
 
     def read(self, start: int, states: Tensor, head: Head, result: executor_pb2.StepResult) -> None:
         """Takes the states [n, hidden] of what was wanted, from position `start` on, and adds to the result."""
@@ -95,14 +98,17 @@ class MeanState:
     def __init__(self, slot: int, num_tokens: int) -> None:
         self._slot = slot
         self._num_tokens = num_tokens
+        # Of the prompt: asked for, and added to the sum.
+        self._num_wanted = 0
         self._num_added = 0
         self._sum: NDArray[np.float64] | None = None
 
     def wanted(self, start: int, end: int) -> range:
-        if start != self._num_added:
+        if start != self._num_wanted:
             raise QuireError(
-                f"the plan computes tokens from {start} of slot {self._slot}, whose mean has {self._num_added}"
+                f"the plan computes tokens from {start} of slot {self._slot}, whose mean has {self._num_wanted}"
             )
+        self._num_wanted = end
         return range(start, end)
 
     def read(self, start: int, states: Tensor, head: Head, result: executor_pb2.StepResult) -> None:

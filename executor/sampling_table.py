@@ -61,6 +61,13 @@ class SamplingTable:
         for lists in (self._bias, self._banned, self._bad_words, self._allowed):
             lists.pop(slot, None)
 
+    def reads_history(self, slots: NDArray[np.int64]) -> bool:
+        """Whether a row of `batch` depends on what its sequence consists of: by penalties or bad words."""
+        rows = self._rows.take(slots)
+        penalised = rows["repetition_penalty"] != 1
+        penalised |= (rows["frequency_penalty"] != 0) | (rows["presence_penalty"] != 0)
+        return bool(penalised.any()) or any(slot in self._bad_words for slot in slots.tolist())
+
     def batch(self, slots: NDArray[np.int64], num_tokens: NDArray[np.int64], token_ids: _Ids) -> SamplingBatch:
         """The rows of `slots`.
 

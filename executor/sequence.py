@@ -5,6 +5,7 @@ So that what a step does to its rows is a fixed number of array operations, howe
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +22,23 @@ _SLOTS: Final = 64
 _TOKENS: Final = 1024
 _BLOCKS: Final = 64
 
+_COLUMNS: Final = ("num_tokens", "num_prompt_tokens", "num_blocks", "num_unknown", "_generations")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UnknownTokens:
+    """Tokens that a step in flight samples, one for each row.
+
+    Attributes:
+        slots: int64 [n], of their sequences.
+        positions: int64 [n], in them.
+        generations: int64 [n]; tells a sequence from one that had its slot before.
+    """
+
+    slots: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    generations: NDArray[np.int64]
+
 
 class SequenceTable:
     """The sequences by slot.
@@ -29,7 +47,8 @@ class SequenceTable:
         num_tokens: int64 [slots], prompt and output; 0 where there is no sequence.
         num_prompt_tokens: int64 [slots].
         num_blocks: int64 [slots].
-        token_ids: int32 [slots, capacity], prompt and output.
+        num_unknown: int64 [slots], the last tokens whose ids are not known here yet: steps in flight sample them.
+        token_ids: int32 [slots, capacity], prompt and output; ~slot, which is negative, for an unknown one.
         block_tables: int32 [slots, capacity].
         readouts: of the sequences that want more than sampled tokens, by slot.
     """
@@ -43,6 +62,9 @@ class SequenceTable:
         self.num_tokens = np.zeros(_SLOTS, np.int64)
         self.num_prompt_tokens = np.zeros(_SLOTS, np.int64)
         self.num_blocks = np.zeros(_SLOTS, np.int64)
+        self.num_unknown = np.zeros(_SLOTS, np.int64)
+        # How many sequences a slot has had or lost.
+        self._generations = np.zeros(_SLOTS, np.int64)
         self.token_ids = np.zeros((_SLOTS, _TOKENS), np.int32)
         self.block_tables = np.zeros((_SLOTS, _BLOCKS), np.int32)
         self.readouts: dict[int, Readout] = {}
@@ -59,6 +81,7 @@ class SequenceTable:
         for slot in np.frombuffer(plan.finished_slots, "<u4").tolist():
             if slot < len(self.num_tokens):
                 self.num_tokens[slot] = 0
+                self._forget_unknown(slot)
                 self._sampling.forget(slot)
                 self.readouts.pop(slot, None)
         for message in plan.new_sequences:
@@ -108,6 +131,26 @@ class SequenceTable:
         self.token_ids[slots, lengths] = token_ids
         self.num_tokens[slots] = lengths + 1
 
+    def append_unknown(self, slots: NDArray[np.int64]) -> UnknownTokens:
+        """A token will be sampled for each of the slots; `fill` says which."""
+        tokens = UnknownTokens(slots, self.num_tokens[slots], self._generations[slots])
+        self.append(slots, (~slots).astype(np.int32))
+        self.num_unknown[slots] += 1
+        return tokens
+
+    def fill(self, tokens: UnknownTokens, token_ids: NDArray[np.int32]) -> None:
+        """What was sampled. Of sequences that are gone, be their slots in use again or not, nothing is kept."""
+        here = self._generations[tokens.slots] == tokens.generations
+        slots, positions = tokens.slots[here], tokens.positions[here]
+        self.num_unknown[slots] -= 1
+        # Elsewhere the scheduler has chosen a token meanwhile.
+        unknown = self.token_ids[slots, positions] < 0
+        self.token_ids[slots[unknown], positions[unknown]] = token_ids[here][unknown]
+
+    def reads_history(self, slots: NDArray[np.int64]) -> bool:
+        """Whether sampling for one of the slots depends on the ids of all its tokens."""
+        return self._sampling.reads_history(slots)
+
     def _choose(self, slots: NDArray[np.int64], token_ids: NDArray[np.uint32]) -> None:
         """Replaces the last tokens of slots. Raises QuireError for columns that do not fit."""
         if len(slots) != len(token_ids):
@@ -131,16 +174,22 @@ class SequenceTable:
         self.num_tokens[slot] = num_tokens
         self.num_prompt_tokens[slot] = len(prompt)
         self.num_blocks[slot] = 0
+        self._forget_unknown(slot)
         self._sampling.put(message)
         self.readouts.pop(slot, None)
         if (readout := readout_of(message)) is not None:
             self.readouts[slot] = readout
 
+    def _forget_unknown(self, slot: int) -> None:
+        """The slot's tokens in flight are nobody's."""
+        self.num_unknown[slot] = 0
+        self._generations[slot] += 1
+
     def _reserve_slot(self, slot: int) -> None:
         if slot < len(self.num_tokens):
             return
         size = max(slot + 1, 2 * len(self.num_tokens))
-        for name in ("num_tokens", "num_prompt_tokens", "num_blocks", "token_ids", "block_tables"):
+        for name in (*_COLUMNS, "token_ids", "block_tables"):
             array: NDArray[Any] = getattr(self, name)
             setattr(self, name, _extended(array, (size, *array.shape[1:])))
         self._sampling.grow(size)

@@ -95,6 +95,10 @@ class GrammarTable:
         """Forgets every sequence."""
         self._sequences.clear()
 
+    def constrain(self, slots: NDArray[np.int64]) -> bool:
+        """Whether one of the slots has a grammar."""
+        return bool(self._sequences) and not self._sequences.keys().isdisjoint(slots.tolist())
+
     def begin(self, slots: NDArray[np.int64], sequences: SequenceTable) -> Callable[[], StepMasks] | None:
         """Starts to compute the masks of a step's rows; None if no row has a grammar.
 

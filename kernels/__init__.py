@@ -11,6 +11,7 @@
                         the model's other operators, in torch; on a CPU they are part of the native step
     sampling.py sampling_batch.py philox.py
                         sample: logits → tokens and logprobs, its columns, its random numbers
+    device_sampling.py  what sampling copies to a device and back
     logprobs.py         score_tokens: logits → logprobs of given tokens
     backend.py          which implementation runs; numeric identity
     reference.py        plain torch, what everything else is tested against
@@ -29,6 +30,7 @@ from .attention import paged_attention, store_kv
 from .backend import NUMERICS_VERSION, Implementation, implementation_for, set_implementation
 from .blocks import copy_blocks
 from .cache import Cache, QuantizedCache
+from .device_sampling import DeviceSampledTokens, Stage, stage_and_wait
 from .linear import linear
 from .logprobs import TokenScores, score_tokens
 from .metadata import AttentionMetadata
@@ -45,7 +47,7 @@ from .norm import fused_add_rms_norm, rms_norm
 from .packed_weight import PACKED_FORMATS, PackedFormat, PackedWeight, pack_weight, packed_bytes
 from .rotary import rotary_embedding
 from .rotary_store import rotate_and_store
-from .sampling import sample
+from .sampling import sample, sample_on_device
 from .sampling_batch import SAMPLING_ROW, SampledTokens, SamplingBatch
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "SAMPLING_ROW",
     "AttentionMetadata",
     "Cache",
+    "DeviceSampledTokens",
     "Implementation",
     "NativeLibraryError",
     "PackedFormat",
@@ -62,6 +65,7 @@ __all__ = [
     "QuantizedCache",
     "SampledTokens",
     "SamplingBatch",
+    "Stage",
     "TokenScores",
     "available_isas",
     "copy_blocks",
@@ -77,10 +81,12 @@ __all__ = [
     "rotary_embedding",
     "rotate_and_store",
     "sample",
+    "sample_on_device",
     "score_tokens",
     "set_implementation",
     "set_isa",
     "set_num_threads",
     "silu_and_mul",
+    "stage_and_wait",
     "store_kv",
 ]

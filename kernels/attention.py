@@ -20,7 +20,7 @@ __all__ = ["paged_attention", "store_kv"]
 def store_kv(key: Tensor, value: Tensor, key_cache: Cache, value_cache: Cache, slot_mapping: Tensor) -> None:
     """Write the new tokens' keys and values into their slots, converted to the cache's type.
 
-    To bfloat16 is to nearest, ties to even; to int8 as `cache.quantize` says, for each token and head.
+    To narrower floats is to nearest, ties to even; to 8 bits as `cache.quantize` says, for each token and head.
 
     Args:
         key: [num_tokens, num_kv_heads, head_dim], float32 or bfloat16 (float16 too where torch runs), last
@@ -30,7 +30,8 @@ def store_kv(key: Tensor, value: Tensor, key_cache: Cache, value_cache: Cache, s
             bfloat16 (float16 too where torch runs), the inner two dimensions contiguous; or a QuantizedCache.
             Written in place.
         value_cache: as key_cache.
-        slot_mapping: int64 [num_tokens], block_id * block_size + offset. No slot twice.
+        slot_mapping: int64 [num_tokens], block_id * block_size + offset. No slot twice, but for -1: a token that
+            pads a step, of which nothing is stored (on a GPU only).
 
     Raises:
         ValueError: an argument has the wrong dtype, shape, layout or device, or a slot lies outside the
@@ -46,8 +47,14 @@ def store_kv(key: Tensor, value: Tensor, key_cache: Cache, value_cache: Cache, s
         raise ValueError(f"value is {value.dtype}, key {key.dtype}")
     if num_tokens == 0:
         return
-    if implementation_for(keys.device) == "native":
+    implementation = implementation_for(keys.device)
+    if implementation == "native":
         native_attention.store_kv(key, value, key_cache, value_cache, slot_mapping)
+        return
+    if implementation == "triton":
+        from .triton import cache_store
+
+        cache_store.store_kv(key, value, key_cache, value_cache, slot_mapping)
         return
     if keys.device.type == "cpu":
         check_slot_bounds(slot_mapping, keys.shape[0] * keys.shape[2])

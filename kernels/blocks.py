@@ -37,8 +37,13 @@ def copy_blocks(pool: Tensor, sources: Tensor, destinations: Tensor) -> None:
         return
     if pool.device.type == "cpu":
         _check_ids(sources.tolist(), destinations.tolist(), pool.shape[0])
-    if implementation_for(pool.device) == "native":
+    implementation = implementation_for(pool.device)
+    if implementation == "native":
         native_blocks.copy_blocks(pool, sources, destinations)
+    elif implementation == "triton":
+        from .triton import blocks
+
+        blocks.copy_blocks(pool, sources, destinations)
     else:
         pool.index_copy_(0, destinations, pool.index_select(0, sources))
 

@@ -5,16 +5,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Cache", "QuantizedCache", "dequantize", "elements", "quantize"]
+__all__ = ["SCALED_DTYPES", "Cache", "QuantizedCache", "dequantize", "elements", "highest_step", "quantize"]
+
+#: Types of a QuantizedCache.
+SCALED_DTYPES = (torch.int8, torch.float8_e4m3fn)
 
 
 class QuantizedCache(NamedTuple):
-    """Keys or values in int8, with one scale for each token and head.
+    """Keys or values in 8 bits, with one scale for each token and head.
 
     Attributes:
-        data: int8 [num_blocks, num_kv_heads, block_size, head_dim], the inner two dimensions contiguous.
+        data: int8 or float8_e4m3fn [num_blocks, num_kv_heads, block_size, head_dim], the inner two dimensions
+            contiguous.
         scales: float32 [num_blocks, num_kv_heads, block_size], the inner dimension contiguous. An element is its
-            integer times its scale.
+            number in `data` times its scale.
     """
 
     data: Tensor
@@ -30,24 +34,30 @@ def elements(cache: Cache) -> Tensor:
     return cache.data if isinstance(cache, QuantizedCache) else cache
 
 
-def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 over the last dimension: scale = highest magnitude / 127, integers to nearest, ties to even.
+def highest_step(dtype: torch.dtype) -> float:
+    """What the highest magnitude of a vector becomes: 127 in int8, 448 in float8_e4m3fn."""
+    return 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
 
-    A vector that holds inf or nan gets a scale of nan and zeros: in 8 bits it could not be told, and whoever
-    reads it shall see it.
+
+def quantize(x: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
+    """Symmetric over the last dimension: scale = highest magnitude / `highest_step`; to nearest, ties to even.
+
+    FP8 is E4M3 of Micikevicius et al. (arXiv 2209.05433). A vector that holds inf or nan gets a scale of nan and
+    zeros: in 8 bits it could not be told, and whoever reads it shall see it.
 
     Args:
         x: [..., size], any floating dtype.
+        dtype: one of SCALED_DTYPES.
 
     Returns:
-        (int8 [..., size], float32 [...]).
+        (dtype [..., size], float32 [...]).
     """
-    wide = x.float()
-    scales = wide.abs().amax(dim=-1) / 127
+    wide, highest = x.float(), highest_step(dtype)
+    scales = wide.abs().amax(dim=-1) / highest
     scales = torch.where(scales.isfinite(), scales, torch.nan)
     # A scale of 0 (all zeros, or too small for one) leaves zeros; a subnormal one may have been rounded down.
-    integers = torch.where((scales > 0).unsqueeze(-1), wide / scales.unsqueeze(-1), 0.0).round().clamp(-127, 127)
-    return integers.to(torch.int8), scales
+    steps = torch.where((scales > 0).unsqueeze(-1), wide / scales.unsqueeze(-1), 0.0).clamp(-highest, highest)
+    return (steps.round() if dtype == torch.int8 else steps).to(dtype), scales
 
 
 def dequantize(cache: Cache) -> Tensor:

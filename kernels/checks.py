@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
-from .cache import Cache, QuantizedCache, elements
+from .cache import SCALED_DTYPES, Cache, QuantizedCache, elements
 from .metadata import AttentionMetadata
 
-__all__ = ["check_attention_bounds", "check_cache", "check_heads", "check_slot_bounds", "check_slots"]
+__all__ = ["FLOAT_DTYPES", "check_attention_bounds", "check_cache", "check_heads", "check_slot_bounds", "check_slots"]
 
-_FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: Of activations, and of a cache without scales.
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_cache(key_cache: Cache, value_cache: Cache) -> None:
@@ -18,7 +19,7 @@ def check_cache(key_cache: Cache, value_cache: Cache) -> None:
         tensor = elements(cache)
         if isinstance(cache, QuantizedCache):
             _check_scales(name, cache)
-        elif tensor.dtype not in _FLOAT_DTYPES:
+        elif tensor.dtype not in FLOAT_DTYPES:
             raise ValueError(f"{name} must be float32, bfloat16 or float16, or a QuantizedCache, not {tensor.dtype}")
         if tensor.dim() != 4:
             raise ValueError(
@@ -35,8 +36,10 @@ def check_cache(key_cache: Cache, value_cache: Cache) -> None:
 
 def _check_scales(name: str, cache: QuantizedCache) -> None:
     data, scales = cache
-    if data.dtype != torch.int8 or scales.dtype != torch.float32:
-        raise ValueError(f"{name} must be int8 with float32 scales, not {data.dtype} with {scales.dtype}")
+    if data.dtype not in SCALED_DTYPES or scales.dtype != torch.float32:
+        raise ValueError(
+            f"{name} must be int8 or float8_e4m3fn with float32 scales, not {data.dtype} with {scales.dtype}"
+        )
     if scales.shape != data.shape[:3] or scales.device != data.device or scales.stride(2) != 1:
         raise ValueError(
             f"{name} has scales {list(scales.shape)} of strides {scales.stride()} on {scales.device} "
@@ -51,7 +54,7 @@ def check_heads(name: str, tensor: Tensor, num_tokens: int, num_heads: int | Non
     if len(shape) != 3 or shape[0] != num_tokens or shape[2] != head_dim or num_heads not in (None, shape[1]):
         heads = "num_heads" if num_heads is None else num_heads
         raise ValueError(f"{name} must be [{num_tokens}, {heads}, {head_dim}], not {list(shape)}")
-    if tensor.dtype not in _FLOAT_DTYPES:
+    if tensor.dtype not in FLOAT_DTYPES:
         raise ValueError(f"{name} must be float32, bfloat16 or float16, not {tensor.dtype}")
     if tensor.device != keys.device:
         raise ValueError(f"{name} is on {tensor.device}, key_cache on {keys.device}")

@@ -27,10 +27,12 @@ def store_kv(key: Tensor, value: Tensor, key_cache: Cache, value_cache: Cache, s
     """As `attention.store_kv`, one token after the other."""
     block_size = elements(key_cache).shape[2]
     for token, slot in enumerate(slot_mapping.tolist()):
+        if slot == -1:
+            continue  # padding
         block, offset = divmod(slot, block_size)
         for new, cache in ((key[token], key_cache), (value[token], value_cache)):
             if isinstance(cache, QuantizedCache):
-                cache.data[block, :, offset], cache.scales[block, :, offset] = quantize(new)
+                cache.data[block, :, offset], cache.scales[block, :, offset] = quantize(new, cache.data.dtype)
             else:
                 cache[block, :, offset] = new
 

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from . import native_sampling, torch_sampling
 from .backend import implementation_for
+from .device_sampling import DeviceSampledTokens, Stage, stage_and_wait
 from .sampling_batch import SAMPLING_ROW, SampledTokens, SamplingBatch
 
-__all__ = ["sample"]
+__all__ = ["sample", "sample_on_device"]
 
 
 def sample(logits: Tensor, batch: SamplingBatch) -> SampledTokens:
@@ -39,6 +40,38 @@ def sample(logits: Tensor, batch: SamplingBatch) -> SampledTokens:
     Raises:
         ValueError: an argument has the wrong dtype or shape, or names something that is not there.
     """
+    implementation = implementation_for(logits.device)
+    if implementation == "triton":
+        sampled = sample_on_device(logits, batch, stage_and_wait(logits.device))
+        return sampled.unpack(sampled.words.cpu().numpy())
+    _check(logits, batch)
+    return (native_sampling if implementation == "native" else torch_sampling).sample(logits, batch)
+
+
+def sample_on_device(logits: Tensor, batch: SamplingBatch, stage: Stage) -> DeviceSampledTokens:
+    """As `sample`, launched on the current stream and not waited for; the result stays on the device.
+
+        sampled = sample_on_device(logits, batch, stage)
+        table.index_copy_(0, slots, sampled.token_ids)   # the next step's input, if it is wanted there
+        sampled.fetch_into(pinned)                       # int32 [≥ len(sampled.words)]
+        ...                                              # when an event recorded here has come:
+        sampled.unpack(pinned.numpy())
+
+    Only Triton's implementation does not wait. `batch` is read before this returns, the staged words afterwards.
+
+    Args:
+        logits: float32 [n, vocab] on the device, last dimension contiguous. Overwritten.
+        batch: the n rows, on the host; histories that penalties read must be complete.
+        stage: takes the columns to the device, in one call for each call of this.
+
+    Raises:
+        ValueError: as `sample`.
+    """
+    _check(logits, batch)
+    return DeviceSampledTokens.upload(torch_sampling.sample(logits, batch), logits.device)
+
+
+def _check(logits: Tensor, batch: SamplingBatch) -> None:
     if logits.dtype != torch.float32 or logits.dim() != 2 or logits.stride(1) != 1:
         raise ValueError(f"logits must be float32 [n, vocab], contiguous in vocab, not {logits.dtype} {logits.shape}")
     if batch.rows.dtype != SAMPLING_ROW or batch.rows.shape != (logits.shape[0],):
@@ -54,9 +87,6 @@ def sample(logits: Tensor, batch: SamplingBatch) -> SampledTokens:
         values = batch.bias_values
         if values is None or values.dtype != np.float32 or values.shape != batch.bias_ids.shape:
             raise ValueError(f"bias_values must be float32 [{len(batch.bias_ids)}]")
-    if implementation_for(logits.device) == "native":
-        return native_sampling.sample(logits, batch)
-    return torch_sampling.sample(logits, batch)
 
 
 def _check_lists(name: str, starts: NDArray[np.int32] | None, ids: NDArray[np.int32] | None, num_rows: int) -> None:

@@ -40,10 +40,12 @@ class _Tile(NamedTuple):
 def store_kv(key: Tensor, value: Tensor, key_cache: Cache, value_cache: Cache, slot_mapping: Tensor) -> None:
     """As `attention.store_kv`, unchecked."""
     block_size = elements(key_cache).shape[2]
+    real = slot_mapping >= 0
+    key, value, slot_mapping = key[real], value[real], slot_mapping[real]
     blocks, offsets = slot_mapping // block_size, slot_mapping % block_size
     for new, cache in ((key, key_cache), (value, value_cache)):
         if isinstance(cache, QuantizedCache):
-            cache.data[blocks, :, offsets], cache.scales[blocks, :, offsets] = quantize(new)
+            cache.data[blocks, :, offsets], cache.scales[blocks, :, offsets] = quantize(new, cache.data.dtype)
         else:
             cache[blocks, :, offsets] = new.to(cache.dtype)
 

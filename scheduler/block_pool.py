@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 
 # Not frozen: one is made for every full block, and freezing would make that several times as expensive.
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class CachedPrefix:
     """The content of a full block, for the prefix cache. Identity (not equality) names a parent."""
 
@@ -25,11 +25,15 @@ class CachedPrefix:
     parent: CachedPrefix | None
     tokens: bytes
     extra_key: bytes
-    # The step that computes the block's last token, on the executor of that lane.
+    # The step that writes the last of the block, on the executor of that lane: computes it or swaps it in.
     lane: int
     step: int
     # Names it in the pool's journal, if there is one.
     number: int = 0
+
+    def is_of(self, parent: CachedPrefix | None, tokens: bytes, extra_key: bytes) -> bool:
+        """Whether it is the content of these tokens after `parent`: its hash alone proves nothing."""
+        return self.parent is parent and self.tokens == tokens and self.extra_key == extra_key
 
 
 class Block:

@@ -8,6 +8,8 @@
   forward pass (`Sequence.max_prefix_hit`).
 - A shared or findable block is never written: the writer gets a copy (copy on write).
 - A block is given back when every step that names it has been acknowledged, not when its sequence lets go.
+- With a swap tier a hit goes on among the host's blocks. The sequence holds these until it is planned; then they are
+  brought into blocks of the pool (`swap_tier.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from quire.scheduler.block_pool import Block, BlockPool, CachedPrefix
 from quire.scheduler.prefix_cache import PrefixCache
 from quire.scheduler.prefix_journal import PrefixJournal
 from quire.scheduler.sequence import Sequence
+from quire.scheduler.swap_tier import HostCopy, SwapTier
 
 
 @dataclass(slots=True)
@@ -60,14 +63,18 @@ class KvCache:
         num_lanes: int = 1,
         prefix_caching: bool = True,
         journal: KvJournal | None = None,
+        swap: SwapTier | None = None,
     ) -> None:
+        """`swap` needs prefix caching."""
         self.block_size = block_size
         self.pool = BlockPool(num_blocks, num_usable)
         self.journal = PrefixJournal(journal, num_lanes) if journal is not None and prefix_caching else None
-        self.prefixes = PrefixCache(self.pool, self.journal)
+        self.swap = swap
+        self.prefixes = PrefixCache(self.pool, self.journal, swap)
         self.lanes = [Lane() for _ in range(num_lanes)]
         self.prefix_caching = prefix_caching
-        # Tokens of sequences that were looked for in the prefix cache when these first ran, and those that were found.
+        # Tokens of sequences that were looked for in the prefix cache when these first ran, and those that were found
+        # in the pool; the swap tier counts its own.
         self.num_queried_tokens = 0
         self.num_hit_tokens = 0
         self.num_copies = 0
@@ -107,15 +114,49 @@ class KvCache:
             self.pool.acquire(block)
             sequence.blocks.append(block)
             sequence.known_prefix = block.prefix
-        sequence.num_hashed_blocks = len(sequence.blocks)
-        sequence.num_computed_tokens = len(sequence.blocks) * self.block_size
-        return len(sequence.blocks)
+        if self.swap is not None:
+            self._adopt_copies(sequence, self.swap)
+        sequence.num_hashed_blocks = len(sequence.blocks) + len(sequence.host_hits)
+        sequence.num_computed_tokens = sequence.num_hashed_blocks * self.block_size
+        return sequence.num_hashed_blocks
 
     def abandon(self, sequence: Sequence) -> None:
         """Takes back the blocks of a sequence that no plan names yet."""
         for block in reversed(sequence.blocks):
             self.pool.release(block)
+        if self.swap is not None:
+            self.swap.drop(sequence.host_hits)
         self._reset(sequence)
+
+    def count_hits(self, sequence: Sequence) -> None:
+        """Of a sequence that has adopted its prefix and runs for the first time."""
+        if not self.prefix_caching:
+            return
+        # What was brought in while it waited may be gone again.
+        num_brought_in = min(len(sequence.host_hits) + sequence.num_prefetched_blocks, sequence.num_hashed_blocks)
+        num_hit_tokens = (sequence.num_hashed_blocks - num_brought_in) * self.block_size
+        self.num_queried_tokens += len(sequence.token_ids)
+        self.num_hit_tokens += num_hit_tokens
+        if self.swap is not None:
+            self.swap.num_queried_tokens += len(sequence.token_ids) - num_hit_tokens
+            self.swap.num_hit_tokens += num_brought_in * self.block_size
+
+    def prefetch(self, sequence: Sequence) -> bool:
+        """Where a sequence hits more host blocks than a step may bring in: brings in some for a later step.
+
+        Then the sequence has no blocks and waits. The caller has seen that the pool has blocks for it, and sends the
+        step that is being planned in any case.
+        """
+        if self.swap is None or len(sequence.host_hits) <= self.swap.room:
+            return False
+        lane, hits = sequence.lane, sequence.host_hits[: self.swap.room]
+        self.swap.drop(sequence.host_hits[len(hits) :])
+        sequence.host_hits = []
+        sequence.num_prefetched_blocks += len(hits)
+        blocks = self._bring_in(hits, lane, self.swap)
+        self._retire(reversed(blocks), lane, self.lanes[lane].planned_step)
+        self.abandon(sequence)
+        return True
 
     def num_blocks_needed(self, chunks: Iterable[tuple[Sequence, int]]) -> int:
         """Blocks that `allocate` would take from the pool for these sequences and their numbers of new tokens."""
@@ -136,9 +177,12 @@ class KvCache:
     def allocate(self, sequence: Sequence, num_new_tokens: int) -> Allocation:
         """Makes room for the KV of `num_new_tokens` more tokens; the caller has seen that the pool has the blocks."""
         blocks, num_kept, copies = sequence.blocks, sequence.num_sent_blocks, []
+        if sequence.host_hits and self.swap is not None:
+            blocks += self._bring_in(sequence.host_hits, sequence.lane, self.swap)
+            sequence.host_hits = []
         shared = self._shared_write(sequence)
         if shared is not None:
-            copy = self._take()
+            copy = self._take(sequence.lane)
             old, blocks[shared] = blocks[shared], copy
             if sequence.num_computed_tokens % self.block_size:
                 copies.append((old.id, copy.id))
@@ -147,7 +191,7 @@ class KvCache:
             num_kept = min(num_kept, shared)
         end = sequence.num_computed_tokens + num_new_tokens
         while len(blocks) * self.block_size < end:
-            blocks.append(self._take())
+            blocks.append(self._take(sequence.lane))
         sequence.num_sent_blocks = len(blocks)
         return Allocation(num_kept, blocks[num_kept:], copies)
 
@@ -195,6 +239,8 @@ class KvCache:
         lane.acknowledged_step = step
         if self.journal is not None:
             self.journal.acknowledge(lane_index, step)
+        if self.swap is not None:
+            self.swap.acknowledge(lane_index, step)
         if self.prefixes.listener is not None:
             self.prefixes.listener.acknowledge(lane_index, step)
         for done in [planned for planned in lane.retiring if planned <= step]:
@@ -212,10 +258,15 @@ class KvCache:
             prefix = block.prefix
             if prefix is not None and prefix.lane == lane_index and prefix.step > lane.acknowledged_step:
                 self.prefixes.evict(block)
+        if self.swap is not None:
+            self.swap.lose_lane(lane_index)
         self.acknowledge(lane_index, lane.planned_step)
 
     def forget_all(self) -> None:
-        """The memory of the pool is gone, and with it what every block held. No sequence has blocks."""
+        """The memory of the pool is gone, and with it what every block held. No sequence has blocks.
+
+        What the host has stays.
+        """
         self.prefixes.clear()
 
     def check_integrity(self, sequences: list[Sequence], *, deep: bool = False) -> None:
@@ -240,6 +291,8 @@ class KvCache:
                 assert sequence.num_computed_tokens < room, f"{sequence} would write past its blocks"
         total = self.pool.num_free + self.pool.num_cached + self.pool.num_held
         assert total == self.pool.num_usable, f"{total} blocks accounted for of {self.pool.num_usable}"
+        if self.swap is not None:
+            self.swap.check(deep=deep)
         if deep:
             self.pool.check_list()
             self.prefixes.check()
@@ -259,11 +312,36 @@ class KvCache:
             hashes.append(chain_hash(hashes[-1] if hashes else b"", tokens, sequence.request.extra_key))
         return hashes[index], tokens
 
-    def _take(self) -> Block:
+    def _take(self, lane: int) -> Block:
+        """A block for the step of a lane that is being planned, which may overwrite it."""
         block = self.pool.take()
-        if block.prefix is not None:
+        if (prefix := block.prefix) is not None:
             self.prefixes.evict(block)
+            if self.swap is not None:
+                self.swap.store(prefix, block.id, lane, self.lanes[lane].planned_step)
         return block
+
+    def _adopt_copies(self, sequence: Sequence, swap: SwapTier) -> None:
+        """Goes on with a sequence's longest known prefix among the host's blocks."""
+        for i in range(len(sequence.blocks), sequence.max_prefix_hit // self.block_size):
+            hash_, tokens = self._content(sequence, i)
+            parent, extra_key = sequence.known_prefix, sequence.request.extra_key
+            copy = swap.find(hash_, parent, tokens, extra_key, sequence.lane)
+            if copy is None:
+                return
+            swap.hold(copy)
+            sequence.host_hits.append(copy)
+            sequence.known_prefix = copy.prefix
+
+    def _bring_in(self, hits: list[HostCopy], lane: int, swap: SwapTier) -> list[Block]:
+        """Has the step that is being planned copy host blocks into blocks of the pool, which are findable at once."""
+        step = self.lanes[lane].planned_step
+        blocks = swap.bring_in(hits, lambda: self._take(lane), lane, step)
+        for hit, block in zip(hits, blocks, strict=True):
+            known = hit.prefix
+            content = CachedPrefix(known.hash, known.parent, known.tokens, known.extra_key, lane, step)
+            self.prefixes.insert(block, content)
+        return blocks
 
     def _retire(self, blocks: Iterable[Block], lane_index: int, step: int) -> None:
         lane = self.lanes[lane_index]
@@ -287,6 +365,7 @@ class KvCache:
     @staticmethod
     def _reset(sequence: Sequence) -> None:
         sequence.blocks = []
+        sequence.host_hits = []
         sequence.known_prefix = None
         sequence.num_computed_tokens = sequence.num_hashed_blocks = sequence.num_sent_blocks = 0
         sequence.decode_end = 0

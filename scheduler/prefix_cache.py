@@ -13,6 +13,7 @@ from typing import Protocol
 from quire.kv_journal import chain_hash
 from quire.scheduler.block_pool import Block, BlockPool, CachedPrefix
 from quire.scheduler.prefix_journal import PrefixJournal
+from quire.scheduler.swap_tier import SwapTier
 
 
 def extra_key_digest(key: bytes) -> bytes:
@@ -39,9 +40,10 @@ class PrefixListener(Protocol):
 class PrefixCache:
     """The index from hash to block. With a journal, what it knows outlives it."""
 
-    def __init__(self, pool: BlockPool, journal: PrefixJournal | None = None) -> None:
+    def __init__(self, pool: BlockPool, journal: PrefixJournal | None = None, swap: SwapTier | None = None) -> None:
         self._pool = pool
         self._journal = journal
+        self._swap = swap
         self._blocks: dict[bytes, Block] = {}
         # None unless somebody wants to know.
         self.listener: PrefixListener | None = None
@@ -57,9 +59,7 @@ class PrefixCache:
         block = self._blocks.get(hash_)
         if block is None or block.prefix is None:
             return None
-        known = block.prefix
-        same = known.parent is parent and known.tokens == tokens and known.extra_key == extra_key
-        return block if same else None
+        return block if block.prefix.is_of(parent, tokens, extra_key) else None
 
     def insert(self, block: Block, prefix: CachedPrefix) -> CachedPrefix:
         """Makes a full block findable; returns the prefix that its content is known by.
@@ -74,6 +74,8 @@ class PrefixCache:
         if stale is not None:
             self.evict(stale)
         assert block.prefix is None, f"{block} is already cached"
+        if self._swap is not None:
+            prefix = self._swap.known(prefix)
         block.prefix = prefix
         self._blocks[prefix.hash] = block
         if self._journal is not None:

@@ -88,6 +88,9 @@ class Scheduler:
                 self.kv_cache.abandon(head)
                 self._lacks_blocks = True
                 break
+            # If nobody else is in the step, nobody waits for it.
+            if plan.sequences and self.kv_cache.prefetch(head):
+                break
             self.waiting.remove(head)
             self._admit(head, lane, num_cached)
             self._add_chunk(plan, head, num_new)
@@ -287,6 +290,8 @@ class Scheduler:
             return None
         self._changes[plan.lane] = SlotChanges()
         plan.seal()
+        if self.kv_cache.swap is not None:
+            plan.moves = self.kv_cache.swap.take_moves()
         if self.tenants.are_metered:
             meter_outputs(plan.sampled)
         for chunk in plan.chunks:
@@ -405,9 +410,8 @@ class Scheduler:
     def _admit(self, sequence: Sequence, lane: int, num_cached_blocks: int) -> None:
         num_cached = num_cached_blocks * self.kv_cache.block_size
         # What a sequence finds after a preemption is mostly its own.
-        if self.kv_cache.prefix_caching and sequence.status is SequenceStatus.WAITING:
-            self.kv_cache.num_queried_tokens += len(sequence.token_ids)
-            self.kv_cache.num_hit_tokens += num_cached
+        if sequence.status is SequenceStatus.WAITING:
+            self.kv_cache.count_hits(sequence)
         for member in members(sequence):
             self._start(member, lane)
         if sequence.request.num_cached_tokens is None:

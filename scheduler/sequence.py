@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from quire.internal.v1 import executor_pb2
 from quire.kv_journal import HASH_BYTES
 from quire.scheduler.block_pool import Block, CachedPrefix
+from quire.scheduler.swap_tier import HostCopy
 from quire.scheduler.tenants import TenantAccount
 from quire.v1 import generate_pb2
 
@@ -132,6 +133,7 @@ class Sequence:
         "cumulative_logprob",
         "decode_end",
         "ending_token_ids",
+        "host_hits",
         "index",
         "is_finished",
         "known_prefix",
@@ -141,6 +143,7 @@ class Sequence:
         "num_computed_tokens",
         "num_hashed_blocks",
         "num_paid_tokens",
+        "num_prefetched_blocks",
         "num_prompt_tokens",
         "num_sent_blocks",
         "num_tokens",
@@ -185,6 +188,10 @@ class Sequence:
         # from, written into a block that the sequence has and that nobody else uses.
         self.decode_end = 0
         self.blocks: list[Block] = []
+        # Of a sequence that is about to be planned: what follows these blocks in the swap tier.
+        self.host_hits: list[HostCopy] = []
+        # Leading blocks of its prompt that were brought in from there while it waited.
+        self.num_prefetched_blocks = 0
         # The leading blocks that can be found by others, and the prefix that they make.
         self.num_hashed_blocks = 0
         self.known_prefix: CachedPrefix | None = None

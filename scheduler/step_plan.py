@@ -10,6 +10,7 @@ from quire.columns import pack_u32
 from quire.internal.v1 import executor_pb2
 from quire.scheduler.kv_cache import Allocation
 from quire.scheduler.sequence import Sequence
+from quire.scheduler.swap_tier import SwapMoves
 
 # The one cache group there is so far; a model with several has one block table for each.
 CACHE_GROUP = 0
@@ -51,6 +52,7 @@ class StepPlan:
         "computed_tokens",
         "kept",
         "lane",
+        "moves",
         "pooled_rows",
         "sequences",
         "slots",
@@ -68,6 +70,7 @@ class StepPlan:
         self.chunks: list[Chunk] = []
         # Rows whose sequences get their embedding in this step.
         self.pooled_rows: list[int] = []
+        self.moves: SwapMoves | None = None
         # Made by `seal`.
         self.slots: list[int] = []
         self.kept: list[int] = []
@@ -139,6 +142,11 @@ class StepPlan:
         if chosen := self.changes.chosen:
             message.chosen_slots = pack_u32(chosen)
             message.chosen_token_ids = pack_u32(chosen.values())
+        if (moves := self.moves) is not None:
+            message.swap_out_sources = pack_u32(moves.out_sources)
+            message.swap_out_destinations = pack_u32(moves.out_destinations)
+            message.swap_in_sources = pack_u32(moves.in_sources)
+            message.swap_in_destinations = pack_u32(moves.in_destinations)
         if copies := [copy for chunk in self.chunks for copy in chunk.allocation.copies]:
             message.copy_sources = pack_u32([source for source, _ in copies])
             message.copy_destinations = pack_u32([destination for _, destination in copies])

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 from pydantic import ByteSize, Field, ValidationInfo, field_validator
 
-from quire.settings import Panel, Settings, Texts
+from quire.settings import Counts, Panel, Settings, Texts
 
 BUNDLED_MODEL = Path(__file__).parent / "bundled" / "quire-tiny"
 
@@ -61,6 +61,22 @@ class ComputeOptions(Settings):
     )
 
 
+class GraphOptions(Settings):
+    """CUDA graphs."""
+
+    panel: ClassVar[Panel] = Panel.EXECUTORS
+
+    enforce_eager: bool = Field(False, description="Capture no CUDA graphs of decode steps.")
+    cudagraph_capture_sizes: Counts = Field(
+        [],
+        description="Sequences in the decode steps that are captured (repeat the flag); smaller steps are padded. "
+        "default: 1, 2, 4, every 8th up to 256, every 16th up to 512, within --max-num-seqs.",
+    )
+    max_cudagraph_capture_size: int | None = Field(
+        None, ge=1, description="Sequences beyond which no decode step is captured; default: 512."
+    )
+
+
 Sandbox: TypeAlias = Literal["auto", "require", "off"]
 
 
@@ -76,12 +92,19 @@ class SandboxOptions(Settings):
     )
 
 
-class CacheOptions(Settings):
-    """The KV pool."""
+class BlockOptions(Settings):
+    """KV blocks."""
 
     panel: ClassVar[Panel] = Panel.MEMORY
 
     block_size: int = Field(16, ge=1, le=1024, description="Tokens in a KV block.")
+
+
+class CacheOptions(BlockOptions):
+    """The KV pool."""
+
+    panel: ClassVar[Panel] = Panel.MEMORY
+
     kv_cache_memory: ByteSize | None = Field(
         None, description="Size of the KV pool, such as 2GiB; default: what the requests can use, within free memory."
     )
@@ -105,8 +128,8 @@ SchedulingPolicy: TypeAlias = Literal["fcfs", "priority", "fair"]
 StepTransport: TypeAlias = Literal["auto", "ring", "grpc"]
 
 
-class SchedulingOptions(Settings):
-    """What a step may hold, and how it travels."""
+class StepOptions(Settings):
+    """What a step may hold: schedulers keep to it, and executors have memory for it."""
 
     panel: ClassVar[Panel] = Panel.SCHEDULING
 
@@ -114,6 +137,13 @@ class SchedulingOptions(Settings):
     max_num_batched_tokens: int = Field(
         512, ge=1, description="Token budget of a step; longer prompts are computed in chunks."
     )
+
+
+class SchedulingOptions(StepOptions):
+    """What is computed when, and how it travels."""
+
+    panel: ClassVar[Panel] = Panel.SCHEDULING
+
     scheduling_policy: SchedulingPolicy = Field(
         "fcfs",
         description="Order of requests: by arrival, by their priority (lowest first) and then arrival, or so that "
@@ -331,7 +361,17 @@ class ListenOptions(Settings):
     listen: str = Field(description="Address to serve, such as unix:/run/quire/a.sock or host:port.")
 
 
-class ExecutorSettings(ModelOptions, PrecisionOptions, ComputeOptions, SandboxOptions, ListenOptions, ProcessOptions):
+class ExecutorSettings(
+    ModelOptions,
+    PrecisionOptions,
+    ComputeOptions,
+    GraphOptions,
+    StepOptions,
+    BlockOptions,
+    SandboxOptions,
+    ListenOptions,
+    ProcessOptions,
+):
     """`quire executor`."""
 
     panel: ClassVar[Panel] = Panel.PROCESS
@@ -387,6 +427,7 @@ class LocalSettings(
     ModelOptions,
     PrecisionOptions,
     ComputeOptions,
+    GraphOptions,
     SandboxOptions,
     CacheOptions,
     SchedulingOptions,

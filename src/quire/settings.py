@@ -73,8 +73,15 @@ def _check_texts(texts: list[str]) -> list[str]:
     return texts
 
 
+def _check_counts(counts: list[int]) -> list[int]:
+    if not all(count > 0 for count in counts):
+        raise ValueError("must be positive")
+    return counts
+
+
 # A setting with several values.
 Texts = Annotated[list[str], NoDecode, BeforeValidator(_split_texts), AfterValidator(_check_texts)]
+Counts = Annotated[list[int], NoDecode, BeforeValidator(_split_texts), AfterValidator(_check_counts)]
 
 
 class Settings(BaseSettings):

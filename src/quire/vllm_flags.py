@@ -43,17 +43,18 @@ class VllmFlag:
 # that ask for nothing else than Quire does. So does a switch that is off.
 
 _TAKEN: Final = """
-    allow_credentials! allowed_headers allowed_methods allowed_origins api_key* block_size config device dtype
-    disable_log_stats! enable_auto_tool_choice! enable_log_requests! enable_prefix_caching! gpu_memory_utilization
-    grpc_port host
-    kv_cache_dtype log_level max_log_len max_logprobs max_model_len max_num_batched_tokens max_num_seqs model
-    num_gpu_blocks_override otlp_traces_endpoint port quantization reasoning_parser revision root_path
-    scheduling_policy served_model_name* shutdown_timeout ssl_ca_certs ssl_cert_reqs ssl_certfile ssl_keyfile
-    tool_call_parser trust_request_chat_template!
+    allow_credentials! allowed_headers allowed_methods allowed_origins api_key* block_size config
+    cudagraph_capture_sizes* device dtype disable_log_stats! enable_auto_tool_choice! enable_log_requests!
+    enable_prefix_caching! enforce_eager! gpu_memory_utilization grpc_port host
+    kv_cache_dtype log_level max_cudagraph_capture_size max_log_len max_logprobs max_model_len
+    max_num_batched_tokens max_num_seqs model num_gpu_blocks_override otlp_traces_endpoint port quantization
+    reasoning_parser revision root_path scheduling_policy served_model_name* shutdown_timeout ssl_ca_certs
+    ssl_cert_reqs ssl_certfile ssl_keyfile tool_call_parser trust_request_chat_template!
 """
 
 # What is different about a flag that is taken.
 _DIFFERENT: Final[Mapping[str, str]] = {
+    "cudagraph_capture_sizes": "captured in the background, when a step of that size has come",
     "enable_auto_tool_choice": "on unless turned off",
     "enable_log_requests": "on unless turned off; a line when a request ends, without its text",
     "gpu_memory_utilization": "not given: 90 % of a GPU's free memory, 40 % of a host's; on a CPU of the host's memory",
@@ -69,6 +70,7 @@ _DIFFERENT: Final[Mapping[str, str]] = {
 # Each with Quire's setting, and what is different.
 _MAPPED: Final[Mapping[str, tuple[str, str]]] = {
     "api_server_count": ("gateways", ""),
+    "cuda_graph_sizes*": ("cudagraph_capture_sizes", ""),
     "data_parallel_size": ("num_executors", "executors share one KV pool, and the weights on a CPU"),
     "device_memory_utilization": ("gpu_memory_utilization", ""),
     "disable_log_requests!": ("enable_log_requests", ""),
@@ -80,9 +82,9 @@ _MAPPED: Final[Mapping[str, tuple[str, str]]] = {
 
 # By the reason.
 _NEUTRAL: Final[Mapping[str, str]] = {
-    "Quire compiles nothing and captures no graphs": """
-        compilation_config cuda_graph_sizes* cudagraph_capture_sizes* enforce_eager! ir_op_priority jit_monitor_mode
-        jit_monitor_verbose! kernel_config max_cudagraph_capture_size max_seq_len_to_capture optimization_level
+    "Quire compiles nothing but its kernels, and captures graphs of decode steps alone": """
+        compilation_config ir_op_priority jit_monitor_mode jit_monitor_verbose! kernel_config max_seq_len_to_capture
+        optimization_level
     """,
     "Quire chooses its own kernels; --isa sets their instructions": """
         attention_backend attention_config disable_cascade_attn! enable_flashinfer_autotune! gdn_prefill_backend

@@ -53,9 +53,8 @@ def test_a_taken_flag_is_one_of_ours(flag: VllmFlag) -> None:
 def test_a_mapped_flag_becomes_a_setting(flag: VllmFlag) -> None:
     value = "info" if flag.setting == "log_level" else "1"
     settings, origins = load(given(flag, value).vllm, {}, None, None)
-    assert getattr(settings, flag.setting) == (
-        False if flag.is_switch else type(getattr(settings, flag.setting))(value)
-    )
+    expected = ServeSettings.load({flag.setting: False if flag.is_switch else value})
+    assert getattr(settings, flag.setting) == getattr(expected, flag.setting)
     assert origins[flag.setting] == flag_name(flag.name)
 
 
@@ -98,6 +97,8 @@ def test_a_refused_flag_is_named_with_what_to_do(flag: VllmFlag) -> None:
         ("--served-model-name a m", "--served-model-name a m"),
         ("--served-model-name a --model m", "--served-model-name a --model m"),
         ("m --api-key k1 k2", "m --api-key k1 --api-key k2"),
+        ("m --cudagraph-capture-sizes 1 2", "m --cudagraph-capture-sizes 1 --cudagraph-capture-sizes 2"),
+        ("--enforce_eager m", "--enforce-eager m"),
         ("m --nonsense 1 --x=2", "m --nonsense 1 --x=2"),
         ("m --help", "m --help"),
         ("-- -m", "-- -m"),
@@ -115,13 +116,13 @@ def test_spellings_of_our_own_flags(words: str, own: str) -> None:
         ("m -tp 1 -pp=1", {"tensor_parallel_size": "1", "pipeline_parallel_size": "1"}),
         ("m -O3", {"optimization_level": "3"}),
         ("m -O 3", {"optimization_level": "3"}),
-        ("--enforce_eager m", {"enforce_eager": True}),
+        ("--enable_sleep_mode m", {"enable_sleep_mode": True}),
         ("m --no-enable-lora", {"enable_lora": False}),
         ("m --compilation-config.mode 3", {"compilation_config": "3"}),
         ('m --compilation-config {"mode":3}', {"compilation_config": '{"mode":3}'}),
         (
-            "m --cudagraph-capture-sizes 1 2 4 --headless",
-            {"cudagraph_capture_sizes": ["1", "2", "4"], "headless": True},
+            "m --lora-modules a b c --headless",
+            {"lora_modules": ["a", "b", "c"], "headless": True},
         ),
         ("m --data-parallel-rank -1", {"data_parallel_rank": "-1"}),
     ],
@@ -132,7 +133,7 @@ def test_spellings_of_vllms_flags(words: str, vllm: dict[str, object]) -> None:
     assert line.vllm == vllm
 
 
-@pytest.mark.parametrize("words", ["--swap-space", "--swap-space --port 1", "--enforce-eager=1"])
+@pytest.mark.parametrize("words", ["--swap-space", "--swap-space --port 1", "--enable-lora=1"])
 def test_a_value_that_is_missing_or_too_much(words: str) -> None:
     with pytest.raises(StartupError, match=r"needs a value|takes no value"):
         parse(*words.split())

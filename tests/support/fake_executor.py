@@ -94,12 +94,28 @@ class FakeKvMemory:
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
         self.slots: dict[tuple[int, int], bytes] = {}
+        # The same of the swap tier.
+        self.host_slots: dict[tuple[int, int], bytes] = {}
 
     def copy_block(self, source: int, destination: int) -> None:
+        self._copy(self.slots, source, self.slots, destination)
+
+    def move(self, plan: executor_pb2.StepPlan) -> None:
+        """Swaps out, then in."""
+        outs = zip(unpack_u32(plan.swap_out_sources), unpack_u32(plan.swap_out_destinations), strict=True)
+        for source, destination in outs:
+            self._copy(self.slots, source, self.host_slots, destination)
+        ins = zip(unpack_u32(plan.swap_in_sources), unpack_u32(plan.swap_in_destinations), strict=True)
+        for source, destination in ins:
+            self._copy(self.host_slots, source, self.slots, destination)
+
+    def _copy(
+        self, of: dict[tuple[int, int], bytes], source: int, to: dict[tuple[int, int], bytes], destination: int
+    ) -> None:
         for offset in range(self.block_size):
-            self.slots.pop((destination, offset), None)
-            if (source, offset) in self.slots:
-                self.slots[destination, offset] = self.slots[source, offset]
+            to.pop((destination, offset), None)
+            if (source, offset) in of:
+                to[destination, offset] = of[source, offset]
 
 
 class FakeExecutor:
@@ -110,7 +126,8 @@ class FakeExecutor:
         self.sequences: dict[int, _Sequence] = {}
 
     def execute(self, plan: executor_pb2.StepPlan) -> executor_pb2.StepResult:
-        """Copies, stores, reads, samples. Raises AssertionError where the block tables are wrong."""
+        """Moves, copies, stores, reads, samples. Raises AssertionError where the block tables are wrong."""
+        self.memory.move(plan)
         copies = zip(unpack_u32(plan.copy_sources), unpack_u32(plan.copy_destinations), strict=True)
         for source, destination in copies:
             self.memory.copy_block(source, destination)

@@ -19,6 +19,7 @@ from quire.scheduler.request_checks import SchedulerLimits
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import Request, RequestKey, Sequence
 from quire.scheduler.step_plan import StepPlan
+from quire.scheduler.swap_tier import SwapTier
 from quire.v1 import generate_pb2
 
 EPOCH = 7
@@ -81,9 +82,14 @@ class Bench:
         policy: SchedulingPolicy = "fcfs",
         memory: FakeKvMemory | None = None,
         journal: KvJournal | None = None,
+        num_swap_blocks: int = 0,
+        max_moves: int = 4,
     ) -> None:
         """With a `memory` and its `journal`: of a scheduler that comes after another one."""
-        cache = KvCache(num_blocks, block_size, num_lanes=num_lanes, prefix_caching=prefix_caching, journal=journal)
+        swap = SwapTier(num_swap_blocks, max_moves=max_moves, num_lanes=num_lanes) if num_swap_blocks else None
+        cache = KvCache(
+            num_blocks, block_size, num_lanes=num_lanes, prefix_caching=prefix_caching, journal=journal, swap=swap
+        )
         cache.restore()
         limits = SchedulerLimits(max_model_len, max_num_seqs, max_num_batched_tokens, policy)
         self.scheduler = Scheduler(cache, limits)
@@ -179,11 +185,13 @@ class Bench:
         """The executor dies: its answers are lost, and what it had not computed it has half written."""
         memory, dying = self.memory, self.lanes[lane]
         pending = [plan for plan, _ in dying.computed] + list(dying.sent)
-        before = dict(memory.slots)
+        slots = (memory.slots, memory.host_slots)
+        before = [dict(values) for values in slots]
         for plan in dying.sent:
             dying.executor.execute(plan.to_proto(EPOCH))
-        for place in [place for place, value in memory.slots.items() if before.get(place) != value]:
-            memory.slots[place] = b"torn"
+        for values, old in zip(slots, before, strict=True):
+            for place in [place for place, value in values.items() if old.get(place) != value]:
+                values[place] = b"torn"
         self.lanes[lane] = _Lane(FakeExecutor(memory))
         events = self.scheduler.lose_lane(lane, pending[0] if pending else None)
         for request, reason in events.failed:
@@ -221,3 +229,5 @@ class Bench:
         assert not self.scheduler.requests
         self.scheduler.check_integrity(deep=True)
         assert self.scheduler.kv_cache.pool.num_held == 0
+        if self.scheduler.kv_cache.swap is not None:
+            assert self.scheduler.kv_cache.swap.pool.num_held == 0

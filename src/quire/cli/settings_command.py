@@ -86,6 +86,8 @@ def _parameter(name: str, field: FieldInfo, settings_type: type[Settings]) -> in
 def _flag_type(field: FieldInfo) -> Any:
     """What typer parses; pydantic checks ranges and the rest."""
     kind = _kind(field)
+    if get_origin(kind) is list:
+        return list[str]  # each of which may hold several, with commas between
     return str if kind is ByteSize else kind
 
 
