@@ -69,7 +69,9 @@ def test_memory_lives_as_long_as_something_names_it(driver: CudaDriver) -> None:
 
 
 def test_errors_say_what_failed(driver: CudaDriver) -> None:
-    with pytest.raises(CudaError, match=r"^cuMemCreate failed: CUDA_ERROR_OUT_OF_MEMORY \(2\), out of memory$") as caught:
+    with pytest.raises(
+        CudaError, match=r"^cuMemCreate failed: CUDA_ERROR_OUT_OF_MEMORY \(2\), out of memory$"
+    ) as caught:
         driver.create(0, 1 << 40)
     assert caught.value.code == 2 and not caught.value.is_unsupported
     with pytest.raises(CudaError, match=r"^cuDeviceGet failed: unknown error \(101\), unknown error$"):
