@@ -24,7 +24,9 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
 
-SIZE = 64 * 2**20 + 12345
+SIZE = 512 * 2**20 + 12345
+# What torch and the driver may take beside it: modules, caches.
+SLACK = 256 * 2**20
 DEVICE = torch.device("cuda")
 
 # Writes a pattern that depends on the place, over the whole pool, and dies without a word.
@@ -86,18 +88,18 @@ def test_views_keep_it_mapped_and_the_last_unmaps_it(driver: CudaDriver, address
     view.fill_(3)
     assert view.sum(dtype=torch.float64) == 3 * (SIZE // 2)
     held = memory.held_bytes()
-    assert SIZE <= held <= SIZE + 64 * 2**20
+    assert SIZE <= held <= SIZE + SLACK
     # Work that was launched on another stream, and not waited for, is done before the memory goes.
     with torch.cuda.stream(torch.cuda.Stream()):
         for _ in range(100):
             view.add_(1)
     del view
     gc.collect()
-    assert before - _free() <= held + 2**20
+    assert before - _free() <= held + SLACK
     # Another pool takes the place of the last: its memory is free then.
     assert memory.attach(9, SIZE, is_new=False) is not None
     gc.collect()
-    assert before - _free() <= held + 2**20
+    assert before - _free() <= held + SLACK
 
 
 def test_new_memory_is_not_the_old(driver: CudaDriver, tmp_path: Path) -> None:
