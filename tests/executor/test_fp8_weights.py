@@ -1,4 +1,4 @@
-"""--quantization fp8: the layers' matrices in FP8, on GPUs that multiply in it; on a CPU the reference computes here."""
+"""--quantization fp8: layers' matrices in FP8, on GPUs that multiply in it; on a CPU, the reference computes here."""
 
 from __future__ import annotations
 
