@@ -92,6 +92,7 @@ def make_runner(model: Model, limits: StepLimits, device_pool: Path | None = Non
 def _set_up_kernels(settings: ExecutorSettings) -> None:
     threads = settings.threads or usable_processors()
     torch.set_num_threads(threads)
+    kernels.set_batch_invariant(settings.batch_invariant)
     try:
         kernels.set_num_threads(threads)
         if settings.isa != "auto":
