@@ -35,7 +35,7 @@ _GRACE_S = 5.0
 
 async def run(settings: ExecutorSettings, status: StatusReporter, stop: StopSignal) -> None:
     """Serves until `stop`. Raises StartupError if the model or the address cannot be had."""
-    _set_up_kernels(settings)
+    set_up_kernels(settings)
     loaded = await unless_stopped(_load(settings), stop)
     if loaded is None:
         return
@@ -83,7 +83,8 @@ def make_runner(model: Model, limits: StepLimits) -> ModelRunner:
     return ModelRunner(model, device=async_device(model.device), graph_sizes=limits.graph_sizes)
 
 
-def _set_up_kernels(settings: ExecutorSettings) -> None:
+def set_up_kernels(settings: ExecutorSettings) -> None:
+    """What the kernels of this process compute with. Raises StartupError for what the machine cannot do."""
     threads = settings.threads or usable_processors()
     torch.set_num_threads(threads)
     try:
