@@ -27,7 +27,7 @@ from quire.executor.input_batch import PlanRows, build_input_batch
 from quire.executor.kv_cache import KvCache
 from quire.executor.last_tokens import LastTokens
 from quire.executor.model import Model
-from quire.executor.pending_step import FinishedStep, PendingStep, Step
+from quire.executor.pending_step import PendingStep, Step
 from quire.executor.readouts import StepReadouts, plan_readouts
 from quire.executor.sequence import SequenceTable, UnknownTokens
 from quire.executor.step_buffers import StagedStep, StepBuffers
@@ -82,6 +82,8 @@ class DeviceSteps:
         self._in_flight: deque[_LaunchedStep] = deque()
         self._attached: _Attached | None = None
         self._last_tokens = LastTokens(device)
+        # The first step that failed; what would come after it builds on it.
+        self._failure: Exception | None = None
         # When the device was last seen to be done with a step.
         self._finished_ns = 0
 
@@ -93,6 +95,7 @@ class DeviceSteps:
     def attach(self, cache: KvCache) -> None:
         """See Steps."""
         assert not self._in_flight
+        self._failure = None
         model, sizes = self._model, self._graph_sizes
         buffers = StepBuffers(
             self._device,
@@ -116,18 +119,14 @@ class DeviceSteps:
     def launch(self, step: Step) -> PendingStep:
         """See Steps."""
         assert self._attached is not None
-        cache = self._attached.cache
-        if not len(step.rows.slots):
-            if step.copies is not None:
-                sources, destinations = step.copies
-                self._device.submit(lambda: cache.copy_blocks(sources, destinations))
-            step.result.finished_ns = time.monotonic_ns()
-            return FinishedStep(step.result)
         if needs_known_tokens(step.rows, self._sequences, self._grammars):
             self.finish_through(None)
         while len(self._in_flight) >= MAX_IN_FLIGHT:
             self.finish_through(self._in_flight[0])
-        launched = self._launch(step, self._attached)
+        if self._failure is not None:
+            raise self._failure
+        has_rows = len(step.rows.slots) > 0
+        launched = self._launch(step, self._attached) if has_rows else self._launch_copies(step, self._attached.cache)
         self._in_flight.append(launched)
         return launched
 
@@ -142,7 +141,7 @@ class DeviceSteps:
 
     def use_pause(self, *, idle: bool) -> bool:
         """Between two steps: captures a graph if one is wanted. See `GraphLadder.capture_next`."""
-        if self._attached is None or (graphs := self._attached.graphs) is None or not graphs.wants_capture:
+        if self._attached is None or (graphs := self._attached.graphs) is None:
             return False
         captured: list[bool] = []
         self._device.submit(lambda: captured.append(graphs.capture_next(idle=idle)))
@@ -165,6 +164,12 @@ class DeviceSteps:
         assert self._attached is not None
         batch = self._attached.buffers.decode_batch(size)
         self._decoder.forward(batch, self._attached.cache, out=logits)
+
+    def _launch_copies(self, step: Step, cache: KvCache) -> _LaunchedStep:
+        """A step that computes nothing. It is answered in its turn, when what it copies is there."""
+        if step.copies is not None:
+            self._device.submit(partial(cache.copy_blocks, *step.copies))
+        return _LaunchedStep(self, step.result, self._device.mark())
 
     def _launch(self, step: Step, attached: _Attached) -> _LaunchedStep:
         sequences, rows = self._sequences, step.rows
@@ -203,27 +208,28 @@ class DeviceSteps:
                 sampling = masks.apply(sampling)
             self._device.submit(partial(work.sample, sampling))
         unknown = sequences.append_unknown(slots) if len(slots) else None
-        return _LaunchedStep(self, step.result, staged, work, self._device.mark(), readouts, sampling, masks, unknown)
+        return _LaunchedStep(self, step.result, self._device.mark(), staged, work, readouts, sampling, masks, unknown)
 
     def _new_states(self, num_rows: int) -> Tensor:
         hidden_size = self._model.config.hidden_size
         return self._device.device_memory(4 * num_rows * hidden_size).view(torch.float32).view(num_rows, hidden_size)
 
     def finish_through(self, last: _LaunchedStep | None) -> None:
-        """Finishes the steps in flight in their order: up to that one, or all."""
+        """Finishes the steps in flight in their order: up to that one, or all. What they fail with is kept."""
         while self._in_flight and (last is None or not last.is_finished):
             step = self._in_flight.popleft()
             try:
                 self._finish(step)
             except Exception as error:
                 step.failure = error
+                self._failure = self._failure or error
             step.is_finished = True
 
     def _finish(self, step: _LaunchedStep) -> None:
         """Takes in what the device has done; waits for it if need be."""
         step.completion.wait()
         result = step.plan_result
-        if step.sampling is not None and step.unknown is not None:
+        if step.work is not None and step.sampling is not None and step.unknown is not None:
             sampled = step.work.fetched()
             self._sequences.fill(step.unknown, sampled.token_ids)
             report_sampled(result, step.unknown.slots, step.sampling, sampled, step.masks)
@@ -231,7 +237,8 @@ class DeviceSteps:
             # Rare, so it may wait: what a prompt's logprobs are made of is computed behind the steps in flight.
             self._device.submit(partial(step.readouts.report, self._decoder.head, result))
             self._device.mark().wait()
-        step.staged.release()
+        if step.staged is not None:
+            step.staged.release()
         # The device began it when the step before it was over.
         result.started_ns = max(result.started_ns, self._finished_ns)
         result.finished_ns = self._finished_ns = time.monotonic_ns()
@@ -254,14 +261,15 @@ class _LaunchedStep:
 
     steps: DeviceSteps
     plan_result: executor_pb2.StepResult
-    staged: StagedStep
-    work: StepWork
     completion: Completion
-    readouts: StepReadouts | None
-    # None with `unknown`: nothing is sampled.
-    sampling: SamplingBatch | None
-    masks: StepMasks | None
-    unknown: UnknownTokens | None
+    # None for a step that computes nothing.
+    staged: StagedStep | None = None
+    work: StepWork | None = None
+    readouts: StepReadouts | None = None
+    # None where nothing is sampled.
+    sampling: SamplingBatch | None = None
+    masks: StepMasks | None = None
+    unknown: UnknownTokens | None = None
     is_finished: bool = False
     failure: Exception | None = None
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quire.errors import KvPoolError
-from quire.executor.device import AsyncDevice
+from quire.executor.device import AsyncDevice, async_device
 from quire.executor.device_steps import DeviceSteps
 from quire.executor.direct_steps import DirectSteps
 from quire.executor.input_batch import PlanRows, update_block_tables
@@ -34,17 +34,18 @@ class ModelRunner:
         Args:
             model: what is computed.
             rank: of this part of the model.
-            device: how steps get to the model's; None: they are computed at once.
+            device: how steps get to the model's; None: as the model's device needs.
             graph_sizes: rows of the decode steps that are captured as graphs, rising, where the device can do that.
         """
         self.model = model
         self.rank = rank
+        self._device = device or async_device(model.device)
         self.sequences = SequenceTable(model.config.vocab_size)
         self._grammars = GrammarTable(model.config.vocab_size, model.folder / "tokenizer.json")
         self._steps: Steps = (
             DirectSteps(model, self.sequences, self._grammars)
-            if device is None
-            else DeviceSteps(model, self.sequences, self._grammars, device, graph_sizes)
+            if self._device is None
+            else DeviceSteps(model, self.sequences, self._grammars, self._device, graph_sizes)
         )
         self._cache: KvCache | None = None
         self._epoch: int | None = None
@@ -80,6 +81,12 @@ class ModelRunner:
         self.sequences.clear()
         self._grammars.clear()
         self._cache, self._epoch = None, None
+
+    def close(self) -> None:
+        """Lets go of the pool and of the device. Nothing is launched after this."""
+        self.detach()
+        if self._device is not None:
+            self._device.close()
 
     def launch(self, plan: executor_pb2.StepPlan, counters: StepCounters | None = None) -> PendingStep:
         """Begins a step, behind those in flight; on a CPU it is over then. `counters` count its layers.

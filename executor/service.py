@@ -20,7 +20,8 @@ from quire import rpc
 from quire.errors import DuplicateRequestError, ServiceUnavailableError
 from quire.executor.memory import MemoryReport, host_memory
 from quire.executor.model_runner import ModelRunner
-from quire.executor.step_stream import GrpcStepStream, RingStepStream, StepStream
+from quire.executor.step_serving import StepStream
+from quire.executor.step_stream import GrpcStepStream, RingStepStream
 from quire.internal.v1 import executor_pb2, executor_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
         self, request_iterator: AsyncIterator[executor_pb2.StepRequest], context: _Context
     ) -> AsyncIterator[executor_pb2.StepResult]:
         async with rpc.errors_to_status(context):
-            stream = GrpcStepStream(self._runner.execute, self._worker)
+            stream = GrpcStepStream(self._runner, self._worker)
             with self._open(stream):
                 async for result in stream.run(request_iterator):
                     yield result
@@ -75,7 +76,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
         self, request: executor_pb2.AttachRingsRequest, context: _Context
     ) -> AsyncIterator[executor_pb2.AttachRingsResponse]:
         async with rpc.errors_to_status(context):
-            stream = RingStepStream(self._runner.execute, self._worker)
+            stream = RingStepStream(self._runner, self._worker)
             with self._open(stream):
                 async for response in stream.run(Path(request.handover_socket)):
                     yield response
@@ -91,6 +92,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
         if self._stream is not None:
             self._stream.end(ServiceUnavailableError("the executor is shutting down"))
             self._stream = None
+        self._worker.submit(self._runner.close)
         await asyncio.to_thread(self._worker.shutdown)
 
     @contextlib.contextmanager

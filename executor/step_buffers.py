@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -152,8 +153,10 @@ class StepBuffers:
 
     def decode_batch(self, size: int) -> InputBatch:
         """What a graph of `size` rows computes; its arrays are those of padding alone."""
-        arrays = pad_decode(self._empty, size)
-        return InputBatch(arrays, self._device.torch_device, np.empty(0, np.int64), self.decode_tensors(size))
+        arrays, tensors = pad_decode(self._empty, size), self.decode_tensors(size)
+        # Metadata of its own, since it may remember lengths, and those change from step to step.
+        tensors = replace(tensors, attention=replace(tensors.attention))
+        return InputBatch(arrays, self._device.torch_device, np.empty(0, np.int64), tensors)
 
     def decode_tensors(self, size: int) -> BatchTensors:
         """Where every decode step that is padded to `size` rows finds its columns. They never move."""
