@@ -11,7 +11,6 @@ import logging
 from typing import Final
 
 import numpy as np
-import torch
 
 from quire.columns import pack_u32
 from quire.errors import StartupError
@@ -51,7 +50,10 @@ def measure_memory(runner: ModelRunner, limits: StepLimits, memory: MemoryProbe,
         runner.adopt(cache, _EPOCH)
         del cache
         peaks = [_peak(memory, runner, plan) for plan in (prefill, decode)]
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        # torch's own error is one; Triton and cuBLAS tell it in words.
+        if "out of memory" not in str(error).lower():
+            raise
         raise StartupError(
             f"the largest step does not fit the memory of {model.device} beside the weights; lower "
             f"--max-num-batched-tokens ({limits.max_num_batched_tokens}) or --max-num-seqs ({limits.max_num_seqs})",

@@ -40,7 +40,7 @@ async def run(settings: ExecutorSettings, status: StatusReporter, stop: StopSign
     if settings.device_pool is not None and settings.device != "cpu" and torch.cuda.is_available():
         # It starts while the model is loaded here.
         wake(settings.device_pool)
-    _set_up_kernels(settings)
+    set_up_kernels(settings)
     loaded = await unless_stopped(_load(settings), stop)
     if loaded is None:
         return
@@ -89,7 +89,8 @@ def make_runner(model: Model, limits: StepLimits, device_pool: Path | None = Non
     return ModelRunner(model, device=device, graph_sizes=limits.graph_sizes, device_pool=device_pool)
 
 
-def _set_up_kernels(settings: ExecutorSettings) -> None:
+def set_up_kernels(settings: ExecutorSettings) -> None:
+    """What the kernels of this process compute with. Raises StartupError for what the machine cannot do."""
     threads = settings.threads or usable_processors()
     torch.set_num_threads(threads)
     kernels.set_batch_invariant(settings.batch_invariant)
