@@ -34,10 +34,16 @@ class FinalStates:
     Attributes:
         rows: int32 [n], contiguous: tokens of the batch.
         values: float32 [n, hidden], contiguous, on the model's device.
+        staged_rows: `rows` there, where they were brought there already.
     """
 
     rows: NDArray[np.int32]
     values: Tensor
+    staged_rows: Tensor | None = None
+
+    def rows_on_device(self) -> Tensor:
+        """int32 [n]."""
+        return torch.from_numpy(self.rows).to(self.values.device) if self.staged_rows is None else self.staged_rows
 
 
 class Readout(Protocol):
@@ -160,8 +166,7 @@ def plan_readouts(
     slots: NDArray[np.int64],
     computed: NDArray[np.int64],
     query_lengths: NDArray[np.int64],
-    hidden_size: int,
-    device: torch.device,
+    new_states: Callable[[int], Tensor],
 ) -> StepReadouts | None:
     """What is read of a step; None if nothing is.
 
@@ -170,8 +175,7 @@ def plan_readouts(
         slots: [num_rows], the plan's column.
         computed: likewise.
         query_lengths: likewise.
-        hidden_size: elements of a state.
-        device: the model's.
+        new_states: float32 [n, hidden] on the model's device, from n.
     """
     if not readouts:
         return None
@@ -184,4 +188,4 @@ def plan_readouts(
     if not spans:
         return None
     at = np.concatenate(rows)
-    return StepReadouts(spans, FinalStates(at, torch.empty(len(at), hidden_size, device=device)))
+    return StepReadouts(spans, FinalStates(at, new_states(len(at))))
