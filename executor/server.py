@@ -37,9 +37,6 @@ _GRACE_S = 5.0
 
 async def run(settings: ExecutorSettings, status: StatusReporter, stop: StopSignal) -> None:
     """Serves until `stop`. Raises StartupError if the model or the address cannot be had."""
-    if settings.device_pool is not None and settings.device != "cpu" and torch.cuda.is_available():
-        # It starts while the model is loaded here.
-        wake(settings.device_pool)
     set_up_kernels(settings)
     loaded = await unless_stopped(_load(settings), stop)
     if loaded is None:
@@ -75,6 +72,8 @@ def _load_and_measure(settings: ExecutorSettings) -> tuple[ModelRunner, MeasureM
     device, limits = choose_device(settings.device), StepLimits.of(settings)
     if device.type == "cpu":
         return make_runner(load_model(settings), limits), host_memory
+    if settings.device_pool is not None:
+        wake(settings.device_pool)  # it starts while the model is loaded here
     set_up_cuda(settings.runtime_dir)
     memory = CudaMemory(device)
     free_at_start = memory.free_bytes()
