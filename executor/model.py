@@ -29,11 +29,24 @@ logger = logging.getLogger(__name__)
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-KV_CACHE_DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+KV_CACHE_DTYPES: Final = {
+    **DTYPES,
+    "int8": torch.int8,
+    "fp8": torch.float8_e4m3fn,
+    "fp8_e4m3": torch.float8_e4m3fn,
+}
+
+# What the native kernels store and read.
+_CPU_KV_CACHE_DTYPES: Final = (torch.float32, torch.bfloat16, torch.int8)
+
+# Compute capability from which on GPUs convert to FP8 (e4m3); Triton compiles no such conversion for older ones.
+_FP8_CAPABILITY: Final = (8, 9)
 
 # Changes with the order of elements within a block.
 _KV_FORMAT: Final = "layer, keys then values then scales, kv_heads, block_size, head_dim"
 _SCALE_BYTES: Final = 4
+
+_FP8_CAPABILITY: Final = (9, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +75,7 @@ class Model:
     @property
     def cache_group(self) -> CacheGroupLayout:
         dtype = self.kv_cache_dtype
-        return self.config.cache_group(dtype.itemsize, _SCALE_BYTES if dtype == torch.int8 else 0)
+        return self.config.cache_group(dtype.itemsize, _SCALE_BYTES if dtype in kernels.SCALED_DTYPES else 0)
 
 
 def load_model(settings: ExecutorSettings, open_checkpoint: Callable[[Path], Checkpoint] = Checkpoint) -> Model:
@@ -72,14 +85,16 @@ def load_model(settings: ExecutorSettings, open_checkpoint: Callable[[Path], Che
     config = load_model_config(folder)
     max_model_len = _max_model_len(settings.max_model_len, config)
     dtype = _dtype(settings.dtype, config, device)
-    kv_cache_dtype = choose_kv_cache_dtype(settings.kv_cache_dtype, dtype, device)
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    kv_cache_dtype = choose_kv_cache_dtype(settings.kv_cache_dtype, dtype, device, capability)
     formats = _formats(settings.quantization, dtype, device)
     checkpoint = open_checkpoint(folder)
     try:
         if formats is None:
             weights_digest = hashlib.sha256()
-            weights = load_weights(checkpoint, config, dtype, device, weights_digest)
-            decoder: Decoder | NativeDecoder = Decoder(config, weights)
+            fp8 = settings.quantization == "fp8"
+            weights = load_weights(checkpoint, config, dtype, device, weights_digest, fp8=fp8)
+            decoder: Decoder | NativeDecoder = Decoder(config, weights, max_model_len)
             content = weights_digest.digest()
         else:
             packed, content = obtain(checkpoint, WeightLayout(config, formats), dtype, settings)
@@ -88,18 +103,46 @@ def load_model(settings: ExecutorSettings, open_checkpoint: Callable[[Path], Che
         raise StartupError(f"the weights do not fit the memory of {device}", field="model") from error
     finally:
         checkpoint.close()
-    identity = _identity(config, dtype, kv_cache_dtype, formats, device)
+    identity = _identity(config, dtype, kv_cache_dtype, formats or settings.quantization, device)
     fingerprint = hashlib.sha256(identity.encode() + content).digest()
     return Model(settings.model, folder, decoder, dtype, kv_cache_dtype, device, max_model_len, fingerprint)
 
 
 def _formats(quantization: str | None, dtype: torch.dtype, device: torch.device) -> WeightFormats | None:
-    """What weights are packed as; None where they are not: torch computes. Raises StartupError."""
+    """What weights are packed as; None where they are not: on GPUs. Raises StartupError."""
     if kernels.implementation_for(device) == "native":
+        if quantization == "fp8":
+            raise StartupError(
+                "--quantization fp8 is supported on GPUs only; on a CPU: int8, int8_weight_only or int4",
+                field="quantization",
+            )
         return WeightFormats.choose(dtype, quantization)
-    if quantization is not None:
-        raise StartupError(f"--quantization {quantization} is supported on the CPU only", field="quantization")
+    if quantization == "fp8":
+        _check_fp8(device)
+    elif quantization is not None:
+        raise StartupError(
+            f"--quantization {quantization} is supported on the CPU only; on GPUs: fp8", field="quantization"
+        )
     return None
+
+
+def _check_fp8(device: torch.device) -> None:
+    """Raises StartupError for a GPU that does not multiply in FP8."""
+    if device.type != "cuda":
+        return
+    if kernels.implementation_for(device) != "triton":
+        raise StartupError("--quantization fp8 needs Triton, which is not installed", field="quantization")
+    found = torch.cuda.get_device_capability(device)
+    if found < _FP8_CAPABILITY:
+        raise StartupError(
+            "--quantization fp8 needs a GPU of compute capability "
+            f"{_dotted(_FP8_CAPABILITY)} (Hopper) or later; {torch.cuda.get_device_name(device)} has {_dotted(found)}",
+            field="quantization",
+        )
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"
 
 
 def choose_device(name: str) -> torch.device:
@@ -125,12 +168,26 @@ def _dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
     return DTYPES[chosen]
 
 
-def choose_kv_cache_dtype(name: str, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The cache's type from --kv-cache-dtype and the model's type. Raises StartupError for what a GPU cannot do."""
+def choose_kv_cache_dtype(
+    name: str, dtype: torch.dtype, device: torch.device, capability: tuple[int, int] | None = None
+) -> torch.dtype:
+    """The cache's type from --kv-cache-dtype and the model's type. Raises StartupError for what the device cannot do.
+
+    Args:
+        name: auto, or one of KV_CACHE_DTYPES.
+        dtype: the model's.
+        device: the model's.
+        capability: compute capability, on CUDA.
+    """
     chosen = dtype if name == "auto" else KV_CACHE_DTYPES[name]
-    if chosen != dtype and device.type != "cpu":
+    if device.type == "cpu" and chosen not in _CPU_KV_CACHE_DTYPES:
         raise StartupError(
-            f"--kv-cache-dtype {name} is supported on the CPU only; on {device.type} the cache has the model's type",
+            f"--kv-cache-dtype {name} is supported on cuda only; on a CPU, int8 takes as little", field="kv_cache_dtype"
+        )
+    if chosen == torch.float8_e4m3fn and capability is not None and capability < _FP8_CAPABILITY:
+        raise StartupError(
+            f"--kv-cache-dtype {name} needs a GPU of compute capability 8.9 or more (Ada, Hopper and later), not "
+            f"{capability[0]}.{capability[1]}; int8 takes as little",
             field="kv_cache_dtype",
         )
     return chosen
@@ -149,10 +206,13 @@ def _identity(
     config: ModelConfig,
     dtype: torch.dtype,
     kv_cache_dtype: torch.dtype,
-    formats: WeightFormats | None,
+    formats: WeightFormats | str | None,
     device: torch.device,
 ) -> str:
     """What decides the bits of a token's KV, besides the weights."""
     shape = json.dumps(dataclasses.asdict(config), sort_keys=True, default=str)
-    isa = kernels.current_isa() if device.type == "cpu" else torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        isa = kernels.current_isa()
+    else:
+        isa = f"{torch.cuda.get_device_name(device)} {'' if kernels.batch_invariant() else 'not '}batch-invariant"
     return f"{shape}\n{dtype} {kv_cache_dtype} {formats} {_KV_FORMAT} {kernels.NUMERICS_VERSION} {device.type} {isa}\n"

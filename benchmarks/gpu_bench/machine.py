@@ -50,14 +50,20 @@ def synchronize(device: torch.device) -> None:
 
 def measure_limits(device: torch.device, copy_bytes: int, matrix_size: int, rounds: int) -> Limits:
     """Medians of rounds. The copy is of more than any cache holds."""
+    copied = 2 * copy_bytes / _copy_seconds(device, copy_bytes, rounds)
+    return Limits(copied, 2 * matrix_size**3 / _matrix_seconds(device, matrix_size, rounds))
+
+
+def _copy_seconds(device: torch.device, copy_bytes: int, rounds: int) -> float:
     source = torch.ones(copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    copy_seconds = _median_seconds(lambda: target.copy_(source), device, rounds)
-    del source, target
-    a, b = (torch.randn(matrix_size, matrix_size, device=device).to(torch.bfloat16) for _ in range(2))
+    return _median_seconds(lambda: target.copy_(source), device, rounds)
+
+
+def _matrix_seconds(device: torch.device, size: int, rounds: int) -> float:
+    a, b = (torch.randn(size, size, device=device).to(torch.bfloat16) for _ in range(2))
     product = torch.empty_like(a)
-    matrix_seconds = _median_seconds(lambda: torch.mm(a, b, out=product), device, rounds)
-    return Limits(2 * copy_bytes / copy_seconds, 2 * matrix_size**3 / matrix_seconds)
+    return _median_seconds(lambda: torch.mm(a, b, out=product), device, rounds)
 
 
 def _median_seconds(work: Callable[[], object], device: torch.device, rounds: int) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from gpu_bench.engine import Workload
 from gpu_bench.machine import synchronize
 from gpu_bench.shapes import RandomCheckpoint
@@ -50,11 +51,13 @@ class Quire:
         self._blocks_each = -(-longest // _BLOCK_SIZE)
         self._prefill_blocks = -(-(workload.prefill + 1) // _BLOCK_SIZE)
         self._step = 0
-        # Sequences whose prompts are in the pool; None without a pool.
-        self._computed: int | None = None
+        # The block tables of as many sequences as the pool is for; None without a pool.
+        self._tables: np.ndarray | None = None
 
     def decode_seconds(self, batch: int) -> float:
-        self._compute_prompts(batch)
+        if self._tables is None or len(self._tables) != batch:
+            self._attach(batch)
+            self._compute_prompts()
         self._run(self._decode_plans(batch, self._workload.warm_up))
         # Whatever graphs were asked for, as the worker does when it has nothing else to do.
         while self._runner.use_pause(idle=True):
@@ -66,12 +69,13 @@ class Quire:
         return (time.perf_counter() - started) / self._workload.steps
 
     def prefill_seconds(self) -> float:
-        self._attach()
+        if self._tables is None:
+            self._attach(1)
         length = self._workload.prefill
         plan = self._plan(
             [length],
             computed=[0],
-            tables=[self._pool_blocks - 1 - np.arange(self._prefill_blocks)],
+            tables=[np.arange(self._prefill_blocks)],
             new=[self._new_sequence(0, length)],
         )
         started = time.perf_counter()
@@ -80,7 +84,7 @@ class Quire:
 
     def make_room(self) -> None:
         self._runner.detach()
-        self._computed = None
+        self._tables = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -91,43 +95,34 @@ class Quire:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    @property
-    def _pool_blocks(self) -> int:
-        return max(self._workload.batches) * self._blocks_each + self._prefill_blocks
+    def _attach(self, batch: int) -> None:
+        """A pool of as many sequences, and of another behind them for the prefill. It has been in use for long."""
+        self.make_room()
+        model, num_blocks = self.model, batch * self._blocks_each + self._prefill_blocks
+        cache = KvCache.allocate(num_blocks, _BLOCK_SIZE, model.cache_group, model.kv_cache_dtype, model.device)
+        self._runner.adopt(cache, _EPOCH)
+        shuffled = np.random.default_rng(0).permutation(batch * self._blocks_each) + self._prefill_blocks
+        self._tables = shuffled.reshape(batch, self._blocks_each)
 
-    def _attach(self) -> None:
-        if self._computed is not None:
-            return
-        model = self.model
-        self._runner.adopt(
-            KvCache.allocate(self._pool_blocks, _BLOCK_SIZE, model.cache_group, model.kv_cache_dtype, model.device),
-            _EPOCH,
-        )
-        # As in a pool that has been in use for long.
-        shuffled = np.random.default_rng(0).permutation(max(self._workload.batches) * self._blocks_each)
-        self._tables = shuffled.reshape(-1, self._blocks_each)
-        self._computed = 0
-
-    def _compute_prompts(self, batch: int) -> None:
-        """The first `batch` prompts, as many at once as a step may hold, in chunks where one is longer."""
-        self._attach()
-        assert self._computed is not None
+    def _compute_prompts(self) -> None:
+        """All prompts, as many at once as a step may hold, in chunks where one is longer."""
+        assert self._tables is not None
         context, budget = self._workload.context, self._workload.budget
-        while self._computed < batch:
-            chosen = range(self._computed, min(batch, self._computed + max(1, budget // context)))
+        batch, together = len(self._tables), max(1, budget // context)
+        for first in range(0, batch, together):
+            chosen = range(first, min(batch, first + together))
+            rows, tables = len(chosen), list(self._tables[chosen.start : chosen.stop])
             for start in range(0, context, budget):
                 count = min(budget, context - start)
                 new = [self._new_sequence(slot, context) for slot in chosen] if start == 0 else []
-                tables = [self._tables[slot] for slot in chosen]
-                rows = len(chosen)
                 self._run([self._plan([count] * rows, [start] * rows, tables, new, slots=chosen)])
-            self._computed = chosen.stop
 
     def _decode_plans(self, batch: int, count: int) -> list[executor_pb2.StepPlan]:
         """Sequences that have all of their prompt but its last token in the pool, and go on from there."""
+        assert self._tables is not None
         context = self._workload.context
         new = [self._new_sequence(slot, context) for slot in range(batch)]
-        plans = [self._plan([1] * batch, [context - 1] * batch, list(self._tables[:batch]), new)]
+        plans = [self._plan([1] * batch, [context - 1] * batch, list(self._tables), new)]
         for step in range(1, count):
             plans.append(self._plan([1] * batch, [context - 1 + step] * batch, None, []))
         return plans

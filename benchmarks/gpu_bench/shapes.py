@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quire.executor.checkpoint import Checkpoint
 from torch import Tensor
+
+from quire.executor.checkpoint import Checkpoint
 
 _LLAMA_8B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -8,6 +8,7 @@ same, so its result is the same bit for bit: alone or in any batch, as a step of
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from quire.kernels.metadata import AttentionMetadata
 from .attention_kernel import attend
 from .attention_sections import merge
 from .launch import launch
-from .tuning import Gpu, configuration, gpu_of
+from .tuning import INTERPRETER, Gpu, configuration, gpu_of
 
 __all__ = ["paged_attention"]
 
@@ -111,7 +112,6 @@ def paged_attention(
         SECTION=attention_work.SECTION,
         WINDOWED=sliding_window is not None,
         QUANTIZED=key_scales is not None,
-        DECODE_FP8=decode_fp8,
         COMPUTE=_TYPES[compute],
         PRECISION="ieee",
         ITEM_COLUMNS=len(ITEM),
@@ -155,7 +155,14 @@ def _planned(metadata: AttentionMetadata, shape: WorkShape) -> AttentionWork:
 @functools.cache
 def _tiling(gpu: Gpu, block_dim: int, element: torch.dtype, compute: torch.dtype) -> _Tiling:
     """By default two programs have room on a multiprocessor: reasoned from its memory and registers, not measured."""
-    keys, num_warps, num_stages = 64, 8 if block_dim > 128 else 4, 3
+    if gpu == INTERPRETER:
+        return _Tiling(64, 1, 1)
+    hopper, wide = gpu.capability >= 90, block_dim > 128
+    if compute == torch.float32:  # no matrix unit has its precision: operands come through registers
+        tiling = _Tiling(16, 8, 3)
+    else:
+        tiling = _Tiling(64 if hopper and not wide else 32, 8 if wide else 4, 5 if hopper and not wide else 3)
+    # An odd number: blocks' ids are fetched as far ahead of their keys as keys are of the product.
     shape = f"{str(element).removeprefix('torch.')} head_dim {block_dim}"
-    config = configuration("attention", [shape], gpu, {"num_stages": num_stages})
-    return _Tiling(keys, num_warps, config["num_stages"])
+    table = configuration("attention", [shape], gpu, {"num_stages": tiling.num_stages})
+    return dataclasses.replace(tiling, num_stages=table["num_stages"])

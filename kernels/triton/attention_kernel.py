@@ -20,7 +20,7 @@ def attend(
     table_stride, num_kv_heads, partial_rows, scale, window,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, SECTION: tl.constexpr, WINDOWED: tl.constexpr, QUANTIZED: tl.constexpr,
-    DECODE_FP8: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, ITEM_COLUMNS: tl.constexpr,
+    COMPUTE: tl.constexpr, PRECISION: tl.constexpr, ITEM_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Attention of ROWS rows over a run of sections, for each item and KV head; `scale` includes log2(e).
 
@@ -79,7 +79,7 @@ def attend(
                 slot = key % BLOCK_SIZE
                 in_keys = seen[:, None] & in_head
                 key_offsets = (block * key_block_stride + slot * HEAD_DIM)[:, None] + dims[None, :]
-                k = _widen(tl.load(key_head + key_offsets, mask=in_keys, other=0.0), DECODE_FP8, COMPUTE)
+                k = _widen(tl.load(key_head + key_offsets, mask=in_keys, other=0.0), COMPUTE)
                 scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
                 if QUANTIZED:
                     offsets = block * key_scale_block_stride + kv_head * key_scale_head_stride + slot
@@ -99,7 +99,7 @@ def attend(
                     offsets = block * value_scale_block_stride + kv_head * value_scale_head_stride + slot
                     weights *= tl.load(value_scales + offsets, mask=seen, other=0.0)[None, :]
                 value_offsets = (block * value_block_stride + slot * HEAD_DIM)[:, None] + dims[None, :]
-                v = _widen(tl.load(value_head + value_offsets, mask=in_keys, other=0.0), DECODE_FP8, COMPUTE)
+                v = _widen(tl.load(value_head + value_offsets, mask=in_keys, other=0.0), COMPUTE)
                 section_acc *= decay[:, None]
                 section_acc = tl.dot(weights.to(COMPUTE), v, section_acc, input_precision=PRECISION)
 
@@ -132,9 +132,16 @@ def _offsets(first_token, rows, kv_head, token_stride, head_stride, GROUP: tl.co
 
 
 @triton.jit
-def _widen(x, DECODE_FP8: tl.constexpr, COMPUTE: tl.constexpr):
-    """The cache's elements in the type that they are multiplied in, exactly."""
-    if DECODE_FP8:
+def _widen(x, COMPUTE: tl.constexpr):
+    """The cache's elements in the type that they are multiplied in, exactly.
+
+    Bits are moved where conversions would take longer than the elements take to arrive (int8: they run at an eighth of
+    the rate of other instructions) or do not exist (FP8 before capability 8.9: it comes as uint8).
+    """
+    if x.dtype == tl.int8:
+        # 0x6480 is 1152 in float16, where the last bit counts 1.
+        x = (x.to(tl.int16) + 0x6480).to(tl.float16, bitcast=True) - 1152.0
+    elif x.dtype == tl.uint8:
         # e4m3's bits are float16's, with an exponent of one bit less: 256 is the difference of their biases.
         bits = x.to(tl.uint16)
         x = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True) * 256.0
