@@ -11,12 +11,11 @@ import logging
 from typing import Final
 
 import numpy as np
-import torch
 
 from quire.columns import pack_u32
 from quire.errors import StartupError
 from quire.executor.kv_cache import KvCache
-from quire.executor.memory import DeviceMemory, MemoryReport
+from quire.executor.memory import MemoryProbe, MemoryReport
 from quire.executor.model import Model
 from quire.executor.model_runner import ModelRunner
 from quire.executor.step_limits import StepLimits
@@ -32,7 +31,7 @@ _EPOCH: Final = 0
 _BYTES_PER_GRAPH: Final = 4 << 20
 
 
-def measure_memory(runner: ModelRunner, limits: StepLimits, memory: DeviceMemory, free_at_start: int) -> MemoryReport:
+def measure_memory(runner: ModelRunner, limits: StepLimits, memory: MemoryProbe, free_at_start: int) -> MemoryReport:
     """What a device of its own has left for the KV pool.
 
     Args:
@@ -51,7 +50,10 @@ def measure_memory(runner: ModelRunner, limits: StepLimits, memory: DeviceMemory
         runner.adopt(cache, _EPOCH)
         del cache
         peaks = [_peak(memory, runner, plan) for plan in (prefill, decode)]
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        # torch's own error is one; Triton and cuBLAS tell it in words.
+        if "out of memory" not in str(error).lower():
+            raise
         raise StartupError(
             f"the largest step does not fit the memory of {model.device} beside the weights; lower "
             f"--max-num-batched-tokens ({limits.max_num_batched_tokens}) or --max-num-seqs ({limits.max_num_seqs})",
@@ -60,7 +62,7 @@ def measure_memory(runner: ModelRunner, limits: StepLimits, memory: DeviceMemory
     finally:
         runner.detach()
     kept = memory.start_measuring()  # what steps took is given back: the few blocks and the columns' buffers too
-    held = 0 if runner.held_memory is None else runner.held_memory.num_bytes()
+    held = 0 if runner.device_memory is None else runner.device_memory.held_bytes()
     return _report(model, limits, memory, free_at_start, held, max(peaks) - kept, peaks[-1] - kept)
 
 
@@ -76,7 +78,7 @@ def largest_steps(limits: StepLimits, max_model_len: int) -> tuple[executor_pb2.
     return first, _plan(2, lengths, ones, kept=num_blocks, appended=np.zeros_like(lengths))
 
 
-def _peak(memory: DeviceMemory, runner: ModelRunner, plan: executor_pb2.StepPlan) -> int:
+def _peak(memory: MemoryProbe, runner: ModelRunner, plan: executor_pb2.StepPlan) -> int:
     """The most that torch holds during a step."""
     memory.start_measuring()
     runner.execute(plan)
@@ -84,7 +86,7 @@ def _peak(memory: DeviceMemory, runner: ModelRunner, plan: executor_pb2.StepPlan
 
 
 def _report(
-    model: Model, limits: StepLimits, memory: DeviceMemory, free_at_start: int, held: int, activations: int, decode: int
+    model: Model, limits: StepLimits, memory: MemoryProbe, free_at_start: int, held: int, activations: int, decode: int
 ) -> MemoryReport:
     graphs = 0
     if sizes := limits.graph_sizes:

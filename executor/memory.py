@@ -28,7 +28,7 @@ class MemoryReport:
     overhead_bytes: int = 0
 
 
-class DeviceMemory(Protocol):
+class MemoryProbe(Protocol):
     """Memory of a device of its own, as torch and the driver see it."""
 
     def free_bytes(self) -> int:
@@ -55,22 +55,22 @@ class CudaMemory:
         self._device = device
 
     def free_bytes(self) -> int:
-        """See DeviceMemory."""
+        """See MemoryProbe."""
         return int(torch.cuda.mem_get_info(self._device)[0])
 
     def total_bytes(self) -> int:
-        """See DeviceMemory."""
+        """See MemoryProbe."""
         return int(torch.cuda.mem_get_info(self._device)[1])
 
     def start_measuring(self) -> int:
-        """See DeviceMemory."""
+        """See MemoryProbe."""
         torch.cuda.synchronize(self._device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self._device)
         return torch.cuda.memory_reserved(self._device)
 
     def peak_bytes(self) -> int:
-        """See DeviceMemory."""
+        """See MemoryProbe."""
         return torch.cuda.max_memory_reserved(self._device)
 
 

@@ -37,7 +37,7 @@ _GRACE_S = 5.0
 
 async def run(settings: ExecutorSettings, status: StatusReporter, stop: StopSignal) -> None:
     """Serves until `stop`. Raises StartupError if the model or the address cannot be had."""
-    _set_up_kernels(settings)
+    set_up_kernels(settings)
     loaded = await unless_stopped(_load(settings), stop)
     if loaded is None:
         return
@@ -88,9 +88,11 @@ def make_runner(model: Model, limits: StepLimits, device_pool: Path | None = Non
     return ModelRunner(model, device=device, graph_sizes=limits.graph_sizes, device_pool=device_pool)
 
 
-def _set_up_kernels(settings: ExecutorSettings) -> None:
+def set_up_kernels(settings: ExecutorSettings) -> None:
+    """What the kernels of this process compute with. Raises StartupError for what the machine cannot do."""
     threads = settings.threads or usable_processors()
     torch.set_num_threads(threads)
+    kernels.set_batch_invariant(settings.batch_invariant)
     try:
         kernels.set_num_threads(threads)
         if settings.isa != "auto":
