@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quire import kernels
 from quire.executor.decoder import Decoder
 from quire.executor.device import AsyncDevice, Completion
 from quire.executor.graphs import GraphLadder
@@ -35,7 +36,7 @@ from quire.executor.step_report import report_sampled
 from quire.executor.step_work import StepWork
 from quire.executor.structured import GrammarTable, StepMasks
 from quire.internal.v1 import executor_pb2
-from quire.kernels import SamplingBatch
+from quire.kernels import SamplingBatch, WorkShape
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,8 @@ class DeviceSteps:
             max_blocks=-(-model.max_model_len // cache.block_size),
             largest_size=sizes[-1] if sizes else 0,
             rotary_lengths=self._decoder.needs_rotary_lengths,
+            work=self._work_shape(),
+            max_model_len=model.max_model_len,
         )
         capture = self._device.capture() if sizes else None
         graphs = None if capture is None else GraphLadder(self, model.config.vocab_size, sizes, capture)
@@ -209,6 +212,12 @@ class DeviceSteps:
             self._device.submit(partial(work.sample, sampling))
         unknown = sequences.append_unknown(slots) if len(slots) else None
         return _LaunchedStep(self, step.result, self._device.mark(), staged, work, readouts, sampling, masks, unknown)
+
+    def _work_shape(self) -> WorkShape | None:
+        config, device = self._model.config, self._device.torch_device
+        if kernels.implementation_for(device) != "triton":
+            return None
+        return kernels.work_shape(config.num_heads, config.num_kv_heads, device)
 
     def _new_states(self, num_rows: int) -> Tensor:
         hidden_size = self._model.config.hidden_size

@@ -15,7 +15,7 @@ import numpy as np
 from quire.columns import pack_u32
 from quire.errors import StartupError
 from quire.executor.kv_cache import KvCache
-from quire.executor.memory import DeviceMemory, MemoryReport
+from quire.executor.memory import MemoryReport
 from quire.executor.model import Model
 from quire.executor.model_runner import ModelRunner
 from quire.executor.step_limits import StepLimits
@@ -31,7 +31,7 @@ _EPOCH: Final = 0
 _BYTES_PER_GRAPH: Final = 4 << 20
 
 
-def measure_memory(runner: ModelRunner, limits: StepLimits, memory: DeviceMemory, free_at_start: int) -> MemoryReport:
+def measure_memory(runner: ModelRunner, limits: StepLimits, memory: MemoryProbe, free_at_start: int) -> MemoryReport:
     """What a device of its own has left for the KV pool.
 
     Args:
@@ -77,7 +77,7 @@ def largest_steps(limits: StepLimits, max_model_len: int) -> tuple[executor_pb2.
     return first, _plan(2, lengths, ones, kept=num_blocks, appended=np.zeros_like(lengths))
 
 
-def _peak(memory: DeviceMemory, runner: ModelRunner, plan: executor_pb2.StepPlan) -> int:
+def _peak(memory: MemoryProbe, runner: ModelRunner, plan: executor_pb2.StepPlan) -> int:
     """The most that torch holds during a step."""
     memory.start_measuring()
     runner.execute(plan)
@@ -85,7 +85,7 @@ def _peak(memory: DeviceMemory, runner: ModelRunner, plan: executor_pb2.StepPlan
 
 
 def _report(
-    model: Model, limits: StepLimits, memory: DeviceMemory, free_at_start: int, activations: int, decode: int
+    model: Model, limits: StepLimits, memory: MemoryProbe, free_at_start: int, activations: int, decode: int
 ) -> MemoryReport:
     graphs = 0
     if sizes := limits.graph_sizes:

@@ -15,7 +15,7 @@ from torch import Tensor
 from quire.errors import QuireError
 from quire.executor.sequence import SequenceTable
 from quire.internal.v1 import executor_pb2
-from quire.kernels import AttentionMetadata
+from quire.kernels import AttentionMetadata, AttentionWork
 
 _U32: Final = np.dtype("<u4")
 
@@ -52,10 +52,17 @@ class BatchTensors:
     logit_rows: Tensor
 
     @classmethod
-    def of(cls, columns: Mapping[str, Tensor], block_tables: Tensor) -> BatchTensors:
-        """Of one tensor for each field of BatchArrays; rotary_lengths may be missing."""
+    def of(cls, columns: Mapping[str, Tensor], block_tables: Tensor, partial_rows: int = 0) -> BatchTensors:
+        """Of one tensor for each field of BatchArrays, by name; rotary_lengths may be missing.
+
+        With the columns work_items, work_merges and work_counts, which may be missing too, `partial_rows` makes an
+        AttentionWork.
+        """
+        work = None
+        if "work_items" in columns:
+            work = AttentionWork(columns["work_items"], columns["work_merges"], columns["work_counts"], partial_rows)
         attention = AttentionMetadata(
-            columns["query_start"], columns["context_lens"], block_tables, columns["slot_mapping"]
+            columns["query_start"], columns["context_lens"], block_tables, columns["slot_mapping"], work
         )
         return cls(
             columns["token_ids"], columns["positions"], columns.get("rotary_lengths"), attention, columns["logit_rows"]

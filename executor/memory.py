@@ -28,7 +28,7 @@ class MemoryReport:
     overhead_bytes: int = 0
 
 
-class DeviceMemory(Protocol):
+class MemoryProbe(Protocol):
     """Memory of a device of its own, as torch and the driver see it."""
 
     def free_bytes(self) -> int:
@@ -55,22 +55,22 @@ class CudaMemory:
         self._device = device
 
     def free_bytes(self) -> int:
-        """See DeviceMemory."""
+        """See MemoryProbe."""
         return int(torch.cuda.mem_get_info(self._device)[0])
 
     def total_bytes(self) -> int:
-        """See DeviceMemory."""
+        """See MemoryProbe."""
         return int(torch.cuda.mem_get_info(self._device)[1])
 
     def start_measuring(self) -> int:
-        """See DeviceMemory."""
+        """See MemoryProbe."""
         torch.cuda.synchronize(self._device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self._device)
         return torch.cuda.memory_reserved(self._device)
 
     def peak_bytes(self) -> int:
-        """See DeviceMemory."""
+        """See MemoryProbe."""
         return torch.cuda.max_memory_reserved(self._device)
 
 
@@ -89,6 +89,11 @@ def host_memory(cgroup: Path = _CGROUP) -> MemoryReport:
     except (OSError, ValueError):
         return MemoryReport(available, total)
     return MemoryReport(max(0, min(available, limit - used + reclaimable)), total)
+
+
+def default_pool_share(device: torch.device) -> float:
+    """Share of what is available that a pool takes where no size is given. A host has other things to hold."""
+    return 0.9 if device.type == "cuda" else 0.4
 
 
 def _inactive_file_bytes(stat: Path) -> int:

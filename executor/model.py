@@ -46,6 +46,8 @@ _FP8_CAPABILITY: Final = (8, 9)
 _KV_FORMAT: Final = "layer, keys then values then scales, kv_heads, block_size, head_dim"
 _SCALE_BYTES: Final = 4
 
+_FP8_CAPABILITY: Final = (9, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -90,7 +92,8 @@ def load_model(settings: ExecutorSettings, open_checkpoint: Callable[[Path], Che
     try:
         if formats is None:
             weights_digest = hashlib.sha256()
-            weights = load_weights(checkpoint, config, dtype, device, weights_digest)
+            fp8 = settings.quantization == "fp8"
+            weights = load_weights(checkpoint, config, dtype, device, weights_digest, fp8=fp8)
             decoder: Decoder | NativeDecoder = Decoder(config, weights, max_model_len)
             content = weights_digest.digest()
         else:
@@ -100,18 +103,46 @@ def load_model(settings: ExecutorSettings, open_checkpoint: Callable[[Path], Che
         raise StartupError(f"the weights do not fit the memory of {device}", field="model") from error
     finally:
         checkpoint.close()
-    identity = _identity(config, dtype, kv_cache_dtype, formats, device)
+    identity = _identity(config, dtype, kv_cache_dtype, formats or settings.quantization, device)
     fingerprint = hashlib.sha256(identity.encode() + content).digest()
     return Model(settings.model, folder, decoder, dtype, kv_cache_dtype, device, max_model_len, fingerprint)
 
 
 def _formats(quantization: str | None, dtype: torch.dtype, device: torch.device) -> WeightFormats | None:
-    """What weights are packed as; None where they are not: torch computes. Raises StartupError."""
+    """What weights are packed as; None where they are not: on GPUs. Raises StartupError."""
     if kernels.implementation_for(device) == "native":
+        if quantization == "fp8":
+            raise StartupError(
+                "--quantization fp8 is supported on GPUs only; on a CPU: int8, int8_weight_only or int4",
+                field="quantization",
+            )
         return WeightFormats.choose(dtype, quantization)
-    if quantization is not None:
-        raise StartupError(f"--quantization {quantization} is supported on the CPU only", field="quantization")
+    if quantization == "fp8":
+        _check_fp8(device)
+    elif quantization is not None:
+        raise StartupError(
+            f"--quantization {quantization} is supported on the CPU only; on GPUs: fp8", field="quantization"
+        )
     return None
+
+
+def _check_fp8(device: torch.device) -> None:
+    """Raises StartupError for a GPU that does not multiply in FP8."""
+    if device.type != "cuda":
+        return
+    if kernels.implementation_for(device) != "triton":
+        raise StartupError("--quantization fp8 needs Triton, which is not installed", field="quantization")
+    found = torch.cuda.get_device_capability(device)
+    if found < _FP8_CAPABILITY:
+        raise StartupError(
+            "--quantization fp8 needs a GPU of compute capability "
+            f"{_dotted(_FP8_CAPABILITY)} (Hopper) or later; {torch.cuda.get_device_name(device)} has {_dotted(found)}",
+            field="quantization",
+        )
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"
 
 
 def choose_device(name: str) -> torch.device:
@@ -175,10 +206,13 @@ def _identity(
     config: ModelConfig,
     dtype: torch.dtype,
     kv_cache_dtype: torch.dtype,
-    formats: WeightFormats | None,
+    formats: WeightFormats | str | None,
     device: torch.device,
 ) -> str:
     """What decides the bits of a token's KV, besides the weights."""
     shape = json.dumps(dataclasses.asdict(config), sort_keys=True, default=str)
-    isa = kernels.current_isa() if device.type == "cpu" else torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        isa = kernels.current_isa()
+    else:
+        isa = f"{torch.cuda.get_device_name(device)} {'' if kernels.batch_invariant() else 'not '}batch-invariant"
     return f"{shape}\n{dtype} {kv_cache_dtype} {formats} {_KV_FORMAT} {kernels.NUMERICS_VERSION} {device.type} {isa}\n"

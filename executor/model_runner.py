@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from quire.errors import KvPoolError
 from quire.executor.device import AsyncDevice, async_device
+from quire.executor.device_memory import DeviceMemory
 from quire.executor.device_steps import DeviceSteps
 from quire.executor.direct_steps import DirectSteps
 from quire.executor.input_batch import PlanRows, update_block_tables
@@ -28,7 +29,12 @@ class ModelRunner:
     """A model, the pool it writes to and the sequences it knows. Not thread-safe: one thread runs it."""
 
     def __init__(
-        self, model: Model, rank: int = 0, device: AsyncDevice | None = None, graph_sizes: Sequence[int] = ()
+        self,
+        model: Model,
+        rank: int = 0,
+        device: AsyncDevice | None = None,
+        graph_sizes: Sequence[int] = (),
+        device_pool: Path | None = None,
     ) -> None:
         """
         Args:
@@ -36,8 +42,10 @@ class ModelRunner:
             rank: of this part of the model.
             device: how steps get to the model's; None: as the model's device needs.
             graph_sizes: rows of the decode steps that are captured as graphs, rising, where the device can do that.
+            device_pool: the socket of the process that holds the memory of a pool on a device of its own.
         """
         self.model = model
+        self.device_memory = None if model.device.type == "cpu" else DeviceMemory(model.device, device_pool)
         self.rank = rank
         self._device = device or async_device(model.device)
         self.sequences = SequenceTable(model.config.vocab_size)
@@ -60,15 +68,18 @@ class ModelRunner:
         """Readable when a step may be over; None where all of them are when they have been launched."""
         return self._steps.completion_fd
 
-    def attach(self, request: executor_pb2.AttachKvPoolRequest) -> None:
-        """Maps (or, on a device of its own, allocates) the pool and forgets every sequence.
+    def attach(self, request: executor_pb2.AttachKvPoolRequest) -> bool:
+        """Maps the pool and forgets every sequence; returns whether it holds what was written to it before.
 
         Raises KvPoolError for a pool that is missing, damaged, not as announced or of another model.
         """
         # First, since a device may not hold two pools.
         self.detach()
-        cache = self._allocate(request) if request.HasField("device_memory") else self._map(request)
+        cache, has_content = (
+            self._provide(request) if request.HasField("executor_memory") else (self._map(request), True)
+        )
         self.adopt(cache, request.epoch)
+        return has_content
 
     def adopt(self, cache: KvCache, epoch: int) -> None:
         """Works on a pool that is there."""
@@ -143,13 +154,17 @@ class ModelRunner:
             check_model(pool.layout, fingerprint=self.model.fingerprint, group=self.model.cache_group, rank=self.rank)
             return KvCache.map(pool, self.rank, self.model.cache_group, self.model.kv_cache_dtype)
 
-    def _allocate(self, request: executor_pb2.AttachKvPoolRequest) -> KvCache:
-        model = self.model
-        if model.device.type == "cpu":
+    def _provide(self, request: executor_pb2.AttachKvPoolRequest) -> tuple[KvCache, bool]:
+        if self.device_memory is None:
             raise KvPoolError("an executor on the CPU needs a KV pool that processes share")
-        return KvCache.allocate(
-            request.num_blocks, request.block_size, model.cache_group, model.kv_cache_dtype, model.device
-        )
+        group, block_size = self.model.cache_group, request.block_size
+        num_bytes = request.num_blocks * block_size * group.bytes_per_token
+        held = self.device_memory.attach(request.epoch, num_bytes, is_new=request.executor_memory.is_new)
+        dtype = self.model.kv_cache_dtype
+        if held is None:
+            return KvCache.allocate(request.num_blocks, block_size, group, dtype, self.model.device), False
+        memory, has_content = held
+        return KvCache(memory.view(request.num_blocks, -1), group, block_size, dtype), has_content
 
 
 def _copies(plan: executor_pb2.StepPlan) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
 
 from quire import kernels, rpc
 from quire.config import ExecutorSettings
+from quire.device_pool.client import wake
 from quire.errors import StartupError
 from quire.executor.cuda_setup import set_up_cuda
 from quire.executor.device import async_device
@@ -35,6 +37,9 @@ _GRACE_S = 5.0
 
 async def run(settings: ExecutorSettings, status: StatusReporter, stop: StopSignal) -> None:
     """Serves until `stop`. Raises StartupError if the model or the address cannot be had."""
+    if settings.device_pool is not None and settings.device != "cpu" and torch.cuda.is_available():
+        # It starts while the model is loaded here.
+        wake(settings.device_pool)
     set_up_kernels(settings)
     loaded = await unless_stopped(_load(settings), stop)
     if loaded is None:
@@ -73,20 +78,22 @@ def _load_and_measure(settings: ExecutorSettings) -> tuple[ModelRunner, MeasureM
     set_up_cuda(settings.runtime_dir)
     memory = CudaMemory(device)
     free_at_start = memory.free_bytes()
-    runner = make_runner(load_model(settings), limits)
+    runner = make_runner(load_model(settings), limits, settings.device_pool)
     report = measure_memory(runner, limits, memory, free_at_start)
     return runner, lambda: report
 
 
-def make_runner(model: Model, limits: StepLimits) -> ModelRunner:
+def make_runner(model: Model, limits: StepLimits, device_pool: Path | None = None) -> ModelRunner:
     """A runner of steps on the model's device. Raises StartupError where that cannot be used."""
-    return ModelRunner(model, device=async_device(model.device), graph_sizes=limits.graph_sizes)
+    device = async_device(model.device)
+    return ModelRunner(model, device=device, graph_sizes=limits.graph_sizes, device_pool=device_pool)
 
 
 def set_up_kernels(settings: ExecutorSettings) -> None:
     """What the kernels of this process compute with. Raises StartupError for what the machine cannot do."""
     threads = settings.threads or usable_processors()
     torch.set_num_threads(threads)
+    kernels.set_batch_invariant(settings.batch_invariant)
     try:
         kernels.set_num_threads(threads)
         if settings.isa != "auto":

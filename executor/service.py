@@ -18,7 +18,7 @@ import grpc
 
 from quire import rpc
 from quire.errors import DuplicateRequestError, ServiceUnavailableError
-from quire.executor.memory import MemoryReport, host_memory
+from quire.executor.memory import MemoryReport, default_pool_share, host_memory
 from quire.executor.model_runner import ModelRunner
 from quire.executor.step_serving import StepStream
 from quire.executor.step_stream import GrpcStepStream, RingStepStream
@@ -43,7 +43,8 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
     async def Describe(  # noqa: N802 - gRPC's name
         self, request: executor_pb2.DescribeExecutorRequest, context: _Context
     ) -> executor_pb2.ExecutorDescription:
-        return _describe(self._runner, self._measure_memory())
+        # In a thread, as it may ask another process.
+        return await asyncio.to_thread(_describe, self._runner, self._measure_memory)
 
     async def AttachKvPool(  # noqa: N802
         self, request: executor_pb2.AttachKvPoolRequest, context: _Context
@@ -54,14 +55,15 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
                 self._stream.end(ServiceUnavailableError("another KV pool is being attached"))
                 self._stream = None
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._worker, self._runner.attach, request)
+            has_content = await loop.run_in_executor(self._worker, self._runner.attach, request)
             logger.info(
-                "attached a KV pool of %d blocks of %d tokens, epoch %d",
+                "attached a KV pool of %d blocks of %d tokens, epoch %d%s",
                 request.num_blocks,
                 request.block_size,
                 request.epoch,
+                "" if has_content else ", which is empty",
             )
-        return executor_pb2.AttachKvPoolResponse()
+        return executor_pb2.AttachKvPoolResponse(has_content=has_content)
 
     async def RunSteps(  # noqa: N802
         self, request_iterator: AsyncIterator[executor_pb2.StepRequest], context: _Context
@@ -112,14 +114,13 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
                     self._worker.submit(self._runner.detach)
 
 
-def _describe(runner: ModelRunner, memory: MemoryReport) -> executor_pb2.ExecutorDescription:
-    model = runner.model
+def _describe(runner: ModelRunner, measure_memory: Callable[[], MemoryReport]) -> executor_pb2.ExecutorDescription:
+    model, device_memory, memory = runner.model, runner.device_memory, measure_memory()
     config, group = model.config, model.cache_group
     return executor_pb2.ExecutorDescription(
         model=model.name,
         architecture=config.architecture,
         dtype=model.dtype_name,
-        device=executor_pb2.DEVICE_CPU if model.device.type == "cpu" else executor_pb2.DEVICE_CUDA,
         rank=runner.rank,
         num_ranks=1,
         cache_groups=[
@@ -137,11 +138,13 @@ def _describe(runner: ModelRunner, memory: MemoryReport) -> executor_pb2.Executo
         max_model_len=model.max_model_len,
         vocab_size=config.vocab_size,
         weight_bytes=model.decoder.num_bytes,
-        available_bytes=memory.available_bytes,
+        available_bytes=memory.available_bytes + (device_memory.held_bytes() if device_memory else 0),
         total_bytes=memory.total_bytes,
         overhead_bytes=memory.overhead_bytes,
         fingerprint=model.fingerprint,
         length_independent_tokens=config.rotary.length_independent_tokens,
         hidden_size=config.hidden_size,
         pid=os.getpid(),
+        pool_home=executor_pb2.POOL_HOME_EXECUTOR if device_memory else executor_pb2.POOL_HOME_HOST,
+        default_pool_share=default_pool_share(model.device),
     )

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from quire.executor.device import AsyncDevice
 from quire.executor.input_batch import BatchArrays, BatchTensors, InputBatch
+from quire.kernels import WorkShape
 
 # Of the first byte of each column: kernels are compiled for aligned pointers, and once only.
 _ALIGNMENT: Final = 16
@@ -94,6 +95,8 @@ class StepBuffers:
         largest_size: int = 0,
         *,
         rotary_lengths: bool = False,
+        work: WorkShape | None = None,
+        max_model_len: int = 0,
     ) -> None:
         """
         Args:
@@ -102,13 +105,17 @@ class StepBuffers:
             max_blocks: of one sequence: columns of the widest block table.
             largest_size: rows of the largest padded decode step; 0: none is padded.
             rotary_lengths: whether batches have that column.
+            work: of attention, where its kernels want a list; see AttentionMetadata.
+            max_model_len: bounds that list.
         """
         self._device = device
+        self._work = work
+        self._max_model_len = max_model_len
         self._free = deque(_Pinned(device) for _ in range(num_steps))
         self._memory = _DeviceMemory(device, _BYTES)
         self._empty = empty_arrays(rotary_lengths=rotary_lengths)
-        fixed_bytes = _layout(_columns(pad_decode(self._empty, largest_size)))[1]
-        self._fixed = _DeviceMemory(device, fixed_bytes)
+        columns, _ = self._columns(pad_decode(self._empty, largest_size), largest_size)
+        self._fixed = _DeviceMemory(device, _layout(columns)[1])
         tables = device.device_memory(largest_size * max_blocks * 4)
         self._tables = tables.view(torch.int32).view(largest_size, max_blocks)
         self._decode_tensors: dict[int, BatchTensors] = {}
@@ -127,7 +134,7 @@ class StepBuffers:
         assert self._free, "more steps are in flight than there are buffers"
         if size is not None:
             arrays = pad_decode(arrays, size)
-        columns = _columns(arrays)
+        columns, partial_rows = self._columns(arrays, size)
         num_own = _layout(columns)[1]
         everything = {**columns, "block_tables": arrays.block_tables, **{f"+{name}": others[name] for name in others}}
         offsets, num_bytes = _layout(everything)
@@ -138,7 +145,7 @@ class StepBuffers:
         tables = self._memory.view(offsets["block_tables"], arrays.block_tables)
         if size is None:
             views = {name: self._memory.view(offsets[name], column) for name, column in columns.items()}
-            tensors = BatchTensors.of(views, tables)
+            tensors = BatchTensors.of(views, tables, partial_rows)
         else:
             tensors = self.decode_tensors(size)
             copies.append((self._fixed.bytes[:num_own], self._memory.bytes[:num_own]))
@@ -162,11 +169,31 @@ class StepBuffers:
         """Where every decode step that is padded to `size` rows finds its columns. They never move."""
         if (tensors := self._decode_tensors.get(size)) is None:
             arrays = pad_decode(self._empty, size)
-            columns = _columns(arrays)
+            columns, partial_rows = self._columns(arrays, size)
             offsets, _ = _layout(columns)
             views = {name: self._fixed.view(offsets[name], column) for name, column in columns.items()}
-            tensors = self._decode_tensors[size] = BatchTensors.of(views, self._tables[:size])
+            tensors = self._decode_tensors[size] = BatchTensors.of(views, self._tables[:size], partial_rows)
         return tensors
+
+    def _columns(self, arrays: BatchArrays, size: int | None) -> tuple[dict[str, NDArray[Any]], int]:
+        """All but the block tables, whose size no ladder decides; and attention's partial rows."""
+        columns: dict[str, NDArray[Any]] = {
+            "slot_mapping": arrays.slot_mapping,
+            "token_ids": arrays.token_ids,
+            "positions": arrays.positions,
+            "query_start": arrays.query_start,
+            "context_lens": arrays.context_lens,
+            "logit_rows": arrays.logit_rows,
+        }
+        if arrays.rotary_lengths is not None:
+            columns["rotary_lengths"] = arrays.rotary_lengths
+        if self._work is None:
+            return columns, 0
+        work = self._work.plan(arrays.query_start, arrays.context_lens)
+        if size is not None:
+            work = work.padded(self._work.capacity(size, size, self._max_model_len))
+        columns |= {"work_items": work.items, "work_merges": work.merges, "work_counts": work.counts}
+        return columns, work.partial_rows
 
 
 def pad_decode(arrays: BatchArrays, size: int) -> BatchArrays:
@@ -261,19 +288,6 @@ class _DeviceMemory:
     def _allocate(self, num_bytes: int) -> None:
         self.bytes = self._device.device_memory(_aligned(num_bytes))
         self._typed = {np.dtype(name): self.bytes.view(dtype) for name, dtype in _TYPES.items()}
-
-
-def _columns(arrays: BatchArrays) -> dict[str, NDArray[Any]]:
-    """All but the block tables, whose size no ladder decides."""
-    columns: dict[str, NDArray[Any]] = {
-        "slot_mapping": arrays.slot_mapping,
-        "token_ids": arrays.token_ids,
-        "positions": arrays.positions,
-        "query_start": arrays.query_start,
-        "context_lens": arrays.context_lens,
-        "logit_rows": arrays.logit_rows,
-    }
-    return columns if arrays.rotary_lengths is None else {**columns, "rotary_lengths": arrays.rotary_lengths}
 
 
 def _layout(columns: _Columns) -> tuple[dict[str, int], int]:

@@ -18,8 +18,10 @@ import rich.progress
 import torch
 from torch import Tensor
 
+from quire.errors import CheckpointError
 from quire.executor.checkpoint import Checkpoint
 from quire.executor.model_config import ModelConfig
+from quire.kernels import FP8, Fp8Weight
 
 _PIECE_BYTES: Final = 4096
 _PIECES: Final = 16
@@ -27,19 +29,19 @@ _PIECES: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One decoder layer; matrices are [out, in], the biases that the model lacks are None."""
+    """One decoder layer; matrices are [out, in], in FP8 or not; the biases that the model lacks are None."""
 
     input_norm: Tensor
-    qkv: Tensor
+    qkv: Tensor | Fp8Weight
     qkv_bias: Tensor | None
     q_norm: Tensor | None
     k_norm: Tensor | None
-    output: Tensor
+    output: Tensor | Fp8Weight
     output_bias: Tensor | None
     post_attention_norm: Tensor
-    gate_up: Tensor
+    gate_up: Tensor | Fp8Weight
     gate_up_bias: Tensor | None
-    down: Tensor
+    down: Tensor | Fp8Weight
     down_bias: Tensor | None
 
 
@@ -57,9 +59,9 @@ class DecoderWeights:
         """Memory of all tensors, shared ones counted once."""
         tensors = [self.embedding, self.norm, self.head]
         for layer in self.layers:
-            values = (getattr(layer, name) for name in LayerWeights.__slots__)
-            tensors += [value for value in values if value is not None]
-        return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+            for value in (getattr(layer, name) for name in LayerWeights.__slots__):
+                tensors += [value.data, value.scales] if isinstance(value, Fp8Weight) else [value]
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors if tensor is not None}.values())
 
 
 class Digest(Protocol):
@@ -69,15 +71,22 @@ class Digest(Protocol):
 
 
 def load_weights(
-    checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device, digest: Digest
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    digest: Digest,
+    *,
+    fp8: bool = False,
 ) -> DecoderWeights:
     """Loads every tensor the decoder needs, with a progress bar if stderr is a terminal.
 
+    With `fp8`, the layers' matrices are quantised; the head, where few bits cost most, and the embedding are not.
     `digest` is fed name, shape, type and a content sample of each tensor. Raises CheckpointError.
     """
     num_layers = config.num_layers
     with progress(num_layers + 1) as advance:
-        loader = _Loader(checkpoint, dtype, device, digest)
+        loader = _Loader(checkpoint, dtype, device, digest, fp8)
         hidden, vocab = config.hidden_size, config.vocab_size
         embedding = loader.one("model.embed_tokens.weight", (vocab, hidden))
         head = embedding if config.tie_word_embeddings else loader.one("lm_head.weight", (vocab, hidden))
@@ -115,23 +124,44 @@ def _load_layer(loader: _Loader, config: ModelConfig, prefix: str) -> LayerWeigh
 class _Loader:
     """Copies tensors of a checkpoint into memory of the right type and device."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, digest: Digest) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, digest: Digest, fp8: bool
+    ) -> None:
         self._checkpoint = checkpoint
         self._dtype = dtype
         self._device = device
         self._digest = digest
+        self._fp8 = fp8
 
     def one(self, name: str, shape: tuple[int, ...]) -> Tensor:
         loaded = self._empty(shape)
         self._copy(name, loaded)
         return loaded
 
-    def matrix(self, parts: dict[str, int], in_features: int) -> Tensor:
+    def matrix(self, parts: dict[str, int], in_features: int) -> Tensor | Fp8Weight:
         """The weights of projections that read one input; `parts` maps name prefixes to output sizes."""
+        if self._fp8:
+            return self._fp8_matrix(parts, in_features)
         loaded = self._empty((sum(parts.values()), in_features))
         for prefix, rows in zip(parts, torch.split(loaded, list(parts.values())), strict=True):
             self._copy(f"{prefix}weight", rows)
         return loaded
+
+    def _fp8_matrix(self, parts: dict[str, int], in_features: int) -> Fp8Weight:
+        """Quantised from the checkpoint's own type, each projection on the device for itself."""
+        outputs = sum(parts.values())
+        data = torch.empty((outputs, in_features), dtype=FP8, device=self._device)
+        scales = torch.empty(outputs, dtype=torch.float32, device=self._device)
+        sizes = list(parts.values())
+        for prefix, rows, row_scales in zip(parts, torch.split(data, sizes), torch.split(scales, sizes), strict=True):
+            source = self._read(f"{prefix}weight", tuple(rows.shape))
+            try:
+                quantized = Fp8Weight.quantize(source.to(self._device))
+            except ValueError as error:
+                raise CheckpointError(f"{prefix}weight: {error}", field="model") from error
+            rows.copy_(quantized.data)
+            row_scales.copy_(quantized.scales)
+        return Fp8Weight(data, scales)
 
     def bias(self, parts: dict[str, int]) -> Tensor:
         loaded = self._empty((sum(parts.values()),))
@@ -143,9 +173,12 @@ class _Loader:
         return torch.empty(shape, dtype=self._dtype, device=self._device)
 
     def _copy(self, name: str, destination: Tensor) -> None:
-        source = self._checkpoint.tensor(name, tuple(destination.shape))
+        destination.copy_(self._read(name, tuple(destination.shape)))
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        source = self._checkpoint.tensor(name, shape)
         feed(self._digest, name, source)
-        destination.copy_(source)
+        return source
 
 
 def feed(digest: Digest, name: str, tensor: Tensor) -> None:

@@ -41,7 +41,7 @@ from .backend import (
 from .blocks import copy_blocks
 from .cache import SCALED_DTYPES, Cache, QuantizedCache
 from .device_sampling import DeviceSampledTokens, Stage, stage_and_wait
-from .fp8_weight import Fp8Weight
+from .fp8_weight import FP8, Fp8Weight
 from .last_tokens import take_last_tokens
 from .linear import linear
 from .logprobs import TokenScores, score_tokens
@@ -63,6 +63,7 @@ from .sampling import sample, sample_on_device
 from .sampling_batch import SAMPLING_ROW, SampledTokens, SamplingBatch
 
 __all__ = [
+    "FP8",
     "ISAS",
     "NUMERICS_VERSION",
     "PACKED_FORMATS",

@@ -19,7 +19,17 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-__all__ = ["ITEM", "MERGE", "SECTION", "TILE_ROWS", "AttentionWork", "PlannedWork", "WorkCapacity", "WorkShape", "work_shape"]
+__all__ = [
+    "ITEM",
+    "MERGE",
+    "SECTION",
+    "TILE_ROWS",
+    "AttentionWork",
+    "PlannedWork",
+    "WorkCapacity",
+    "WorkShape",
+    "work_shape",
+]
 
 #: Keys of a section. It decides results bit for bit: the same for every batch, model and GPU.
 SECTION = 512

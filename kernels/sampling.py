@@ -17,6 +17,8 @@ A logit that is nan counts as -inf; one that is +inf is certain. A row's result 
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,6 +30,8 @@ from .device_sampling import DeviceSampledTokens, Stage, stage_and_wait
 from .sampling_batch import SAMPLING_ROW, SampledTokens, SamplingBatch
 
 __all__ = ["sample", "sample_on_device"]
+
+_SAMPLE_AND_WAIT: Final = {"native": native_sampling.sample, "torch": torch_sampling.sample}
 
 
 def sample(logits: Tensor, batch: SamplingBatch) -> SampledTokens:
@@ -45,7 +49,7 @@ def sample(logits: Tensor, batch: SamplingBatch) -> SampledTokens:
         sampled = sample_on_device(logits, batch, stage_and_wait(logits.device))
         return sampled.unpack(sampled.words.cpu().numpy())
     _check(logits, batch)
-    return (native_sampling if implementation == "native" else torch_sampling).sample(logits, batch)
+    return _SAMPLE_AND_WAIT[implementation](logits, batch)
 
 
 def sample_on_device(logits: Tensor, batch: SamplingBatch, stage: Stage) -> DeviceSampledTokens:
@@ -68,11 +72,12 @@ def sample_on_device(logits: Tensor, batch: SamplingBatch, stage: Stage) -> Devi
         ValueError: as `sample`.
     """
     _check(logits, batch)
-    if implementation_for(logits.device) == "triton":
+    implementation = implementation_for(logits.device)
+    if implementation == "triton":
         from .triton import sampling as triton_sampling
 
         return triton_sampling.sample(logits, batch, stage)
-    return DeviceSampledTokens.upload(torch_sampling.sample(logits, batch), logits.device)
+    return DeviceSampledTokens.upload(_SAMPLE_AND_WAIT[implementation](logits, batch), logits.device)
 
 
 def _check(logits: Tensor, batch: SamplingBatch) -> None:

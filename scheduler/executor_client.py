@@ -117,10 +117,14 @@ class ExecutorClient:
         """A number that changes whenever the executor gets ahead with a step; 0 if it does not answer."""
         return await _ask_progress(self._stub, 0)
 
-    async def attach(self, request: executor_pb2.AttachKvPoolRequest, timeout_s: float) -> None:
+    async def attach(
+        self, request: executor_pb2.AttachKvPoolRequest, timeout_s: float
+    ) -> executor_pb2.AttachKvPoolResponse:
         """Makes the executor map the pool, after the step that it computes. Raises KvPoolError if it refuses."""
         with errors_from_status(self.name):
-            await self._stub.AttachKvPool(request, timeout=timeout_s)
+            response = await self._stub.AttachKvPool(request, timeout=timeout_s)
+        assert isinstance(response, executor_pb2.AttachKvPoolResponse)
+        return response
 
     async def open_steps(
         self, transport: StepTransport, timeout_s: float, peers: Peers | None = None

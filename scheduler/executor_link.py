@@ -33,6 +33,8 @@ class ExecutorLink:
     channel: StepChannel
     # The processes that took the pool or the rings: the executor, and whoever was it while we connected.
     peers: Peers
+    # Whether the pool holds what the executor before this one wrote; else everything in it is lost.
+    has_content: bool = True
 
     async def close(self) -> None:
         """Ends its steps; it lives on."""
@@ -47,11 +49,6 @@ class ExecutorConnector:
         self._settings = settings
         self._home = home
         self._model = model
-
-    @property
-    def is_pool_shared(self) -> bool:
-        """Whether the pool outlives an executor; else it is memory of the executor's own device."""
-        return self._home.pool is not None
 
     async def connect(self, client: ExecutorClient) -> ExecutorLink:
         """Describes the executor, has it attach the pool, opens steps.
@@ -69,17 +66,19 @@ class ExecutorConnector:
             on_failure.callback(peers.close)
             client.identify(peers)
             with self._home.offered(peers) as request:
-                await self._attach(client, request, peers)
+                attached = await self._attach(client, request, peers)
             channel = await client.open_steps(self._settings.step_transport, timeout, peers)
             on_failure.pop_all()
-        return ExecutorLink(client, description, channel, peers)
+        return ExecutorLink(client, description, channel, peers, self._home.pool is not None or attached.has_content)
 
-    async def _attach(self, client: ExecutorClient, request: executor_pb2.AttachKvPoolRequest, peers: Peers) -> None:
+    async def _attach(
+        self, client: ExecutorClient, request: executor_pb2.AttachKvPoolRequest, peers: Peers
+    ) -> executor_pb2.AttachKvPoolResponse:
         """Has the executor attach the pool; ends one that cannot, since a step of an earlier scheduler hangs in it."""
         watchdog = Watchdog(self._settings.watchdog_timeout)
         watching = watchdog.watch(lambda: True, client.progress)
         try:
-            await first_of(client.attach(request, self._settings.startup_timeout), watching)
+            return await first_of(client.attach(request, self._settings.startup_timeout), watching)
         except HungExecutorError:
             await peers.end(_FENCE_TIMEOUT_S)
             raise
@@ -87,11 +86,12 @@ class ExecutorConnector:
     async def fence(self, link: ExecutorLink) -> None:
         """Ends an executor for good, so that nobody but its successor writes the pool.
 
-        Raises QuireError where its death cannot be proved; a pool that it shares is used by nobody again then.
+        Raises QuireError where its death cannot be proved; a pool that its successor would share is used by nobody
+        again then: the next scheduler makes another.
         """
-        ended = await link.peers.end(_FENCE_TIMEOUT_S)
-        if self._home.pool is not None and not ended:
-            self._home.pool.discard()
+        is_shared = self._home.pool is not None or link.peers.can_be_ended
+        if not await link.peers.end(_FENCE_TIMEOUT_S) and is_shared:
+            self._home.give_up()
             raise QuireError(
                 f"{link.client.name} may still write the KV pool: it cannot be seen to have ended. The pool is given up"
             )

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from quire.config import SchedulerSettings
 from quire.errors import KvPoolError, StartupError
 from quire.internal.v1 import executor_pb2
 from quire.kv_layout import CacheGroupLayout, KvPoolLayout
 from quire.settings import flag_name
-
-# Share of free memory the pool takes when no size is given. A host has other things to hold.
-_DEFAULT_SHARE: Final = {executor_pb2.DEVICE_CPU: 0.4, executor_pb2.DEVICE_CUDA: 0.9}
 
 
 def check_same_model(first: executor_pb2.ExecutorDescription, other: executor_pb2.ExecutorDescription) -> None:
@@ -28,8 +23,9 @@ def agreed_description(executors: list[executor_pb2.ExecutorDescription]) -> exe
         check_same_model(first, other)
     if len(first.cache_groups) != 1 or first.num_ranks != 1:
         raise StartupError(f"{first.architecture}: more than one cache group or rank is not supported")
-    if first.device == executor_pb2.DEVICE_CUDA and len(executors) > 1:
-        raise StartupError("executors on a GPU cannot share a KV pool", field="num_executors")
+    if first.pool_home == executor_pb2.POOL_HOME_EXECUTOR and len(executors) > 1:
+        message = "several executors cannot share a KV pool that lies in an executor's own memory"
+        raise StartupError(message, field="num_executors")
     return first
 
 
@@ -47,7 +43,7 @@ def plan_pool(
     elif settings.gpu_memory_utilization is not None:
         setting, size = "gpu_memory_utilization", min(_share_beside_weights(settings, executors), most_useful)
     else:
-        setting, size = "kv_cache_memory", min(int(available * _DEFAULT_SHARE[model.device]), most_useful)
+        setting, size = "kv_cache_memory", min(int(available * model.default_pool_share), most_useful)
     if size > available:
         raise KvPoolError(
             f"{flag_name(setting)}: a KV pool of {_gib(size)} does not fit: {_gib(available)} are free", field=setting

@@ -139,7 +139,7 @@ class Lane:
         await old.close()
         if old.client is not link.client:
             await old.client.close()
-        if not self._connector.is_pool_shared:
+        if not link.has_content:
             self._scheduler.kv_cache.forget_all()
         self.steps.connect(link.channel)
         self._scheduler.regain_lane(self.steps.lane)

@@ -1,4 +1,4 @@
-"""Where the KV pool lives: anonymous memory, a file, or a device.
+"""Where the KV pool lives: anonymous memory, a file, or with the executor.
 
 A scheduler takes over the pool of the one before it, from the supervisor (`pool_store.py`) or by the name of its file.
 """
@@ -34,13 +34,13 @@ _LOCK_TIMEOUT_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class PoolHome:
-    """The pool of a scheduler. `pool` is None where it is a device's own memory."""
+    """The pool of a scheduler. `pool` is None where the executor provides it."""
 
     layout: KvPoolLayout
     pool: KvPool | None
     # Blocks that have memory already.
     num_usable: int
-    # None without a prefix cache, and where the pool ends with its executor.
+    # None without a prefix cache, and where the executor provides the pool.
     journal: KvJournal | None
     _settings: SchedulerSettings
 
@@ -48,17 +48,23 @@ class PoolHome:
     def offered(self, peers: Peers) -> Iterator[executor_pb2.AttachKvPoolRequest]:
         """What tells an executor to attach the pool, which it can while the block lasts.
 
-        Whoever takes a pool that processes share is added to `peers`: nobody else can write it.
+        Whoever takes a pool that processes share is added to `peers`: nobody else can write it. A pool that the
+        executor provides is the one of its predecessor only if `peers` can be ended: else one of them could write it.
         """
         request = executor_pb2.AttachKvPoolRequest(
             epoch=self.layout.epoch, num_blocks=self.layout.num_blocks, block_size=self.layout.block_size
         )
         with contextlib.ExitStack() as handover:
             if self.pool is None:
-                request.device_memory.SetInParent()
+                request.executor_memory.is_new = not peers.can_be_ended
             else:  # a file too: a sandboxed executor cannot open one for writing
                 request.handover_socket = str(handover.enter_context(offered("kv-pool", [self.pool.fd], peers)))
             yield request
+
+    def give_up(self) -> None:
+        """Somebody may still write the pool: the next scheduler makes another one."""
+        if self.pool is not None:
+            self.pool.discard()
 
 
 def open_pool(
@@ -72,7 +78,7 @@ def open_pool(
     be computed. Raises KvPoolError if no pool can be made, and StartupError.
     """
     executors = list(executors)
-    if executors[0].device == executor_pb2.DEVICE_CUDA:
+    if executors[0].pool_home == executor_pb2.POOL_HOME_EXECUTOR:
         layout = plan_pool(settings, executors, _new_epoch())
         return PoolHome(layout, None, layout.num_blocks, None, settings)
     pool = _adopt(settings, executors) or _make(settings, executors)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Never
 
 from quire.errors import ServiceUnavailableError
 
@@ -27,7 +27,7 @@ class Watchdog:
         self._timeout_s = timeout_s
         self._sleep = sleep
 
-    async def watch(self, is_busy: Callable[[], bool], progress: Callable[[], Awaitable[int]]) -> None:
+    async def watch(self, is_busy: Callable[[], bool], progress: Callable[[], Awaitable[int]]) -> Never:
         """Runs until it is cancelled.
 
         Raises HungExecutorError once the executor, while it was busy, got nowhere in all checks of a timeout.

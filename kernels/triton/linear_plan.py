@@ -80,6 +80,17 @@ class Tiles:
     num_warps: int
     num_stages: int
 
+    @classmethod
+    def of(cls, config: Config) -> Tiles:
+        """From a table's entry."""
+        sizes = {name: value for name, value in config.items() if name != "split"}
+        return cls(split=bool(config["split"]), **sizes)
+
+    @property
+    def config(self) -> Config:
+        """As a table's entry."""
+        return {name: int(value) for name, value in dataclasses.asdict(self).items()}
+
     def shared_bytes(self, dtype: torch.dtype, gpu: Gpu) -> int:
         """Shared memory of the pipeline: wgmma still reads one more stage while the others are being filled."""
         stages = self.num_stages if _has_wgmma(dtype, gpu) else max(1, self.num_stages - 1)
@@ -119,10 +130,9 @@ def tiles_for(rows: int, out_features: int, in_features: int, dtype: torch.dtype
 def _tiles_for(row_class_index: int, out_features: int, in_features: int, dtype: torch.dtype, gpu: Gpu) -> Tiles:
     rows = (*_ROW_CLASSES, _ROW_CLASSES[-1] + 1)[row_class_index]
     cut = sections(out_features, in_features, dtype.itemsize)
-    default: Config = dataclasses.asdict(default_tiles(rows, cut.count, dtype, gpu))
     classes = shape_classes(rows, out_features, in_features, dtype)
-    chosen = configuration("linear", classes, gpu, default)
-    tiles = Tiles(**(chosen | {"split": bool(chosen["split"])}))
+    default = default_tiles(rows, cut.count, dtype, gpu)
+    tiles = Tiles.of(configuration("linear", classes, gpu, default.config))
     if problem := tiles.problem(dtype, gpu):
         raise TableError(f"tiles for {classes[0]} on {gpu.name}: {problem}")
     return tiles

@@ -81,18 +81,17 @@ def measure(
         mass = mass_of(weights)
         # Below every level beyond the vocabulary.
         bits = tl.where(tokens < vocab_size, weights.to(tl.int32, bitcast=True), -1)
-        largest = tl.max(bits, axis=0)
         at = (row * num_chunks + chunk) * LEVELS
-        first = tl.where(filters(words, reals, vocab_size), 0, _LAST)
+        levels = tl.arange(0, LEVELS)
+        # Most chunks have no token that reaches the upper levels.
+        empty = _level_bits(levels) > tl.max(bits, axis=0)
+        tl.store(counts + at + levels, 0, mask=empty)
+        tl.store(masses + at + levels, 0, mask=empty)
+        first = tl.where(filters(words, reals, vocab_size), tl.sum(empty.to(tl.int32), axis=0), _LAST)
         for level in range(first, LEVELS):
-            bound = _level_bits(level)
-            if largest >= bound:
-                reaches = bits >= bound
-                tl.store(counts + at + level, tl.sum(reaches.to(tl.int32), axis=0))
-                tl.store(masses + at + level, tl.sum(tl.where(reaches, mass, 0), axis=0))
-            else:
-                tl.store(counts + at + level, 0)
-                tl.store(masses + at + level, tl.zeros((), tl.int64))
+            reaches = bits >= _level_bits(level)
+            tl.store(counts + at + level, tl.sum(reaches.to(tl.int32), axis=0))
+            tl.store(masses + at + level, tl.sum(tl.where(reaches, mass, 0), axis=0))
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""A token for each row: the likeliest, or a draw after the filters. `sampling_rows` says what weights and masses are."""
+"""A token for each row: the likeliest, or a draw after the filters. See `sampling_rows` for weights and masses."""
 
 from __future__ import annotations
 

@@ -36,8 +36,10 @@ class PrecisionOptions(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type of weights and arithmetic; auto: the checkpoint's."
     )
-    quantization: Literal["int8", "int8_weight_only", "int4"] | None = Field(
-        None, description="Quantise the weights while loading; int8: activations too, int4: in groups of 32."
+    quantization: Literal["int8", "int8_weight_only", "int4", "fp8"] | None = Field(
+        None,
+        description="Quantise the weights while loading; on a CPU int8 (activations too), int8_weight_only or int4 (in "
+        "groups of 32), on GPUs from Hopper on fp8 (activations too).",
     )
     kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8", "fp8", "fp8_e4m3"] = Field(
         "auto",
@@ -60,6 +62,11 @@ class ComputeOptions(Settings):
     )
     threads: int | None = Field(
         None, ge=1, description="Compute threads of an executor on the CPU; default: the usable cores."
+    )
+    batch_invariant: bool = Field(
+        True,
+        description="A sequence's numbers do not depend on what is computed beside it; turned off, GPUs multiply with "
+        "cuBLAS. CPUs are always invariant.",
     )
 
 

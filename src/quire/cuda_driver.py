@@ -22,6 +22,7 @@ UUID_BYTES: Final = 16
 
 # CUresult, those that are told apart.
 OUT_OF_MEMORY: Final = 2
+_INVALID_DEVICE: Final = 101
 # NOT_PERMITTED, NOT_SUPPORTED: the platform has no such function, whoever asks.
 UNSUPPORTED_ERRORS: Final = frozenset({800, 801})
 
@@ -153,7 +154,7 @@ class CudaDriver:
         for device in map(self.device, range(count.value)):
             if self.uuid(device) == uuid:
                 return device
-        raise CudaError(f"none of the {count.value} visible devices has the UUID {uuid.hex()}")
+        raise CudaError(f"none of the {count.value} visible devices has the UUID {uuid.hex()}", _INVALID_DEVICE)
 
     def can_export(self, device: int) -> bool:
         """Whether its memory can be exported as descriptors, as far as it says."""

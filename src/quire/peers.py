@@ -30,6 +30,11 @@ class Peers:
         # Some of them cannot be named: they live in a process namespace that we do not see.
         self._has_strangers = False
 
+    @property
+    def can_be_ended(self) -> bool:
+        """Whether there are any, and all of them can be named."""
+        return bool(self._pidfds) and not self._has_strangers
+
     def add(self, connection: socket.socket) -> None:
         """Takes note of who is at the other end."""
         try:

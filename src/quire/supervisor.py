@@ -20,7 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from quire.config import ExecutorSettings, GatewaySettings, LocalSettings, SchedulerSettings, ServeSettings
+from quire.config import (
+    DevicePoolSettings,
+    ExecutorSettings,
+    GatewaySettings,
+    LocalSettings,
+    SchedulerSettings,
+    ServeSettings,
+)
 from quire.errors import QuireError, StartupError
 from quire.model_path import local_folder
 from quire.pool_store import PoolStore
@@ -39,6 +46,7 @@ T = TypeVar("T")
 _DESCRIBE_TIMEOUT_S: Final = 10.0
 _WEIGHT_STORE: Final = "weights.sock"
 _POOL_STORE: Final = "pool.sock"
+_DEVICE_POOL: Final = "device-pool.sock"
 
 
 class Supervisor:
@@ -82,9 +90,10 @@ class Supervisor:
         self._fleet = Fleet(
             self._settings,
             runtime_dir,
-            self._executors(runtime_dir / _WEIGHT_STORE),
+            self._executors(runtime_dir / _WEIGHT_STORE, runtime_dir / _DEVICE_POOL),
             self._scheduler(runtime_dir / _POOL_STORE),
             [] if gateway is None else self._gateways(gateway),
+            self._device_pool(runtime_dir / _DEVICE_POOL),
             self._fail,
         )
         self._control = ControlServer(runtime_dir, self._obey)
@@ -143,12 +152,20 @@ class Supervisor:
     def _address(self, name: str) -> str:
         return f"unix:{self._runtime_dir}/{name}.sock"
 
-    def _executors(self, weight_store: Path) -> list[ChildSpec]:
+    def _executors(self, weight_store: Path, device_pool: Path) -> list[ChildSpec]:
         specs = []
         for index in range(self._settings.num_executors):
-            own = {"listen": self._address(f"executor-{index}"), "index": index, "weight_store": weight_store}
+            own = {
+                "listen": self._address(f"executor-{index}"),
+                "index": index,
+                "weight_store": weight_store,
+                "device_pool": device_pool,
+            }
             specs.append(ChildSpec(f"executor {index}", "executor", ExecutorSettings, self._settings, own))
         return specs
+
+    def _device_pool(self, address: Path) -> ChildSpec:
+        return ChildSpec("device pool", "device-pool", DevicePoolSettings, self._settings, {"address": address})
 
     def _scheduler(self, pool_store: Path) -> ChildSpec:
         addresses = [self._address(f"executor-{index}") for index in range(self._settings.num_executors)]

@@ -61,7 +61,7 @@ _DIFFERENT: Final[Mapping[str, str]] = {
     "host": "127.0.0.1 unless given; vLLM listens on all addresses",
     "kv_cache_dtype": "auto, float32, float16, bfloat16, int8, fp8, fp8_e4m3; scales are calculated",
     "max_num_batched_tokens": "512 unless given",
-    "quantization": "int8, int8_weight_only, int4, while loading",
+    "quantization": "int8, int8_weight_only, int4 on a CPU, fp8 on GPUs, while loading",
     "reasoning_parser": "found from the chat template unless given",
     "scheduling_policy": "fair as well",
     "tool_call_parser": "found from the chat template unless given",
@@ -175,7 +175,7 @@ _REFUSED: Final[Mapping[str, str]] = {
     """,
     "subscribe to quire.v1.MonitorService/StreamKvEvents on the gRPC port": "kv_events_config",
     "Quire has one pool for all layers, of the type of --kv-cache-dtype": "kv_cache_dtype_skip_layers*",
-    "use --quantization int8, int8_weight_only or int4": "allow_deprecated_quantization! quantization_config",
+    "use --quantization int8, int8_weight_only, int4 or fp8": "allow_deprecated_quantization! quantization_config",
     "a model is what its folder says; edit its config.json or generation_config.json": """
         config_format=auto,hf convert=auto,none disable_sliding_window! generation_config=auto hf_config_path
         hf_overrides model_class_overrides model_impl=auto override_generation_config pooler_config

@@ -216,7 +216,7 @@ def test_a_replaced_pool_is_unmapped(model: Model, tmp_path: Path) -> None:
 
 def test_a_cpu_executor_wants_a_pool_that_is_shared(model: Model) -> None:
     request = executor_pb2.AttachKvPoolRequest(
-        epoch=1, num_blocks=4, block_size=16, device_memory=executor_pb2.DeviceMemory()
+        epoch=1, num_blocks=4, block_size=16, executor_memory=executor_pb2.ExecutorMemory()
     )
     with pytest.raises(KvPoolError, match="processes share"):
         ModelRunner(model).attach(request)

@@ -104,7 +104,7 @@ def raises(error: type[QuireError], match: str) -> Iterator[None]:
 async def test_describe(served: Served) -> None:
     description = await served.stub.Describe(executor_pb2.DescribeExecutorRequest())
     assert description.architecture == "Qwen3ForCausalLM"
-    assert (description.dtype, description.device) == ("float32", executor_pb2.DEVICE_CPU)
+    assert (description.dtype, description.pool_home) == ("float32", executor_pb2.POOL_HOME_HOST)
     assert (description.rank, description.num_ranks) == (0, 1)
     assert (description.max_model_len, description.vocab_size, description.hidden_size) == (512, 320, 64)
     (group,) = description.cache_groups
@@ -112,6 +112,7 @@ async def test_describe(served: Served) -> None:
     assert group.bytes_per_token == 2 * 3 * 2 * 32 * 4
     assert (group.element_bytes, group.scale_bytes) == (4, 0)
     assert description.fingerprint == served.model.fingerprint
+    assert description.default_pool_share == 0.4
     assert description.weight_bytes > 100_000 and description.available_bytes > 1 << 20
     assert not description.HasField("length_independent_tokens")
     assert description.pid == os.getpid()

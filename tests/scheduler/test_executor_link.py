@@ -52,10 +52,13 @@ def pool() -> Iterator[KvPool]:
         yield pool
 
 
-async def _connector(client: ExecutorClient, pool: KvPool, address: str, **options: float) -> ExecutorConnector:
+async def _connector(
+    client: ExecutorClient, pool: KvPool, address: str, *, is_here: bool = True, **options: object
+) -> ExecutorConnector:
+    """Unless the pool `is_here`, the executor provides it."""
     given = {"listen": "unix:/none", "executors": [address], "startup_timeout": 60, **options}
     settings = SchedulerSettings.load(given)
-    home = PoolHome(pool.layout, pool, NUM_BLOCKS, None, settings)
+    home = PoolHome(pool.layout, pool if is_here else None, NUM_BLOCKS, None, settings)
     return ExecutorConnector(settings, home, await client.describe(60))
 
 
@@ -84,6 +87,30 @@ async def test_a_pool_that_someone_may_still_write_is_given_up(client, pool, add
                 await connector.fence(link)
         await link.close()
     assert pool.header.state is PoolState.DISCARDED
+
+
+async def test_a_pool_of_the_executors_memory_outlives_one_that_can_be_ended(client, pool, address, monkeypatch):
+    with executor_process(address, "same"):
+        connector = await _connector(client, pool, address, is_here=False)
+        link = await connector.connect(client)
+        assert link.has_content
+        monkeypatch.setattr("quire.scheduler.executor_link._FENCE_TIMEOUT_S", 0.1)
+        with monkeypatch.context() as patch:
+            patch.setattr(signal, "pidfd_send_signal", lambda *_: None)
+            with pytest.raises(QuireError, match="may still write the KV pool"):
+                await connector.fence(link)
+        await link.close()
+
+
+async def test_an_executor_that_nobody_can_end_gets_new_memory(client, pool, address, monkeypatch):
+    """As on another host: the one before it may still write the old."""
+    with executor_process(address, "same"):
+        connector = await _connector(client, pool, address, is_here=False, step_transport="grpc")
+        monkeypatch.setattr(ExecutorClient, "identify", lambda client, peers: None)
+        link = await connector.connect(client)
+        assert not link.has_content
+        await connector.fence(link)
+        await link.close()
 
 
 async def test_another_model_gets_nothing(client, pool, address):

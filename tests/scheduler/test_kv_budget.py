@@ -28,7 +28,8 @@ def _executor(available: int = 8 * GIB, **changes) -> executor_pb2.ExecutorDescr
         "model": "qwen3-0.6b",
         "architecture": "Qwen3ForCausalLM",
         "dtype": "bfloat16",
-        "device": executor_pb2.DEVICE_CPU,
+        "pool_home": executor_pb2.POOL_HOME_HOST,
+        "default_pool_share": 0.4,
         "num_ranks": 1,
         "cache_groups": [group],
         "max_model_len": 40960,
@@ -129,3 +130,16 @@ def test_executors_on_one_pool_must_agree(change):
 def test_ranks_and_more_cache_groups_are_refused_until_they_work():
     with pytest.raises(StartupError, match="not supported"):
         plan_pool(_settings(), [_executor(num_ranks=2)], 1)
+
+
+def test_memory_of_an_executor_is_not_for_several():
+    executors = [_executor(pool_home=executor_pb2.POOL_HOME_EXECUTOR)] * 2
+    with pytest.raises(StartupError, match="several executors cannot share") as caught:
+        plan_pool(_settings(kv_cache_memory="7GiB"), executors, epoch=1)
+    assert caught.value.field == "num_executors"
+    assert plan_pool(_settings(kv_cache_memory="7GiB"), executors[:1], epoch=1).num_blocks == 4096
+
+
+def test_the_executor_says_which_share_is_fitting():
+    layout = plan_pool(_settings(), [_executor(available=10 * GIB, default_pool_share=0.5)], epoch=1)
+    assert layout.num_blocks * layout.block_bytes == 5 * GIB // layout.block_bytes * layout.block_bytes

@@ -83,12 +83,12 @@ class Rig:
 
 @asynccontextmanager
 async def _rig(
-    *ends: Iterable[tuple[str, int]], refusals: int = 0, watchdog: Watchdog | None = None, is_pool_shared: bool = True
+    *ends: Iterable[tuple[str, int]], refusals: int = 0, watchdog: Watchdog | None = None, outlives: bool = True
 ) -> AsyncIterator[Rig]:
     """With a lane for each of `ends`, which says how its executors end."""
     memory, work, router = FakeKvMemory(BLOCK_SIZE), Work(), OutputRouter()
     scheduler = Scheduler(KvCache(48, BLOCK_SIZE, num_lanes=len(ends)), SchedulerLimits(64, 8, 32))
-    connectors = [FakeConnector(memory, own, refusals, is_pool_shared=is_pool_shared) for own in ends]
+    connectors = [FakeConnector(memory, own, refusals, outlives=outlives) for own in ends]
     lanes = []
     for index, connector in enumerate(connectors):
         client = ExecutorClient(index, "unix:/nowhere")
@@ -139,8 +139,8 @@ async def test_an_executor_that_dies_before_it_can_take_steps():
 
 @pytest.mark.parametrize("end", [DEATHS[2], LIVES])
 async def test_a_pool_that_is_the_executors_own_memory_is_lost_with_it(end):
-    """As on a GPU: whatever the prefix cache knew is computed again."""
-    async with _rig([(end, 6)], is_pool_shared=False) as rig:
+    """Whatever the prefix cache knew is computed again."""
+    async with _rig([(end, 6)], outlives=False) as rig:
         rig.submit(0, max_tokens=30)
         await rig.read(lambda: len(rig.tokens.get((0, 0), ())) >= 3)
         if end == LIVES:

@@ -28,7 +28,8 @@ def _executor(**changes: object) -> executor_pb2.ExecutorDescription:
     """Blocks of 16 KiB."""
     group = executor_pb2.CacheGroup(num_layers=1, num_kv_heads=2, head_dim=128, element_bytes=2)
     given = {
-        "device": executor_pb2.DEVICE_CPU,
+        "pool_home": executor_pb2.POOL_HOME_HOST,
+        "default_pool_share": 0.4,
         "num_ranks": 1,
         "cache_groups": [group],
         "max_model_len": 256,
@@ -222,7 +223,7 @@ def test_a_full_disk_is_said_as_such_and_leaves_nothing(tmp_path: Path, monkeypa
     assert not (tmp_path / "pool").exists()
 
 
-def test_a_device_has_a_pool_of_its_own() -> None:
-    with Host().scheduler(_executor(device=executor_pb2.DEVICE_CUDA)) as home:
+def test_an_executor_may_provide_the_pool() -> None:
+    with Host().scheduler(_executor(pool_home=executor_pb2.POOL_HOME_EXECUTOR)) as home:
         assert home.pool is None
         assert home.journal is None

@@ -1,8 +1,8 @@
 """An executor in a process of its own, without a model: `python -m support.executor_process ADDRESS FINGERPRINT STEP`.
 
-It attaches the pool that it is offered, computes with a FakeExecutor in memory of its own, and hangs in the STEPth step
-(0: in none) as a kernel would that never returns: the process is well otherwise. -1: in the step of an earlier
-scheduler, so that it cannot attach a pool.
+It attaches the pool that it is offered (one that it is to provide was there before, if it may be), computes with a
+FakeExecutor in memory of its own, and hangs in the STEPth step (0: in none) as a kernel would that never returns: the
+process is well otherwise. -1: in the step of an earlier scheduler, so that it cannot attach a pool.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Service(StepService):
 
     async def Describe(self, request: Any, context: Any) -> executor_pb2.ExecutorDescription:  # noqa: N802
         return executor_pb2.ExecutorDescription(
-            device=executor_pb2.DEVICE_CPU,
+            pool_home=executor_pb2.POOL_HOME_HOST,
             num_ranks=1,
             cache_groups=[executor_pb2.CacheGroup(num_layers=1, num_kv_heads=1, head_dim=1, element_bytes=4)],
             fingerprint=self._fingerprint.encode().ljust(32),
@@ -46,6 +46,8 @@ class _Service(StepService):
     async def AttachKvPool(self, request: Any, context: Any) -> executor_pb2.AttachKvPoolResponse:  # noqa: N802
         if self._hanging_step < 0:
             await asyncio.Event().wait()
+        if request.HasField("executor_memory"):
+            return executor_pb2.AttachKvPoolResponse(has_content=not request.executor_memory.is_new)
         self._pool = await asyncio.to_thread(KvPool.attach_handover, Path(request.handover_socket))
         return executor_pb2.AttachKvPoolResponse()
 

@@ -69,11 +69,11 @@ class FakeConnector:
         ends: Iterable[tuple[str, int]] = (),
         refusals: int = 0,
         *,
-        is_pool_shared: bool = True,
+        outlives: bool = True,
     ) -> None:
-        """`refusals` come before each executor. Without a shared pool each has memory of its own, like a GPU's."""
+        """`refusals` come before each executor. Where the pool does not outlive an executor, each has its own."""
         self._memory = memory
-        self.is_pool_shared = is_pool_shared
+        self._outlives = outlives
         self._ends = deque(ends)
         self._refusals = self._refusals_left = refusals
         self.links: list[ExecutorLink] = []
@@ -91,8 +91,10 @@ class FakeConnector:
         self._refusals_left = self._refusals
         end, last_step = self._ends.popleft() if self._ends else (LIVES, 0)
         description = executor_pb2.ExecutorDescription(pid=1000 + len(self.links))
-        memory = self._memory if self.is_pool_shared else FakeKvMemory(self._memory.block_size)
-        self.links.append(ExecutorLink(client, description, FakeChannel(memory, end, last_step), Peers()))
+        memory = self._memory if self._outlives else FakeKvMemory(self._memory.block_size)
+        self.links.append(
+            ExecutorLink(client, description, FakeChannel(memory, end, last_step), Peers(), self._outlives)
+        )
         return self.links[-1]
 
     async def fence(self, link: ExecutorLink) -> None:

@@ -18,9 +18,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 NUM_BLOCKS, BLOCK_SIZE = 3, 16
 
 # What the interpreter converts to as a GPU does; see test_cache_store.py.
-CACHE_DTYPES = [torch.float32, torch.float16, torch.int8]
+CACHE_DTYPES = [torch.float32, torch.int8]
 if os.environ.get("TRITON_INTERPRET") != "1":
-    CACHE_DTYPES += [torch.bfloat16, torch.float8_e4m3fn]
+    CACHE_DTYPES += [torch.float16, torch.bfloat16, torch.float8_e4m3fn]
 
 # Heads, KV heads, head_dim, rotary_dim.
 HEADS = [(1, 1, 4, 4), (6, 2, 20, 20), (9, 3, 80, 32), (12, 9, 64, 64)]
@@ -92,7 +92,7 @@ def test_every_rounding_is_that_of_torch(heads, cache_dtype, dtype, device):
 
 
 @pytest.mark.parametrize("cache_dtype", CACHE_DTYPES)
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("heads", HEADS[1:3])
 def test_with_norms(heads, cache_dtype, dtype, device):
     arguments = make_arguments(3, heads, True, dtype, device)
     caches, expected_caches = (make_caches(heads[1], heads[2], cache_dtype, device) for _ in range(2))
@@ -105,11 +105,10 @@ def test_with_norms(heads, cache_dtype, dtype, device):
     check_stored(caches, arguments, qkv)
 
 
-@pytest.mark.parametrize("norms", [False, True])
-@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.int8])
-def test_padding_is_not_stored_and_changes_no_other_token(cache_dtype, norms, dtype, device):
+@pytest.mark.parametrize("cache_dtype", CACHE_DTYPES)
+def test_padding_is_not_stored_and_changes_no_other_token(cache_dtype, dtype, device):
     heads = HEADS[1]
-    arguments = make_arguments(4, heads, norms, dtype, device)
+    arguments = make_arguments(4, heads, True, dtype, device)
     real = slice(1, 3)
     alone = {name: arguments[name][real] for name in ("cos", "sin", "slot_mapping")}
     alone = {**arguments, **alone, "qkv": arguments["qkv"][real].clone()}
@@ -123,4 +122,4 @@ def test_padding_is_not_stored_and_changes_no_other_token(cache_dtype, norms, dt
     assert torch.equal(padded["qkv"][real], alone["qkv"])
     check_stored(caches, padded, padded["qkv"])
     for cache, other in zip(caches, expected, strict=True):
-        assert torch.equal(elements(cache), elements(other))
+        assert torch.equal(elements(cache).float(), elements(other).float())

@@ -53,14 +53,13 @@ def plans_of(count: int, vocab_size: int) -> list[Plan]:
     ]
 
 
-@pytest.mark.parametrize("scale", [0.02, 1.0, 8.0])
 @pytest.mark.parametrize("vocab_size", [1, 7, 100, 1000, 5003])
-def test_tokens_are_those_of_the_cpu(device, vocab_size, scale):
+def test_tokens_are_those_of_the_cpu(device, vocab_size):
     """Unless weights that round otherwise move a cut, or the end of a token's share past the uniform number."""
-    count = 14 if device.type == "cpu" else 2000
-    plans, logits = plans_of(count, vocab_size), logits_of(count, vocab_size, device, scale)
-    if scale == 8.0:
-        logits = logits.round()  # many ties
+    count = (28 if 7 < vocab_size < 5000 else 14) if device.type == "cpu" else 6000
+    plans, logits = plans_of(count, vocab_size), logits_of(count, vocab_size, device, 1.0)
+    logits[::3] *= 0.02
+    logits[1::3] = (logits[1::3] * 8.0).round()  # many ties
     batch = make_batch(plans, vocab_size)
     sampled = kernels.sample(logits.clone(), batch)
     for other in (native_sampling, torch_sampling):
@@ -91,22 +90,19 @@ def draws(logits: Tensor, count: int, **plan: Any) -> NDArray[np.int32]:
     return sample(logits.repeat(count, 1), *plans).token_ids
 
 
-@pytest.mark.parametrize("plan", [{"temperature": 1.3}, {"top_k": 6, "top_p": 0.9}], ids=str)
+@pytest.mark.parametrize("plan", [{"temperature": 1.3}, {"top_k": 6}], ids=str)
 def test_draws_follow_the_distribution(device, plan):
     logits = logits_of(1, 12, device)[0]
     shares = torch.softmax(logits.double().cpu() / plan.get("temperature", 1.0), dim=-1).numpy()
     if "top_k" in plan:
         shares[shares < np.sort(shares)[-6]] = 0
-        order = np.argsort(-shares)
-        kept = np.searchsorted(shares[order].cumsum(), 0.9 * shares.sum()) + 1
-        shares[order[kept:]] = 0
-    drawn = draws(logits, 100 if device.type == "cpu" else 20_000, seed=2**35 + 1, **plan)
+    drawn = draws(logits, 50 if device.type == "cpu" else 20_000, seed=2**35 + 1, **plan)
     assert_drawn_from(drawn, shares / shares.sum())
 
 
 def test_a_cut_that_leaves_many_tokens_is_found_in_the_whole_row(device, monkeypatch):
     """The slower way is taken where candidates have no room; both find the same."""
-    plans = [plan | {"seed": i} for i, plan in enumerate(plans_of(9, 300)[3:])]
+    plans = [plan | {"seed": i} for i, plan in enumerate(plans_of(8, 300)[3:])]
     logits = logits_of(len(plans), 300, device, 0.5)
     monkeypatch.setattr("quire.kernels.triton.sampling._CHUNK", 128)
     few = sample(logits, *plans)
@@ -133,11 +129,11 @@ def test_equal_tokens_stay_or_go_together(device):
     logits[100:300] = 1.0
     logits[[7, 400]] = 2.0
     for plan in ({"top_k": 3}, {"top_p": 0.1}, {"min_p": 0.36}):
-        drawn = draws(logits, 20, seed=1, **plan)
+        drawn = draws(logits, 9, seed=1, **plan)
         assert set(logits[drawn.astype(np.int64)].tolist()) <= {1.0, 2.0}
-        assert len(np.unique(drawn)) > 10
-    assert set(draws(logits, 10, seed=1, top_k=2).tolist()) == {7, 400}
-    assert set(draws(logits, 10, seed=1, top_p=1e-6).tolist()) == {7, 400}
+        assert len(np.unique(drawn)) > 4
+    for plan in ({"top_k": 1}, {"top_k": 2}, {"top_p": 1e-6}):
+        assert set(draws(logits, 6, seed=1, **plan).tolist()) == {7, 400}
 
 
 def test_greedy_takes_the_lowest_of_equal_ids(device):
@@ -151,6 +147,7 @@ def test_greedy_takes_the_lowest_of_equal_ids(device):
     assert expected[1:] == [0, 4500, 4999]
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, in the interpreter
 def test_logits_that_are_no_numbers(device):
     """Nan counts as -inf; where nothing is left, token 0 and a flag; +inf is certain."""
     logits = torch.full((8, 200), torch.nan, device=device)

@@ -91,10 +91,10 @@ class PoolHolder:
                 return Reply(Outcome.DONE), None
 
     def _make(self, key: PoolKey) -> tuple[Reply, int | None]:
-        """First lets go of what is held: a device may not have room for two pools."""
-        self._let_go()
         device = self._driver.find(key.uuid)
         granularity = self._driver.granularity(device)
+        # First, since a device may not have room for two pools.
+        self._let_go()
         size = -(-key.size // granularity) * granularity
         self._held = _Held(key, self._driver.create(device, size), size)
         try:

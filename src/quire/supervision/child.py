@@ -38,6 +38,12 @@ class ChildSpec:
     # Of the server: the process gets its share of them.
     settings: LocalSettings
     own: Mapping[str, object]
+    # Descriptors that it inherits, under the same numbers.
+    inherited: tuple[int, ...] = ()
+
+    def with_inherited(self, *descriptors: int) -> Self:
+        """The same with these descriptors."""
+        return replace(self, inherited=descriptors)
 
     def with_own(self, **changed: object) -> Self:
         """The same with other settings of its own."""
@@ -69,7 +75,7 @@ class ChildSpec:
                 [sys.executable, "-P", "-m", "quire", self.command, *self._flags(runtime_dir, child_status, progress)],
                 stdin=subprocess.DEVNULL,
                 env=self._environment(runtime_dir),
-                pass_fds=[child_status, progress.fd],
+                pass_fds=[child_status, progress.fd, *self.inherited],
                 # Ctrl-C is for the supervisor, which ends its children in order.
                 process_group=0,
             )

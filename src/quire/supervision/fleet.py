@@ -12,6 +12,7 @@ from quire.config import LocalSettings
 from quire.errors import QuireError, StartupError
 from quire.supervision.child import Child, ChildSpec
 from quire.supervision.keeper import END_TIMEOUT_S, Keeper
+from quire.supervision.on_demand import OnDemandKeeper
 from quire.supervision.upgrade import replace_executor
 from quire.supervision.watchdog import INTERVAL_S, Watchdog
 
@@ -20,7 +21,7 @@ _HURRIED_END_S: Final = 2.0
 
 
 class Fleet:
-    """Executors, a scheduler, and gateways if any."""
+    """Executors, a scheduler, gateways if any, and the process that holds device memory if an executor needs it."""
 
     def __init__(
         self,
@@ -29,12 +30,17 @@ class Fleet:
         executors: Sequence[ChildSpec],
         scheduler: ChildSpec,
         gateways: Sequence[ChildSpec],
+        device_pool: ChildSpec,
         on_failure: Callable[[StartupError], None],
     ) -> None:
-        """`on_failure` is called with the reason when a process cannot be had any more."""
+        """`device_pool` is started when somebody connects to its `address`, the others at once.
+
+        `on_failure` is called with the reason when a process cannot be had any more.
+        """
         drain_s = settings.shutdown_timeout + END_TIMEOUT_S
         self._executors = [Keeper(spec, runtime_dir, END_TIMEOUT_S, on_failure) for spec in executors]
         self._scheduler = Keeper(scheduler, runtime_dir, END_TIMEOUT_S, on_failure)
+        self._device_pool = OnDemandKeeper(device_pool, runtime_dir, Path(str(device_pool.own["address"])), on_failure)
         self._gateways = [Keeper(spec, runtime_dir, drain_s, on_failure) for spec in gateways]
         self._watchdog_timeout_s = settings.watchdog_timeout
         self._starts: list[asyncio.Task[None]] = []
@@ -45,8 +51,8 @@ class Fleet:
 
     @property
     def keepers(self) -> list[Keeper]:
-        """One for each place: executors, the scheduler, gateways."""
-        return [*self._executors, self._scheduler, *self._gateways]
+        """One for each place: executors, what holds their memory, the scheduler, gateways."""
+        return [*self._executors, self._device_pool, self._scheduler, *self._gateways]
 
     @property
     def all_children(self) -> list[Child]:
@@ -58,18 +64,20 @@ class Fleet:
 
         Raises StartupError with the reason of the first that does not serve.
         """
-        self._starts = [asyncio.create_task(keeper.start()) for keeper in self.keepers]
+        at_once = [*self._executors, self._scheduler, *self._gateways]
+        self._starts = [asyncio.create_task(keeper.start()) for keeper in at_once]
         await asyncio.sleep(0)  # each has spawned its process when it first waits
         await when_spawned()
+        await self._device_pool.start()
         await asyncio.gather(*self._starts)
         self._watching = asyncio.create_task(self._watch_progress(), name="watchdog")
 
     async def stop(self) -> None:
-        """Ends the gateways, which drain, then the scheduler, then the executors."""
+        """Ends the gateways, which drain, then the scheduler, then the executors, then what holds their memory."""
         self._is_stopping = True
         await _cancel([*self._starts, *([self._upgrade] if self._upgrade is not None else [])])
         # While gateways drain, whatever else dies is started again: no stream is cut off.
-        for keepers in (self._gateways, [self._scheduler], self._executors):
+        for keepers in (self._gateways, [self._scheduler], self._executors, [self._device_pool]):
             longest_s = _HURRIED_END_S if self._hurried else math.inf
             await asyncio.gather(*(keeper.stop(longest_s) for keeper in keepers))
         await _cancel([self._watching] if self._watching is not None else [])

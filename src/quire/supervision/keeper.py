@@ -104,15 +104,19 @@ class Keeper:
     async def _keep_filled(self) -> None:
         try:
             while True:
-                if self.child is not None:
-                    await self.child.until_ended()
-                    self.last_end = self.child.describe_end()
-                await self._restart()
+                await self._fill()
         except StartupError as error:
             self._on_failure(error)
         except Exception as error:  # a defect of ours: nobody may wait for the process for ever
             logger.exception("%s is not kept alive any more", self.spec.name)
             self._on_failure(StartupError(f"{self.spec.name} is not kept alive any more: {error}"))
+
+    async def _fill(self) -> None:
+        """Waits for the end of the process and starts another. Raises StartupError if that fails too often."""
+        if self.child is not None:
+            await self.child.until_ended()
+            self.last_end = self.child.describe_end()
+        await self._restart()
 
     async def _restart(self) -> None:
         """Starts the process until it serves. Raises StartupError when that has failed too often."""
