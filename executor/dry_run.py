@@ -15,7 +15,7 @@ import numpy as np
 from quire.columns import pack_u32
 from quire.errors import StartupError
 from quire.executor.kv_cache import KvCache
-from quire.executor.memory import MemoryReport
+from quire.executor.memory import MemoryProbe, MemoryReport
 from quire.executor.model import Model
 from quire.executor.model_runner import ModelRunner
 from quire.executor.step_limits import StepLimits

@@ -16,7 +16,7 @@ from quire.columns import pack_u32
 from quire.config import ExecutorSettings
 from quire.executor.kv_cache import KvCache
 from quire.executor.model import DTYPES, load_model
-from quire.executor.server import make_runner, set_up_kernels
+from quire.executor.start import make_runner, set_up_kernels
 from quire.executor.step_limits import StepLimits
 from quire.internal.v1 import executor_pb2
 from quire.v1 import generate_pb2
