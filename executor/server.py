@@ -9,7 +9,6 @@ import torch
 
 from quire import rpc
 from quire.config import ExecutorSettings
-from quire.device_pool.client import wake
 from quire.errors import StartupError
 from quire.executor.model_runner import ModelRunner
 from quire.executor.sandbox import enter_sandbox
@@ -26,9 +25,6 @@ _GRACE_S = 5.0
 
 async def run(settings: ExecutorSettings, status: StatusReporter, stop: StopSignal) -> None:
     """Serves until `stop`. Raises StartupError if the model or the address cannot be had."""
-    if settings.device_pool is not None and settings.device != "cpu" and torch.cuda.is_available():
-        # It starts while the model is loaded here.
-        wake(settings.device_pool)
     set_up_kernels(settings)
     loaded = await unless_stopped(_load(settings), stop)
     if loaded is None:

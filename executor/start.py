@@ -10,6 +10,7 @@ import torch
 
 from quire import kernels
 from quire.config import ExecutorSettings
+from quire.device_pool.client import wake
 from quire.errors import StartupError
 from quire.executor.cuda_setup import set_up_cuda
 from quire.executor.device import async_device
@@ -43,6 +44,8 @@ def start_runner(settings: ExecutorSettings) -> tuple[ModelRunner, MeasureMemory
     device, limits = choose_device(settings.device), StepLimits.of(settings)
     if device.type == "cpu":
         return make_runner(load_model(settings), limits), host_memory
+    if settings.device_pool is not None:
+        wake(settings.device_pool)  # it starts while the model is loaded here
     set_up_cuda(settings.runtime_dir)
     memory = CudaMemory(device)
     free_at_start = memory.free_bytes()

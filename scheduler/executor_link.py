@@ -69,7 +69,9 @@ class ExecutorConnector:
                 attached = await self._attach(client, request, peers)
             channel = await client.open_steps(self._settings.step_transport, timeout, peers)
             on_failure.pop_all()
-        return ExecutorLink(client, description, channel, peers, self._home.pool is not None or attached.has_content)
+        return ExecutorLink(
+            client, description, channel, peers, not self._home.is_with_executor or attached.has_content
+        )
 
     async def _attach(
         self, client: ExecutorClient, request: executor_pb2.AttachKvPoolRequest, peers: Peers
@@ -89,9 +91,9 @@ class ExecutorConnector:
         Raises QuireError where its death cannot be proved; a pool that its successor would share is used by nobody
         again then: the next scheduler makes another.
         """
-        is_shared = self._home.pool is not None or link.peers.can_be_ended
+        is_shared = not self._home.is_with_executor or link.peers.can_be_ended
         if not await link.peers.end(_FENCE_TIMEOUT_S) and is_shared:
-            self._home.give_up()
+            self._home.pool.discard()
             raise QuireError(
                 f"{link.client.name} may still write the KV pool: it cannot be seen to have ended. The pool is given up"
             )

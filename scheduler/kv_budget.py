@@ -95,7 +95,8 @@ def layout_of(model: executor_pb2.ExecutorDescription, block_size: int, num_bloc
         CacheGroupLayout(group.num_layers, group.num_kv_heads, group.head_dim, group.element_bytes, group.scale_bytes)
         for group in model.cache_groups
     )
-    return KvPoolLayout(block_size, num_blocks, model.num_ranks, epoch, model.fingerprint, groups)
+    num_ranks = 0 if model.pool_home == executor_pb2.POOL_HOME_EXECUTOR else model.num_ranks
+    return KvPoolLayout(block_size, num_blocks, num_ranks, epoch, model.fingerprint, groups)
 
 
 def _check_longest(num_blocks: int, layout: KvPoolLayout, model: executor_pb2.ExecutorDescription) -> None:

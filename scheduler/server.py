@@ -78,8 +78,7 @@ async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSig
         activities = [lane.run() for lane in lanes]
         if not settings.disable_log_stats:
             activities.append(log_stats(scheduler))
-        if met.home.pool is not None:
-            activities.append(grow(met.home.pool, scheduler.kv_cache.pool, work))
+        activities.append(grow(met.home.pool, scheduler.kv_cache.pool, work))
         await unless_stopped(_run_all(activities), stop)
 
 
@@ -144,6 +143,8 @@ def _make_scheduler(settings: SchedulerSettings, met: _Meeting) -> Scheduler:
         prefix_caching=settings.enable_prefix_caching,
         journal=met.home.journal,
     )
+    if met.home.journal is not None and not all(link.has_content for link in met.links):
+        met.home.journal.wipe()
     # Every executor has attached the pool, so no step of an earlier scheduler is computed any more.
     kv_cache.restore()
     limits = SchedulerLimits(

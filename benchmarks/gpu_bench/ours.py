@@ -42,6 +42,7 @@ class Quire:
             "max_num_seqs": max(workload.batches),
             "max_num_batched_tokens": workload.budget,
             "block_size": _BLOCK_SIZE,
+            "max_model_len": 2 * max(workload.context, workload.prefill),
             **settings,
         }
         loaded = ExecutorSettings.load(given)

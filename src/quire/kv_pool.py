@@ -75,6 +75,8 @@ class KvPool:
 
     def segment(self, rank: int) -> memoryview:
         """The writable bytes of a rank's blocks: num_blocks × block_bytes."""
+        if not self.layout.num_ranks:
+            raise KvPoolError("the blocks of this KV pool lie in an executor's memory")
         if not 0 <= rank < self.layout.num_ranks:
             raise KvPoolError(f"the KV pool has {self.layout.num_ranks} ranks, there is no rank {rank}")
         start = self.layout.data_offset + rank * self.layout.segment_bytes
