@@ -19,6 +19,7 @@ from quire.executor.model import Model
 from quire.executor.readouts import plan_readouts
 from quire.executor.sequence import SequenceTable
 from quire.executor.structured import GrammarTable, StepMasks
+from quire.executor.swap import SwapPool
 from quire.internal.v1 import executor_pb2
 from quire.kernels import SampledTokens, SamplingBatch
 from quire.kv_pool import KvPool
@@ -37,6 +38,7 @@ class ModelRunner:
         self.sequences = SequenceTable(model.config.vocab_size)
         self._grammars = GrammarTable(model.config.vocab_size, model.folder / "tokenizer.json")
         self._cache: KvCache | None = None
+        self._swap: SwapPool | None = None
         self._epoch: int | None = None
 
     def attach(self, request: executor_pb2.AttachKvPoolRequest) -> None:
@@ -47,13 +49,16 @@ class ModelRunner:
         # First, since a device may not hold two pools.
         self.detach()
         self._cache = self._allocate(request) if request.HasField("device_memory") else self._map(request)
+        self._swap = SwapPool.attach(request, self._cache, self.model.fingerprint, self.model.cache_group)
         self._epoch = request.epoch
 
     def detach(self) -> None:
         """Lets go of the pool and forgets every sequence."""
         self.sequences.clear()
         self._grammars.clear()
-        self._cache, self._epoch = None, None
+        if self._swap is not None:
+            self._swap.close()
+        self._cache, self._swap, self._epoch = None, None, None
 
     def execute(self, plan: executor_pb2.StepPlan, counters: StepCounters | None = None) -> executor_pb2.StepResult:
         """Computes one step; `counters` count its layers.
@@ -65,6 +70,8 @@ class ModelRunner:
         cache = self._attached(plan.epoch)
         self.sequences.apply(plan)
         self._grammars.apply(plan)
+        if self._swap is not None:
+            self._swap.move(plan)
         _copy_blocks(plan, cache)
         rows = PlanRows.of(plan, self.sequences)
         update_block_tables(plan, rows, self.sequences)

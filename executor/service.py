@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import torch
 
 from quire import rpc
 from quire.errors import DuplicateRequestError, ServiceUnavailableError
@@ -136,6 +137,7 @@ def _describe(runner: ModelRunner) -> executor_pb2.ExecutorDescription:
         weight_bytes=model.decoder.num_bytes,
         available_bytes=available_bytes(model.device),
         total_bytes=total_bytes(model.device),
+        host_available_bytes=available_bytes(torch.device("cpu")),
         fingerprint=model.fingerprint,
         length_independent_tokens=config.rotary.length_independent_tokens,
         hidden_size=config.hidden_size,

@@ -23,6 +23,7 @@ from quire.scheduler.kv_cache import KvCache
 from quire.scheduler.lane import Lane
 from quire.scheduler.outputs import OutputRouter
 from quire.scheduler.pool_home import PoolHome
+from quire.scheduler.swap_home import SwapHome
 from quire.scheduler.request_checks import SchedulerLimits
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import Request, RequestKey
@@ -56,7 +57,7 @@ async def _connector(client: ExecutorClient, pool: KvPool, address: str, **optio
     given = {"listen": "unix:/none", "executors": [address], "startup_timeout": 60, **options}
     settings = SchedulerSettings.load(given)
     home = PoolHome(pool.layout, pool, NUM_BLOCKS, None, settings)
-    return ExecutorConnector(settings, home, await client.describe(60))
+    return ExecutorConnector(settings, home, SwapHome(None), await client.describe(60))
 
 
 @pytest.mark.parametrize("number", [None, signal.SIGSTOP, signal.SIGKILL])
