@@ -1,8 +1,11 @@
-"""The forward pass in torch, on GPUs and as the reference: one function for Llama, Mistral, Qwen2 and Qwen3.
+"""The forward pass, operator after operator, on GPUs and as the reference: for Llama, Mistral, Qwen2 and Qwen3.
 
 All tokens of a step lie behind one another, [num_tokens, hidden], whichever sequence they belong to; only
 attention knows sequences, through the block tables. The families differ in what their weights hold (biases,
 norms of queries and keys) and in the window of a layer.
+
+Nothing here waits for the device or copies to it: a batch's tensors lie there, and what is read of them is their shape.
+So a CUDA graph can hold all of it (docs/gpu.md).
 """
 
 from __future__ import annotations
@@ -25,10 +28,11 @@ from quire.step_counters import StepCounters
 class Decoder:
     """A decoder-only transformer over a paged KV cache."""
 
-    def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:
+    def __init__(self, config: ModelConfig, weights: DecoderWeights, max_model_len: int) -> None:
         self.config = config
         self.weights = weights
         self._rotary = RotaryEmbedding(config.rotary, config.head_dim, weights.embedding.device)
+        self._rotary.tabulate(max_model_len)
 
     @property
     def needs_rotary_lengths(self) -> bool:
@@ -87,10 +91,11 @@ class Decoder:
         assert added is not None
 
         def final(rows: Tensor) -> Tensor:
-            return kernels.fused_add_rms_norm(added[rows], residual[rows], self.weights.norm, eps)[0]
+            some = added.index_select(0, rows), residual.index_select(0, rows)
+            return kernels.fused_add_rms_norm(*some, self.weights.norm, eps)[0]
 
         if states is not None:
-            states.values.copy_(final(torch.from_numpy(states.rows).to(residual.device)))
+            states.values.copy_(final(states.rows_on_device()))
         if batch.logit_rows.numel() == 0:
             return torch.empty((0, self.config.vocab_size), device=residual.device)
         logits = kernels.linear(final(batch.logit_rows), self.weights.head)
@@ -106,25 +111,28 @@ class Decoder:
         cache: KvCache,
     ) -> Tensor:
         config = self.config
-        num_heads, num_kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        heads = kernels.linear(x, layer.qkv, layer.qkv_bias).view(len(x), -1, head_dim)
-        query, key, value = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            query = kernels.rms_norm(query, layer.q_norm, config.rms_norm_eps)
-            key = kernels.rms_norm(key, layer.k_norm, config.rms_norm_eps)
-        query, key = kernels.rotary_embedding(query, key, *angles)
+        qkv = kernels.linear(x, layer.qkv, layer.qkv_bias)
         keys, values = cache.layers[index]
         # Before attention and for all tokens: a sequence may read blocks that another one fills in this step.
-        kernels.store_kv(key, value, keys, values, batch.attention.slot_mapping)
+        kernels.rotate_and_store(
+            qkv,
+            *angles,
+            keys,
+            values,
+            batch.attention.slot_mapping,
+            layer.q_norm,
+            layer.k_norm,
+            config.rms_norm_eps,
+        )
         attended = kernels.paged_attention(
-            query,
+            qkv.unflatten(1, (-1, config.head_dim))[:, : config.num_heads],
             keys,
             values,
             batch.attention,
-            scale=head_dim**-0.5,
+            scale=config.head_dim**-0.5,
             sliding_window=config.sliding_windows[index],
         )
-        return kernels.linear(attended.view(len(x), -1), layer.output, layer.output_bias)
+        return kernels.linear(attended.flatten(1), layer.output, layer.output_bias)
 
 
 def _feed_forward(layer: LayerWeights, x: Tensor) -> Tensor:

@@ -28,7 +28,18 @@ logger = logging.getLogger(__name__)
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-KV_CACHE_DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+KV_CACHE_DTYPES: Final = {
+    **DTYPES,
+    "int8": torch.int8,
+    "fp8": torch.float8_e4m3fn,
+    "fp8_e4m3": torch.float8_e4m3fn,
+}
+
+# What the native kernels store and read.
+_CPU_KV_CACHE_DTYPES: Final = (torch.float32, torch.bfloat16, torch.int8)
+
+# Compute capability from which on GPUs convert to FP8 (e4m3); Triton compiles no such conversion for older ones.
+_FP8_CAPABILITY: Final = (8, 9)
 
 # Changes with the order of elements within a block.
 _KV_FORMAT: Final = "layer, keys then values then scales, kv_heads, block_size, head_dim"
@@ -61,7 +72,7 @@ class Model:
     @property
     def cache_group(self) -> CacheGroupLayout:
         dtype = self.kv_cache_dtype
-        return self.config.cache_group(dtype.itemsize, _SCALE_BYTES if dtype == torch.int8 else 0)
+        return self.config.cache_group(dtype.itemsize, _SCALE_BYTES if dtype in kernels.SCALED_DTYPES else 0)
 
 
 def load_model(settings: ExecutorSettings) -> Model:
@@ -71,14 +82,15 @@ def load_model(settings: ExecutorSettings) -> Model:
     config = load_model_config(folder)
     max_model_len = _max_model_len(settings.max_model_len, config)
     dtype = _dtype(settings.dtype, config, device)
-    kv_cache_dtype = choose_kv_cache_dtype(settings.kv_cache_dtype, dtype, device)
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    kv_cache_dtype = choose_kv_cache_dtype(settings.kv_cache_dtype, dtype, device, capability)
     formats = _formats(settings.quantization, dtype, device)
     checkpoint = Checkpoint(folder)
     try:
         if formats is None:
             weights_digest = hashlib.sha256()
             weights = load_weights(checkpoint, config, dtype, device, weights_digest)
-            decoder: Decoder | NativeDecoder = Decoder(config, weights)
+            decoder: Decoder | NativeDecoder = Decoder(config, weights, max_model_len)
             content = weights_digest.digest()
         else:
             packed, content = obtain(checkpoint, WeightLayout(config, formats), dtype, settings)
@@ -123,12 +135,26 @@ def _dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
     return DTYPES[chosen]
 
 
-def choose_kv_cache_dtype(name: str, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The cache's type from --kv-cache-dtype and the model's type. Raises StartupError for what a GPU cannot do."""
+def choose_kv_cache_dtype(
+    name: str, dtype: torch.dtype, device: torch.device, capability: tuple[int, int] | None = None
+) -> torch.dtype:
+    """The cache's type from --kv-cache-dtype and the model's type. Raises StartupError for what the device cannot do.
+
+    Args:
+        name: auto, or one of KV_CACHE_DTYPES.
+        dtype: the model's.
+        device: the model's.
+        capability: compute capability, on CUDA.
+    """
     chosen = dtype if name == "auto" else KV_CACHE_DTYPES[name]
-    if chosen != dtype and device.type != "cpu":
+    if device.type == "cpu" and chosen not in _CPU_KV_CACHE_DTYPES:
         raise StartupError(
-            f"--kv-cache-dtype {name} is supported on the CPU only; on {device.type} the cache has the model's type",
+            f"--kv-cache-dtype {name} is supported on cuda only; on a CPU, int8 takes as little", field="kv_cache_dtype"
+        )
+    if chosen == torch.float8_e4m3fn and capability is not None and capability < _FP8_CAPABILITY:
+        raise StartupError(
+            f"--kv-cache-dtype {name} needs a GPU of compute capability 8.9 or more (Ada, Hopper and later), not "
+            f"{capability[0]}.{capability[1]}; int8 takes as little",
             field="kv_cache_dtype",
         )
     return chosen

@@ -34,10 +34,16 @@ class FinalStates:
     Attributes:
         rows: int32 [n], contiguous: tokens of the batch.
         values: float32 [n, hidden], contiguous, on the model's device.
+        staged_rows: `rows` there, where they were brought there already.
     """
 
     rows: NDArray[np.int32]
     values: Tensor
+    staged_rows: Tensor | None = None
+
+    def rows_on_device(self) -> Tensor:
+        """int32 [n]."""
+        return torch.from_numpy(self.rows).to(self.values.device) if self.staged_rows is None else self.staged_rows
 
 
 class Readout(Protocol):

@@ -1,7 +1,7 @@
 """Rotary position embedding (RoFormer, arXiv:2104.09864) and its length scalings.
 
 Angles are computed from positions in float32, with transformers' operations in their order, so that results agree to
-the last bits; no table's length bounds the context.
+the last bits.
 
     default   θ_i = base^(-2i/d)
     linear    position interpolation (arXiv:2306.15595): θ_i / factor
@@ -22,6 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+# A table on a device that takes more is not made: its angles are computed anew in each step, to the same bits on a GPU.
+# 128 MiB are 262,144 positions of heads of 128.
+_MAX_TABLE_BYTES: Final = 128 << 20
 # Positions by which a table of cos and sin grows.
 _TABLE_STEP: Final = 2048
 
@@ -89,6 +92,7 @@ class RotaryEmbedding:
         self._inverse_frequencies = _inverse_frequencies(config, self._exponents, head_dim).to(device)
         self._exponents = self._exponents.to(device)
         self._ntk_power = head_dim / (head_dim - 2) if head_dim > 2 else 0.0
+        self._table: tuple[Tensor, Tensor] | None = None
 
     @property
     def needs_lengths(self) -> bool:
@@ -96,19 +100,30 @@ class RotaryEmbedding:
         return self._config.type is RotaryType.DYNAMIC
 
     def cos_sin(self, positions: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Cos and sin of every pair's angle, each float32 [num_tokens, head_dim / 2].
+        """Cos and sin of every pair's angle, each float32 [num_tokens, head_dim / 2], contiguous.
 
         Args:
-            positions: int64 [num_tokens].
-            lengths: int64 [num_tokens], only for dynamic NTK: the prompt's length for its tokens, and
+            positions: integers [num_tokens]; after `tabulate`, below its number.
+            lengths: integers [num_tokens], only for dynamic NTK: the prompt's length for its tokens, and
                 position + 1 for those after it.
         """
+        if self._table is not None:
+            cos, sin = self._table
+            return cos.index_select(0, positions), sin.index_select(0, positions)
         frequencies = self._inverse_frequencies
         if self.needs_lengths:
             assert lengths is not None
             frequencies = self._dynamic_frequencies(lengths)
         angles = positions.to(torch.float32)[:, None] * frequencies
         return angles.cos() * self._amplitude, angles.sin() * self._amplitude
+
+    def tabulate(self, num_positions: int) -> None:
+        """Has `cos_sin` look up angles of positions 0 to num_positions - 1, where those decide them and memory allows.
+
+        A step then has two operations here instead of six.
+        """
+        if not self.needs_lengths and 2 * num_positions * self._inverse_frequencies.nbytes <= _MAX_TABLE_BYTES:
+            self._table = self.cos_sin(torch.arange(num_positions, device=self._inverse_frequencies.device))
 
     def _dynamic_frequencies(self, lengths: Tensor) -> Tensor:
         """float32 [num_tokens, head_dim / 2]."""

@@ -1,14 +1,15 @@
 """Operators of the forward pass: paged attention, the KV cache's writes, and the small ones around them.
 
     metadata.py         AttentionMetadata: which token belongs to which sequence, and where its KV lies
+    attention_work.py   on GPUs: what each program of attention does, planned on the host
     attention.py        paged_attention, store_kv: checks, then the implementation of the tensors' device
     rotary_store.py     rotate_and_store: norms, rotation and the cache's write in one pass
-    cache.py            a layer's keys or values: a tensor, or int8 with scales
+    cache.py            a layer's keys or values: a tensor, or int8 or FP8 with scales
     blocks.py           copy_blocks: copy on write
-    linear.py packed_weight.py
-                        linear: the product with a matrix, plain or packed once at load, in five formats
+    linear.py packed_weight.py fp8_weight.py
+                        linear: the product with a matrix: plain, in FP8, or packed once at load in five formats
     norm.py rotary.py activation.py
-                        the model's other operators, in torch; on a CPU they are part of the native step
+                        the model's other operators; on a CPU they are part of the native step
     sampling.py sampling_batch.py philox.py
                         sample: logits → tokens and logprobs, its columns, its random numbers
     device_sampling.py  what sampling copies to a device and back
@@ -27,10 +28,19 @@ This package imports nothing else of Quire's, so that a kernel can be tested and
 
 from .activation import silu_and_mul
 from .attention import paged_attention, store_kv
-from .backend import NUMERICS_VERSION, Implementation, implementation_for, set_implementation
+from .attention_work import AttentionWork, PlannedWork, WorkCapacity, WorkShape, work_shape
+from .backend import (
+    NUMERICS_VERSION,
+    Implementation,
+    batch_invariant,
+    implementation_for,
+    set_batch_invariant,
+    set_implementation,
+)
 from .blocks import copy_blocks
-from .cache import Cache, QuantizedCache
+from .cache import SCALED_DTYPES, Cache, QuantizedCache
 from .device_sampling import DeviceSampledTokens, Stage, stage_and_wait
+from .fp8_weight import Fp8Weight
 from .linear import linear
 from .logprobs import TokenScores, score_tokens
 from .metadata import AttentionMetadata
@@ -55,19 +65,26 @@ __all__ = [
     "NUMERICS_VERSION",
     "PACKED_FORMATS",
     "SAMPLING_ROW",
+    "SCALED_DTYPES",
     "AttentionMetadata",
+    "AttentionWork",
     "Cache",
     "DeviceSampledTokens",
+    "Fp8Weight",
     "Implementation",
     "NativeLibraryError",
     "PackedFormat",
     "PackedWeight",
+    "PlannedWork",
     "QuantizedCache",
     "SampledTokens",
     "SamplingBatch",
     "Stage",
     "TokenScores",
+    "WorkCapacity",
+    "WorkShape",
     "available_isas",
+    "batch_invariant",
     "copy_blocks",
     "current_isa",
     "fused_add_rms_norm",
@@ -83,10 +100,12 @@ __all__ = [
     "sample",
     "sample_on_device",
     "score_tokens",
+    "set_batch_invariant",
     "set_implementation",
     "set_isa",
     "set_num_threads",
     "silu_and_mul",
     "stage_and_wait",
     "store_kv",
+    "work_shape",
 ]

@@ -105,6 +105,10 @@ def paged_attention(
         return torch.empty(query.shape, dtype=query.dtype, device=query.device)
     if implementation_for(query.device) == "native":
         return native_attention.paged_attention(query, key_cache, value_cache, metadata, scale, sliding_window)
+    if implementation_for(query.device) == "triton":
+        from .triton import attention as triton_attention
+
+        return triton_attention.paged_attention(query, key_cache, value_cache, metadata, scale, sliding_window)
     if query.device.type == "cpu":
         num_blocks, _, block_size, _ = elements(key_cache).shape
         check_attention_bounds(metadata, num_blocks, block_size, sliding_window)

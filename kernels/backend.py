@@ -6,7 +6,14 @@ from typing import Literal, get_args
 
 import torch
 
-__all__ = ["NUMERICS_VERSION", "Implementation", "implementation_for", "set_implementation"]
+__all__ = [
+    "NUMERICS_VERSION",
+    "Implementation",
+    "batch_invariant",
+    "implementation_for",
+    "set_batch_invariant",
+    "set_implementation",
+]
 
 #: Changes whenever a kernel's results change in any bit. Together with `current_isa()` it says whether KV
 #: written by one build may be continued by another with the same tokens.
@@ -15,6 +22,7 @@ NUMERICS_VERSION = 3
 Implementation = Literal["native", "triton", "torch"]
 
 _forced: Implementation | None = None
+_batch_invariant = True
 
 
 def set_implementation(name: Implementation | None) -> None:
@@ -41,6 +49,17 @@ def implementation_for(device: torch.device) -> Implementation:
     if device.type == "cpu":
         return "native"
     return "triton" if device.type == "cuda" and _has_triton() else "torch"
+
+
+def set_batch_invariant(on: bool) -> None:
+    """Whether the sums of a product on a GPU have one order (the start), or torch may choose by the number of rows."""
+    global _batch_invariant
+    _batch_invariant = on
+
+
+def batch_invariant() -> bool:
+    """As `set_batch_invariant` has set it."""
+    return _batch_invariant
 
 
 @cache

@@ -7,33 +7,49 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import native_linear, reference
-from .backend import implementation_for
+from .backend import batch_invariant, implementation_for
+from .fp8_weight import Fp8Weight
 from .packed_weight import PackedWeight
 
 __all__ = ["linear"]
 
 
-def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor | PackedWeight | Fp8Weight, bias: Tensor | None = None) -> Tensor:
     """Multiply by the transposed weight: x @ weight.T + bias.
 
-    With a packed weight, a row's bits do not depend on the other rows: every output sums its inputs in one order,
-    whatever is computed beside it. With a plain one it is torch's product, whose order may depend on how many rows
-    there are.
+    A row's bits do not depend on the other rows: every output sums its inputs in one order, whatever is computed beside
+    it. Two plain operands are an exception where torch computes (`set_batch_invariant(False)`, or no Triton): its order
+    may depend on how many rows there are.
 
     Args:
-        x: [..., in_features], of the weight's dtype, or float32 [rows, in_features] with contiguous rows if it is
-            packed.
-        weight: [out_features, in_features], or packed.
+        x: [..., in_features], of the weight's dtype, of any floating one if that is FP8, or float32 [rows, in_features]
+            with contiguous rows if it is packed.
+        weight: [out_features, in_features], plain, in FP8 or packed.
         bias: [out_features] or None; a packed weight brings its own.
 
     Returns:
         [..., out_features], of x's dtype.
 
     Raises:
-        ValueError: x does not fit the packed weight.
+        ValueError: x does not fit the weight.
     """
-    if isinstance(weight, Tensor):
+    if isinstance(weight, PackedWeight):
+        return _packed_linear(x, weight, bias)
+    triton = implementation_for(x.device) == "triton"
+    if isinstance(weight, Fp8Weight):
+        if not triton:
+            return reference.fp8_linear(x, weight, bias)
+        from .triton.fp8_linear import fp8_linear
+
+        return fp8_linear(x, weight, bias)
+    if not triton or not batch_invariant():
         return functional.linear(x, weight, bias)
+    from .triton import linear as triton_linear
+
+    return triton_linear.linear(x, weight, bias)
+
+
+def _packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     if bias is not None:
         raise ValueError("bias must be None: a packed weight brings its own")
     if x.dtype != torch.float32 or x.dim() != 2 or x.shape[1] != weight.in_features:

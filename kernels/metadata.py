@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .attention_work import AttentionWork
+
 __all__ = ["AttentionMetadata"]
 
 
@@ -23,6 +25,7 @@ class AttentionMetadata:
         block_tables: int32 [num_seqs, max_blocks]; the blocks of each sequence in order of position. Entries
             beyond the context, or wholly before a sliding window, are never read (pad with 0).
         slot_mapping: int64 [num_tokens]; block_id * block_size + offset of each new token.
+        work: on GPUs, the list of what programs do. None: made from the lengths, which waits for the device.
 
     Raises:
         ValueError: a tensor has another dtype or shape, or they lie on different devices.
@@ -32,6 +35,7 @@ class AttentionMetadata:
     context_lens: Tensor
     block_tables: Tensor
     slot_mapping: Tensor
+    work: AttentionWork | None = None
     _lengths: tuple[list[int], list[int]] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from .cache import Cache, QuantizedCache, dequantize, elements, quantize
+from .fp8_weight import FP8, Fp8Weight
 from .metadata import AttentionMetadata
 from .native_library import current_isa
 from .packed_weight import PackedWeight
 
-__all__ = ["copy_blocks", "gather_context", "linear", "paged_attention", "store_kv"]
+__all__ = ["copy_blocks", "fp8_linear", "gather_context", "linear", "paged_attention", "store_kv"]
 
 
 def linear(x: Tensor, weight: PackedWeight) -> Tensor:
@@ -21,6 +22,14 @@ def linear(x: Tensor, weight: PackedWeight) -> Tensor:
         inputs = x.to(torch.bfloat16).double()  # both sides of their dot products are
     product = inputs @ weight.dequantise().double().T
     return (product if weight.bias is None else product + weight.bias).float()
+
+
+def fp8_linear(x: Tensor, weight: Fp8Weight, bias: Tensor | None) -> Tensor:
+    """As `linear.linear` with a weight in FP8, in float64 over quantised inputs and weights."""
+    steps, scales = quantize(x.reshape(-1, x.shape[-1]), FP8)
+    product = (steps.double() * scales[:, None].double()) @ weight.dequantise().double().T
+    product = product if bias is None else product + bias.double()
+    return product.to(x.dtype).view(*x.shape[:-1], -1)
 
 
 def store_kv(key: Tensor, value: Tensor, key_cache: Cache, value_cache: Cache, slot_mapping: Tensor) -> None:

@@ -68,6 +68,10 @@ def sample_on_device(logits: Tensor, batch: SamplingBatch, stage: Stage) -> Devi
         ValueError: as `sample`.
     """
     _check(logits, batch)
+    if implementation_for(logits.device) == "triton":
+        from .triton import sampling as triton_sampling
+
+        return triton_sampling.sample(logits, batch, stage)
     return DeviceSampledTokens.upload(torch_sampling.sample(logits, batch), logits.device)
 
 

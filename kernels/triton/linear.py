@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import launch
-from .linear_plan import Sections, Tiles, sections, tiles_for
+from .linear_plan import sections, tiles_for
 from .tuning import gpu_of
 
 __all__ = ["linear", "product"]
@@ -49,19 +49,19 @@ def _write(
     tl.store(y + place, total.to(y.dtype.element_ty), mask=in_rows[:, None] & in_columns[None, :])
 
 
-# The number of rows changes from step to step: it must not be compiled into the code.
-@triton.jit(do_not_specialize=["rows"])
+# Rows change from step to step and sections from matrix to matrix: nothing is to be compiled for a number of them.
+@triton.jit(do_not_specialize=["rows", "section_blocks"])
 def _linear(
     x, weight, bias, x_scales, weight_scales, y, partials, arrivals,
-    rows, outputs, inputs, x_stride,
-    SECTIONS: tl.constexpr, SECTION_BLOCKS: tl.constexpr, SPLIT: tl.constexpr, BIAS: tl.constexpr,
-    SCALED: tl.constexpr, EVEN_K: tl.constexpr, MERGED_ROWS: tl.constexpr, GROUP_M: tl.constexpr,
+    rows, outputs, inputs, x_stride, section_blocks,
+    SPLIT: tl.constexpr, WALK: tl.constexpr, BIAS: tl.constexpr, SCALED: tl.constexpr, EVEN_K: tl.constexpr,
+    MERGED_ROWS: tl.constexpr, GROUP_M: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One tile of y, or one section of it if SPLIT."""
+    """One of SPLIT sections of a tile of y, or if that is 1 a whole tile: in sections if WALK."""
     program = tl.program_id(0)
-    section = program % SECTIONS if SPLIT else 0
-    tile = program // SECTIONS if SPLIT else program
+    section = program % SPLIT
+    tile = program // SPLIT
     # A few tiles of rows against the same outputs, then the next outputs: both are found in the L2.
     row_tiles = tl.cdiv(rows, BLOCK_M)
     group_size = GROUP_M * tl.cdiv(outputs, BLOCK_N)
@@ -72,16 +72,17 @@ def _linear(
     column = tile % group_size // height * BLOCK_N + tl.arange(0, BLOCK_N)
 
     blocks = tl.cdiv(inputs, BLOCK_K)
-    first = section * SECTION_BLOCKS
-    last = tl.minimum(first + SECTION_BLOCKS, blocks) if SPLIT else blocks
+    first = section * section_blocks
+    last = tl.minimum(first + section_blocks, blocks) if SPLIT > 1 else blocks
     k = tl.arange(0, BLOCK_K)
     x_tile = x + row.to(tl.int64)[:, None] * x_stride + (first * BLOCK_K + k)[None, :]
     weight_tile = weight + column.to(tl.int64)[None, :] * inputs + (first * BLOCK_K + k)[:, None]
     # Nothing is read for rows and outputs that are not there.
     in_x, in_weight = (row < rows)[:, None], (column < outputs)[None, :]
 
-    WALK: tl.constexpr = SECTIONS > 1 and not SPLIT  # noqa: N806
-    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    end_of_section = section_blocks
+    if WALK:
+        total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     sum_of_section = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for block in range(first, last):
         if EVEN_K:
@@ -98,33 +99,38 @@ def _linear(
             sum_of_section = tl.dot(a, b, sum_of_section, input_precision="ieee")
         x_tile += BLOCK_K
         weight_tile += BLOCK_K
-        if WALK:
-            if (block + 1) % SECTION_BLOCKS == 0:
+        if WALK:  # noqa: SIM102 (known when compiled, unlike the next)
+            if block + 1 == end_of_section:
+                end_of_section += section_blocks
                 total += sum_of_section
                 sum_of_section = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    if SPLIT:
+    if SPLIT > 1:
         partial = column[None, :] + row.to(tl.int64)[:, None] * outputs
         size = rows.to(tl.int64) * outputs
         tl.store(partials + section * size + partial, sum_of_section, mask=in_x & in_weight)
         tl.debug_barrier()  # all threads have stored: the arrival of one of them publishes it
-        if tl.atomic_add(arrivals + tile, 1, sem="acq_rel", scope="gpu") == SECTIONS - 1:
+        if tl.atomic_add(arrivals + tile, 1, sem="acq_rel", scope="gpu") == SPLIT - 1:
             tl.store(arrivals + tile, 0)  # for the next launch
             for start in range(row_tile * BLOCK_M, tl.minimum((row_tile + 1) * BLOCK_M, rows), MERGED_ROWS):
                 merged = start + tl.arange(0, MERGED_ROWS)
                 place = partials + column[None, :] + merged.to(tl.int64)[:, None] * outputs
                 present = (merged < rows)[:, None] & in_weight
                 added = tl.zeros([MERGED_ROWS, BLOCK_N], tl.float32)
-                for index in tl.static_range(SECTIONS):
+                for index in tl.static_range(SPLIT):
                     # From the L2: other multiprocessors wrote them.
                     added += tl.load(place + index * size, mask=present, other=0.0, cache_modifier=".cg")
                 _write(y, added, bias, x_scales, weight_scales, merged, column, rows, outputs, BIAS, SCALED)
     else:
-        total += sum_of_section
-        _write(y, total, bias, x_scales, weight_scales, row, column, rows, outputs, BIAS, SCALED)
+        if WALK:
+            sum_of_section += total
+        _write(y, sum_of_section, bias, x_scales, weight_scales, row, column, rows, outputs, BIAS, SCALED)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias, with float32 sums; a row's bits do not depend on the others.
+    """Multiply by the transposed weight: x @ weight.T + bias, with float32 sums.
+
+    A row's bits do not depend on the other rows. Limit: weight bytes over the bandwidth, or 2·rows·out·in operations
+    over the rate of the matrix units, whichever takes longer.
 
     Args:
         x: [..., in_features], bfloat16, float16 or float32 (which is not rounded to TF32).
@@ -171,37 +177,30 @@ def product(
     cut = sections(outputs, inputs, x.element_size())
     tiles = tiles_for(rows, outputs, inputs, x.dtype, gpu_of(x.device))
     count = triton.cdiv(rows, tiles.block_m) * triton.cdiv(outputs, tiles.block_n)
-    split = tiles.split and cut.count > 1 and count <= _MAX_SPLIT_TILES
+    split = cut.count if tiles.split and count <= _MAX_SPLIT_TILES else 1
     # What is not there is not read; a pointer must be given all the same.
-    partials = torch.empty((cut.count, rows, outputs), dtype=torch.float32, device=x.device) if split else y
+    partials = torch.empty((cut.count, rows, outputs), dtype=torch.float32, device=x.device) if split > 1 else y
     x_scales, weight_scales = scales or (y, y)
     launch(
         _linear,
-        (count * cut.count if split else count,),
+        (count * split,),
         *(x, weight, y if bias is None else bias, x_scales, weight_scales, y),
-        *(partials, _arrivals(x.device) if split else y),
-        *(rows, outputs, inputs, x.stride(0)),
-        **_constants(cut, tiles),
+        *(partials, _arrivals(x.device) if split > 1 else y),
+        *(rows, outputs, inputs, x.stride(0), cut.blocks),
         SPLIT=split,
+        WALK=cut.count > split,
         BIAS=bias is not None,
         SCALED=scales is not None,
         EVEN_K=inputs % cut.block_k == 0,
+        MERGED_ROWS=_MERGED_ROWS,
+        GROUP_M=tiles.group_m,
+        BLOCK_M=tiles.block_m,
+        BLOCK_N=tiles.block_n,
+        BLOCK_K=cut.block_k,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
     )
     return y
-
-
-def _constants(cut: Sections, tiles: Tiles) -> dict[str, int]:
-    return {
-        "SECTIONS": cut.count,
-        "SECTION_BLOCKS": cut.blocks,
-        "BLOCK_K": cut.block_k,
-        "BLOCK_M": tiles.block_m,
-        "BLOCK_N": tiles.block_n,
-        "GROUP_M": tiles.group_m,
-        "MERGED_ROWS": _MERGED_ROWS,
-        "num_warps": tiles.num_warps,
-        "num_stages": tiles.num_stages,
-    }
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """How a product with a weight matrix is cut up: what decides its bits, and what only decides its speed.
 
-**Bits.** The inputs are cut into sections (`sections`), a function of the matrix alone: never of the number of rows, nor
-of the GPU or a table. Changing it changes results: raise NUMERICS_VERSION.
+**Bits.** The inputs are cut into sections (`sections`), a function of the matrix alone: never of the number of rows,
+nor of the GPU or a table. Changing it changes results: raise NUMERICS_VERSION.
 
 **Speed.** Tiles, warps, stages and who sums a section (`Tiles`) come from the tables of `tuning.py`. No row's result
 depends on them: a tile has 64 rows or a multiple on Hopper, so that one instruction (wgmma, 64 rows a warpgroup)
@@ -80,18 +80,22 @@ class Tiles:
     num_warps: int
     num_stages: int
 
-    @property
-    def shared_bytes(self) -> int:
-        """Shared memory of the pipeline's stages."""
-        return (self.block_m + self.block_n) * _LINE_BYTES * self.num_stages
+    def shared_bytes(self, dtype: torch.dtype, gpu: Gpu) -> int:
+        """Shared memory of the pipeline: wgmma still reads one more stage while the others are being filled."""
+        stages = self.num_stages if _has_wgmma(dtype, gpu) else max(1, self.num_stages - 1)
+        return (self.block_m + self.block_n) * _LINE_BYTES * stages
 
     def problem(self, dtype: torch.dtype, gpu: Gpu) -> str | None:
         """Why these tiles cannot be used, if so."""
-        if self.shared_bytes > gpu.shared_memory:
-            return f"{self.shared_bytes} bytes of shared memory are more than {gpu.shared_memory}"
-        if gpu.capability >= _HOPPER and dtype.itemsize <= 2 and (self.block_m % 64 or self.num_warps % 4):
+        if (needed := self.shared_bytes(dtype, gpu)) > gpu.shared_memory:
+            return f"{needed} bytes of shared memory are more than {gpu.shared_memory}"
+        if _has_wgmma(dtype, gpu) and (self.block_m % 64 or self.num_warps % 4):
             return "wgmma needs a block_m of 64 rows or a multiple and num_warps of 4 or a multiple"
         return None
+
+
+def _has_wgmma(dtype: torch.dtype, gpu: Gpu) -> bool:
+    return gpu.capability >= _HOPPER and dtype.itemsize <= 2
 
 
 def row_class(rows: int) -> str:
@@ -127,14 +131,14 @@ def _tiles_for(row_class_index: int, out_features: int, in_features: int, dtype:
 def default_tiles(rows: int, num_sections: int, dtype: torch.dtype, gpu: Gpu) -> Tiles:
     """The tiles that no table has: reasoned from the architecture's limits, not measured."""
     tiles = _default_tiles(rows, num_sections, dtype, gpu)
-    while tiles.num_stages > 1 and tiles.shared_bytes > gpu.shared_memory:
+    while tiles.num_stages > 1 and tiles.shared_bytes(dtype, gpu) > gpu.shared_memory:
         tiles = dataclasses.replace(tiles, num_stages=tiles.num_stages - 1)
     return tiles
 
 
 def _default_tiles(rows: int, num_sections: int, dtype: torch.dtype, gpu: Gpu) -> Tiles:
     if dtype == torch.float32:  # no matrix units: each thread multiplies for itself
-        return Tiles(16 if rows <= 16 else 64, 64, 8, rows <= 64, num_warps=4, num_stages=3)
+        return Tiles(16 if rows <= 16 else 64, 64, 8, rows <= 64, num_warps=4 if rows <= 16 else 8, num_stages=3)
     hopper = gpu.capability >= _HOPPER or gpu == INTERPRETER
     if rows <= 64:
         # Many bytes in flight: two programs on a multiprocessor on Hopper, 48 KiB of weights each.
@@ -144,6 +148,7 @@ def _default_tiles(rows: int, num_sections: int, dtype: torch.dtype, gpu: Gpu) -
     if rows <= 256:
         return Tiles(128, 128, 2, True, num_warps=8, num_stages=3)
     if hopper and num_sections == 1 and dtype.itemsize == 2:
-        # 128 registers of sums a thread: there is no room for a second sum, of sections or of FP8's steps.
-        return Tiles(128, 256, 8, False, num_warps=8, num_stages=4)
+        # 128 registers of sums a thread: there is no room for a second sum, of sections or of FP8's steps. The tile of
+        # 128 x 256 that reads less shared memory is compiled into one wgmma after the other (ptxas of Triton 3.6).
+        return Tiles(256, 128, 4, False, num_warps=8, num_stages=4)
     return Tiles(128, 128, 8, False, num_warps=8, num_stages=4)

@@ -39,8 +39,10 @@ class PrecisionOptions(Settings):
     quantization: Literal["int8", "int8_weight_only", "int4"] | None = Field(
         None, description="Quantise the weights while loading; int8: activations too, int4: in groups of 32."
     )
-    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
-        "auto", description="Type of the KV cache; auto: that of --dtype. int8 has a scale for each token and head."
+    kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16", "int8", "fp8", "fp8_e4m3"] = Field(
+        "auto",
+        description="Type of the KV cache; auto: that of --dtype. int8 and fp8 (the same as fp8_e4m3) have a scale for "
+        "each token and head. float16 and fp8: on cuda only.",
     )
     max_model_len: int | None = Field(
         None, ge=1, description="Longest prompt plus output, in tokens; default: the model's context."

@@ -10,7 +10,7 @@ group, for each layer,
 
     keys          [kv_heads, block_size, head_dim]
     values        the same
-    key scales    float32 [kv_heads, block_size], if the group has scales (int8)
+    key scales    float32 [kv_heads, block_size], if the group has scales (int8, FP8)
     value scales  the same
 
 Scales come last, so that keys and values start where rows of whole cache lines do. Torch-free, since the scheduler

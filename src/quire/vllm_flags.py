@@ -59,7 +59,7 @@ _DIFFERENT: Final[Mapping[str, str]] = {
     "enable_log_requests": "on unless turned off; a line when a request ends, without its text",
     "gpu_memory_utilization": "not given: 90 % of a GPU's free memory, 40 % of a host's; on a CPU of the host's memory",
     "host": "127.0.0.1 unless given; vLLM listens on all addresses",
-    "kv_cache_dtype": "auto, float32, bfloat16, int8",
+    "kv_cache_dtype": "auto, float32, float16, bfloat16, int8, fp8, fp8_e4m3; scales are calculated",
     "max_num_batched_tokens": "512 unless given",
     "quantization": "int8, int8_weight_only, int4, while loading",
     "reasoning_parser": "found from the chat template unless given",

@@ -68,6 +68,15 @@ def test_int8_pools_have_scales_after_the_values() -> None:
         del layer, data, scales
 
 
+def test_fp8_pools_have_scales_too() -> None:
+    group = CacheGroupLayout(num_layers=3, num_kv_heads=2, head_dim=8, element_bytes=1, scale_bytes=4)
+    cache = KvCache.allocate(6, 4, group, torch.float8_e4m3fn, torch.device("cpu"))
+    for keys, values in cache.layers:
+        assert isinstance(keys, QuantizedCache) and isinstance(values, QuantizedCache)
+        assert keys.data.dtype == values.data.dtype == torch.float8_e4m3fn
+        assert keys.scales.shape == values.scales.shape == (6, 2, 4)
+
+
 def test_copying_blocks_copies_all_layers() -> None:
     cache = KvCache.allocate(6, 4, GROUP, torch.float32, torch.device("cpu"))
     cache.blocks[2].copy_(torch.arange(cache.blocks.shape[1]) % 251)

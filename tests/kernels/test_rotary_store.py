@@ -108,7 +108,7 @@ def test_a_token_does_not_know_the_others(isa: str, norms: bool):
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("qkv", {"qkv": torch.ones(3, 10 * 20, dtype=torch.bfloat16)}),
+        ("qkv", {"qkv": torch.ones(3, 10 * 20, dtype=torch.float64)}),
         ("qkv", {"qkv": torch.ones(2, 10 * 20)}),
         ("qkv", {"qkv": torch.ones(3, 4 * 20)}),
         ("qkv", {"qkv": torch.ones(3, 10 * 20 + 1)}),
@@ -128,6 +128,22 @@ def test_wrong_tensor_is_named(implementation: Any, name: str, change: dict[str,
     with pytest.raises(ValueError, match=rf"^{name}\b"):
         kernels.rotate_and_store(**arguments, key_cache=caches[0], value_cache=caches[1])
     assert not any(elements(cache).any() for cache in caches)
+
+
+def test_narrow_types_are_torchs_and_tritons():
+    caches = make_caches(20, torch.bfloat16)
+    arguments = make_arguments(3, 20, 20, True)
+    for name in ("qkv", "q_norm", "k_norm"):
+        arguments[name] = arguments[name].to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"^qkv must be float32"):
+        kernels.rotate_and_store(**arguments, key_cache=caches[0], value_cache=caches[1])
+    kernels.set_implementation("torch")
+    expected_caches = make_caches(20, torch.bfloat16)
+    expected = one_after_the_other(expected_caches, **{**arguments, "qkv": arguments["qkv"].clone()})
+    kernels.rotate_and_store(**arguments, key_cache=caches[0], value_cache=caches[1])
+    assert torch.equal(arguments["qkv"], expected)
+    for cache, other in zip(caches, expected_caches, strict=True):
+        assert torch.equal(elements(cache), elements(other))
 
 
 def test_no_tokens():

@@ -7,7 +7,7 @@ import torch
 
 from quire import kernels
 from quire.kernels import reference
-from quire.kernels.cache import Cache, QuantizedCache, dequantize, elements
+from quire.kernels.cache import SCALED_DTYPES, Cache, QuantizedCache, dequantize, elements
 
 Caches = tuple[Cache, Cache]
 
@@ -15,7 +15,7 @@ Caches = tuple[Cache, Cache]
 def make_caches(num_blocks: int, kv_heads: int, block_size: int, head_dim: int, dtype: torch.dtype) -> Caches:
     """The middle layer of three."""
     pool = torch.zeros(num_blocks, 3, 2, kv_heads, block_size, head_dim, dtype=dtype)
-    if dtype != torch.int8:
+    if dtype not in SCALED_DTYPES:
         return pool[:, 1, 0], pool[:, 1, 1]
     scales = torch.zeros(num_blocks, 3, 2, kv_heads, block_size)
     return QuantizedCache(pool[:, 1, 0], scales[:, 1, 0]), QuantizedCache(pool[:, 1, 1], scales[:, 1, 1])
@@ -85,6 +85,38 @@ def test_int8_is_within_half_a_step():
         held = dequantize(cache).transpose(1, 2).reshape(64, 2, 64)
         step = new.abs().amax(-1, keepdim=True) / 127
         assert ((held - new).abs() <= 0.5001 * step).all()
+
+
+@pytest.mark.parametrize("numbers", NUMBERS.values(), ids=NUMBERS.keys())
+def test_fp8_in_torch(numbers: list[float]):
+    kernels.set_implementation("torch")
+    caches, expected = (make_caches(2, 1, 4, 4, torch.float8_e4m3fn) for _ in range(2))
+    key = torch.tensor(numbers).view(1, 1, 4)
+    kernels.store_kv(key, -key, *caches, torch.tensor([5]))
+    reference.store_kv(key, -key, *expected, torch.tensor([5]))
+    for cache, other in zip(caches, expected, strict=True):
+        torch.testing.assert_close(dequantize(cache), dequantize(other), rtol=0, atol=0, equal_nan=True)
+        assert dequantize(cache)[1, 0, 1].isnan().all() == (not key.isfinite().all())
+
+
+def test_fp8_has_three_bits_after_the_leading_one():
+    torch.manual_seed(0)
+    kernels.set_implementation("torch")
+    caches = make_caches(4, 2, 16, 64, torch.float8_e4m3fn)
+    key, value = torch.randn(2, 64, 2, 64) * 10 ** torch.linspace(-3, 3, 64)[:, None, None]
+    kernels.store_kv(key, value, *caches, torch.arange(64))
+    for new, cache in ((key, caches[0]), (value, caches[1])):
+        held = dequantize(cache).transpose(1, 2).reshape(64, 2, 64)
+        # Half a unit of the last bit; below 2 ** -6 of the type's own range, units do not shrink any more.
+        smallest = new.abs().amax(-1, keepdim=True) / 448 * 2**-10
+        assert ((held - new).abs() <= torch.maximum(new.abs() * 2**-4, smallest) * 1.0001).all()
+
+
+def test_the_native_kernels_have_no_fp8():
+    caches = make_caches(2, 1, 4, 4, torch.float8_e4m3fn)
+    new = torch.ones(1, 1, 4)
+    with pytest.raises(ValueError, match=r"^key_cache is torch\.float8_e4m3fn"):
+        kernels.store_kv(new, new, *caches, torch.tensor([5]))
 
 
 @pytest.mark.parametrize("implementation", ["native", "torch"])

@@ -35,7 +35,5 @@ def test_pool_may_be_strided_between_blocks(start, device):
     whole = torch.arange(6 * 24, dtype=torch.uint8, device=device).view(6, 24)
     expected = whole.clone()
     expected[5, start : start + 8] = whole[0, start : start + 8]
-    kernels.copy_blocks(
-        whole[:, start : start + 8], torch.tensor([0], device=device), torch.tensor([5], device=device)
-    )
+    kernels.copy_blocks(whole[:, start : start + 8], torch.tensor([0], device=device), torch.tensor([5], device=device))
     assert torch.equal(whole, expected)
