@@ -149,7 +149,7 @@ def _make_scheduler(settings: SchedulerSettings, met: _Meeting) -> Scheduler:
         num_lanes=len(settings.executors),
         prefix_caching=settings.enable_prefix_caching,
         journal=met.home.journal,
-        swap=_make_swap_tier(met, len(settings.executors)),
+        swap=_make_swap_tier(settings, met),
     )
     # Every executor has attached the pool, so no step of an earlier scheduler is computed any more.
     kv_cache.restore()
@@ -162,12 +162,13 @@ def _make_scheduler(settings: SchedulerSettings, met: _Meeting) -> Scheduler:
     return Scheduler(kv_cache, limits)
 
 
-def _make_swap_tier(met: _Meeting, num_lanes: int) -> SwapTier | None:
+def _make_swap_tier(settings: SchedulerSettings, met: _Meeting) -> SwapTier | None:
     """Blocks join it as they get memory."""
     if met.swap.pool is None:
         return None
     layout = met.swap.pool.layout
-    return SwapTier(layout.num_blocks, max_moves=max_moves(layout.block_bytes), num_lanes=num_lanes, num_usable=0)
+    most = max_moves(layout.block_bytes, layout.block_size, settings.max_num_batched_tokens)
+    return SwapTier(layout.num_blocks, max_moves=most, num_lanes=len(settings.executors), num_usable=0)
 
 
 def _make_admission(settings: SchedulerSettings, scheduler: Scheduler) -> Admission:
