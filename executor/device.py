@@ -15,6 +15,7 @@ from torch import Tensor
 
 from quire.cuda_driver import CudaError, load_driver
 from quire.errors import StartupError
+from quire.executor.graphs import Capture, CudaCapture
 from quire.kernels.native_signal import eventfd_signal
 
 
@@ -62,6 +63,10 @@ class AsyncDevice(ABC):
     def mark(self) -> Completion:
         """The end of what was submitted so far; `completion_fd` is written then."""
 
+    def capture(self) -> Capture | None:
+        """What records CUDA graphs of work on this device; None: it cannot."""
+        return None
+
     def close(self) -> None:
         """Waits for all work, and closes the descriptor. Raises RuntimeError if the device has failed."""
         self.mark().wait()
@@ -106,6 +111,10 @@ class CudaDevice(AsyncDevice):
         self._driver.launch_host_function(self._stream.cuda_stream, self._signal, self.completion_fd)
         return _CudaCompletion(event)
 
+    def capture(self) -> Capture:
+        """Of graphs on this device; they are replayed in this stream."""
+        return CudaCapture(self.torch_device)
+
 
 class _CudaCompletion:
     def __init__(self, event: torch.cuda.Event) -> None:
@@ -113,7 +122,7 @@ class _CudaCompletion:
 
     @property
     def is_done(self) -> bool:
-        return self._event.query()
+        return bool(self._event.query())  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
         self._event.synchronize()

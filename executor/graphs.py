@@ -168,7 +168,7 @@ class CudaCapture:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         # A stream that captures cannot do anything else, and the default one cannot capture.
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
     def empty(self, shape: tuple[int, ...]) -> Tensor:

@@ -46,6 +46,8 @@ class KvCache:
         try:
             # Zeros, since a masked read of a block that was never written must not meet a NaN.
             blocks = torch.zeros((num_blocks, block_bytes), dtype=torch.uint8, device=device)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # steps run in a stream of their own
         except torch.OutOfMemoryError as error:
             raise KvPoolError(
                 f"the KV pool of {num_blocks * block_bytes} bytes does not fit the memory of {device}; "

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -75,9 +76,9 @@ class Model:
         return self.config.cache_group(dtype.itemsize, _SCALE_BYTES if dtype in kernels.SCALED_DTYPES else 0)
 
 
-def load_model(settings: ExecutorSettings) -> Model:
+def load_model(settings: ExecutorSettings, open_checkpoint: Callable[[Path], Checkpoint] = Checkpoint) -> Model:
     """Finds, reads and places a checkpoint. Raises StartupError (CheckpointError for its files)."""
-    device = _device(settings.device)
+    device = choose_device(settings.device)
     folder = locate_checkpoint(settings.model, settings.revision)
     config = load_model_config(folder)
     max_model_len = _max_model_len(settings.max_model_len, config)
@@ -85,7 +86,7 @@ def load_model(settings: ExecutorSettings) -> Model:
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     kv_cache_dtype = choose_kv_cache_dtype(settings.kv_cache_dtype, dtype, device, capability)
     formats = _formats(settings.quantization, dtype, device)
-    checkpoint = Checkpoint(folder)
+    checkpoint = open_checkpoint(folder)
     try:
         if formats is None:
             weights_digest = hashlib.sha256()
@@ -113,7 +114,8 @@ def _formats(quantization: str | None, dtype: torch.dtype, device: torch.device)
     return None
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """The device of --device. Raises StartupError where it is not there."""
     if name == "cuda" and not torch.cuda.is_available():
         raise StartupError("--device cuda: there is no usable CUDA device", field="device")
     if name == "auto":

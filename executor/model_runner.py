@@ -2,44 +2,65 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from quire import kernels
 from quire.errors import KvPoolError
-from quire.executor.input_batch import PlanRows, build_input_batch, update_block_tables
+from quire.executor.device import AsyncDevice, async_device
+from quire.executor.device_steps import DeviceSteps
+from quire.executor.direct_steps import DirectSteps
+from quire.executor.input_batch import PlanRows, update_block_tables
 from quire.executor.kv_cache import KvCache, check_layout, check_model
 from quire.executor.model import Model
-from quire.executor.readouts import plan_readouts
+from quire.executor.pending_step import PendingStep, Step, Steps
 from quire.executor.sequence import SequenceTable
-from quire.executor.structured import GrammarTable, StepMasks
+from quire.executor.structured import GrammarTable
 from quire.executor.swap import SwapPool
 from quire.internal.v1 import executor_pb2
-from quire.kernels import SampledTokens, SamplingBatch
 from quire.kv_pool import KvPool
 from quire.step_counters import StepCounters
-from quire.v1 import generate_pb2
-
-logger = logging.getLogger(__name__)
 
 
 class ModelRunner:
     """A model, the pool it writes to and the sequences it knows. Not thread-safe: one thread runs it."""
 
-    def __init__(self, model: Model, rank: int = 0) -> None:
+    def __init__(
+        self, model: Model, rank: int = 0, device: AsyncDevice | None = None, graph_sizes: Sequence[int] = ()
+    ) -> None:
+        """
+        Args:
+            model: what is computed.
+            rank: of this part of the model.
+            device: how steps get to the model's; None: as the model's device needs.
+            graph_sizes: rows of the decode steps that are captured as graphs, rising, where the device can do that.
+        """
         self.model = model
         self.rank = rank
+        self._device = device or async_device(model.device)
         self.sequences = SequenceTable(model.config.vocab_size)
         self._grammars = GrammarTable(model.config.vocab_size, model.folder / "tokenizer.json")
+        self._steps: Steps = (
+            DirectSteps(model, self.sequences, self._grammars)
+            if self._device is None
+            else DeviceSteps(model, self.sequences, self._grammars, self._device, graph_sizes)
+        )
         self._cache: KvCache | None = None
         self._swap: SwapPool | None = None
         self._epoch: int | None = None
+
+    @property
+    def max_in_flight(self) -> int:
+        """Steps that may be launched before the first is over."""
+        return self._steps.max_in_flight
+
+    @property
+    def completion_fd(self) -> int | None:
+        """Readable when a step may be over; None where all of them are when they have been launched."""
+        return self._steps.completion_fd
 
     def attach(self, request: executor_pb2.AttachKvPoolRequest) -> None:
         """Maps (or, on a device of its own, allocates) the pool and forgets every sequence.
@@ -48,85 +69,71 @@ class ModelRunner:
         """
         # First, since a device may not hold two pools.
         self.detach()
-        self._cache = self._allocate(request) if request.HasField("device_memory") else self._map(request)
-        self._swap = SwapPool.attach(request, self._cache, self.model.fingerprint, self.model.cache_group)
-        self._epoch = request.epoch
+        cache = self._allocate(request) if request.HasField("device_memory") else self._map(request)
+        model = self.model
+        self._swap = SwapPool.attach(request, cache, model.fingerprint, model.cache_group, self._device)
+        self.adopt(cache, request.epoch)
+
+    def adopt(self, cache: KvCache, epoch: int) -> None:
+        """Works on a pool that is there."""
+        self._steps.attach(cache)
+        self._cache, self._epoch = cache, epoch
 
     def detach(self) -> None:
-        """Lets go of the pool and forgets every sequence."""
+        """Lets go of the pool, once nothing is in flight, and forgets every sequence."""
+        self._steps.detach()
         self.sequences.clear()
         self._grammars.clear()
         if self._swap is not None:
             self._swap.close()
         self._cache, self._swap, self._epoch = None, None, None
 
-    def execute(self, plan: executor_pb2.StepPlan, counters: StepCounters | None = None) -> executor_pb2.StepResult:
-        """Computes one step; `counters` count its layers.
+    def close(self) -> None:
+        """Lets go of the pool and of the device. Nothing is launched after this."""
+        self.detach()
+        if self._device is not None:
+            self._device.close()
+
+    def launch(self, plan: executor_pb2.StepPlan, counters: StepCounters | None = None) -> PendingStep:
+        """Begins a step, behind those in flight; on a CPU it is over then. `counters` count its layers.
+
+        At most `max_in_flight` steps run: it waits for the oldest where there would be more, and for all of them where
+        `needs_known_tokens` says so.
 
         Raises KvPoolError without a pool or for a plan of another epoch, and QuireError for a plan that
         contradicts what is known of its sequences.
         """
         started = time.monotonic_ns()
-        cache = self._attached(plan.epoch)
+        self._check_attached(plan.epoch)
         self.sequences.apply(plan)
         self._grammars.apply(plan)
         if self._swap is not None:
             self._swap.move(plan)
-        _copy_blocks(plan, cache)
         rows = PlanRows.of(plan, self.sequences)
         update_block_tables(plan, rows, self.sequences)
         result = executor_pb2.StepResult(epoch=plan.epoch, step=plan.step, started_ns=started)
-        if len(rows.slots):
-            self._compute(rows, cache, result, counters)
-        result.finished_ns = time.monotonic_ns()
-        return result
+        return self._steps.launch(Step(rows, _copies(plan), result, counters))
 
-    def _compute(
-        self, rows: PlanRows, cache: KvCache, result: executor_pb2.StepResult, counters: StepCounters | None
-    ) -> None:
-        sequences, decoder = self.sequences, self.model.decoder
-        with torch.inference_mode():
-            batch = build_input_batch(
-                rows, sequences, cache.block_size, self.model.device, rotary_lengths=decoder.needs_rotary_lengths
-            )
-            sampling = sequences.sampling_batch(batch.sampled) if len(batch.sampled) else None
-            readouts = plan_readouts(
-                sequences.readouts,
-                rows.slots,
-                rows.computed,
-                rows.query_lengths,
-                self.model.config.hidden_size,
-                self.model.device,
-            )
-            states = None if readouts is None else readouts.states
-            masks = None
-            if (wait_for_masks := self._grammars.begin(batch.sampled, sequences)) is None or sampling is None:
-                sampled = decoder.step(batch, cache, sampling, states, counters)
-            else:
-                logits = decoder.forward(batch, cache, states, counters)
-                masks = wait_for_masks()
-                sampling = masks.apply(sampling)
-                sampled = kernels.sample(logits, sampling)
-            if readouts is not None:
-                readouts.report(decoder.head, result)
-        if sampling is None or sampled is None:
-            return
-        sequences.append(batch.sampled, sampled.token_ids)
-        result.slots = batch.sampled.astype("<u4").tobytes()
-        result.token_ids = sampled.token_ids.tobytes()
-        if masks is not None:
-            result.failures.extend(_failures(batch.sampled, masks, sampled))
-        if impossible := np.count_nonzero(sampled.impossible):
-            logger.warning("step %d: no token of %d sequences has a logit that is a number", result.step, impossible)
-        if sampled.logprobs is not None:
-            result.logprobs.extend(_logprobs(sampling, sampled))
+    def execute(self, plan: executor_pb2.StepPlan, counters: StepCounters | None = None) -> executor_pb2.StepResult:
+        """Computes one step and all before it. Raises as `launch` and `PendingStep.result`."""
+        return self.launch(plan, counters).result()
 
-    def _attached(self, epoch: int) -> KvCache:
+    def drain(self) -> None:
+        """Waits for the steps in flight, whose results nobody wants any more."""
+        self._steps.drain()
+
+    def use_pause(self, *, idle: bool) -> bool:
+        """Between two steps, `idle` if none is in flight or waits: does what makes later steps faster, if anything.
+
+        Returns whether that took time.
+        """
+        return self._steps.use_pause(idle=idle)
+
+    def _check_attached(self, epoch: int) -> None:
         if self._cache is None:
             raise KvPoolError("no KV pool is attached")
         if epoch != self._epoch:
             raise KvPoolError(f"the plan is of epoch {epoch}, the attached KV pool of epoch {self._epoch}")
-        return self._cache
 
     def _map(self, request: executor_pb2.AttachKvPoolRequest) -> KvCache:
         if self.model.device.type != "cpu":
@@ -153,34 +160,10 @@ class ModelRunner:
         )
 
 
-def _copy_blocks(plan: executor_pb2.StepPlan, cache: KvCache) -> None:
-    if plan.copy_sources:
-        cache.copy_blocks(
-            np.frombuffer(plan.copy_sources, dtype="<u4").astype(np.int64),
-            np.frombuffer(plan.copy_destinations, dtype="<u4").astype(np.int64),
-        )
-
-
-def _failures(
-    slots: NDArray[np.int64], masks: StepMasks, sampled: SampledTokens
-) -> Iterator[executor_pb2.SequenceFailure]:
-    """One message for each row whose grammar failed, or which has no token that its grammar allows."""
-    nothing_left = sampled.impossible & (masks.mask_rows >= 0)
-    for row in sorted({*masks.failures, *np.flatnonzero(nothing_left).tolist()}):
-        reason = masks.failures.get(row, "no token that its grammar allows has a logit that is a number")
-        yield executor_pb2.SequenceFailure(slot=slots[row], message=f"structured output failed: {reason}")
-
-
-def _logprobs(sampling: SamplingBatch, sampled: SampledTokens) -> Iterator[executor_pb2.SampledLogprobs]:
-    """One message for each row that asked."""
-    assert sampled.logprobs is not None and sampled.top_token_ids is not None and sampled.top_logprobs is not None
-    for row, count in enumerate(sampling.rows["num_logprobs"].tolist()):
-        if count >= 0:
-            yield executor_pb2.SampledLogprobs(
-                row=row,
-                logprobs=generate_pb2.TokenLogprobs(
-                    logprob=sampled.logprobs[row],
-                    top_token_ids=sampled.top_token_ids[row, :count].tolist(),
-                    top_logprobs=sampled.top_logprobs[row, :count].tolist(),
-                ),
-            )
+def _copies(plan: executor_pb2.StepPlan) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    if not plan.copy_sources:
+        return None
+    return (
+        np.frombuffer(plan.copy_sources, dtype="<u4").astype(np.int64),
+        np.frombuffer(plan.copy_destinations, dtype="<u4").astype(np.int64),
+    )

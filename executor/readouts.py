@@ -166,8 +166,7 @@ def plan_readouts(
     slots: NDArray[np.int64],
     computed: NDArray[np.int64],
     query_lengths: NDArray[np.int64],
-    hidden_size: int,
-    device: torch.device,
+    new_states: Callable[[int], Tensor],
 ) -> StepReadouts | None:
     """What is read of a step; None if nothing is.
 
@@ -176,8 +175,7 @@ def plan_readouts(
         slots: [num_rows], the plan's column.
         computed: likewise.
         query_lengths: likewise.
-        hidden_size: elements of a state.
-        device: the model's.
+        new_states: float32 [n, hidden] on the model's device, from n.
     """
     if not readouts:
         return None
@@ -190,4 +188,4 @@ def plan_readouts(
     if not spans:
         return None
     at = np.concatenate(rows)
-    return StepReadouts(spans, FinalStates(at, torch.empty(len(at), hidden_size, device=device)))
+    return StepReadouts(spans, FinalStates(at, new_states(len(at))))

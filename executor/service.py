@@ -9,19 +9,19 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
-import torch
 
 from quire import rpc
 from quire.errors import DuplicateRequestError, ServiceUnavailableError
-from quire.executor.memory import available_bytes, total_bytes
+from quire.executor.memory import MemoryReport, host_memory
 from quire.executor.model_runner import ModelRunner
-from quire.executor.step_stream import GrpcStepStream, RingStepStream, StepStream
+from quire.executor.step_serving import StepStream
+from quire.executor.step_stream import GrpcStepStream, RingStepStream
 from quire.internal.v1 import executor_pb2, executor_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -32,8 +32,9 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
     """Serves one ModelRunner to one scheduler."""
 
-    def __init__(self, runner: ModelRunner) -> None:
+    def __init__(self, runner: ModelRunner, measure_memory: Callable[[], MemoryReport] = host_memory) -> None:
         self._runner = runner
+        self._measure_memory = measure_memory
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._stream: StepStream | None = None
         # The one that is open, or was last: its step may not be over.
@@ -42,7 +43,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
     async def Describe(  # noqa: N802 - gRPC's name
         self, request: executor_pb2.DescribeExecutorRequest, context: _Context
     ) -> executor_pb2.ExecutorDescription:
-        return _describe(self._runner)
+        return _describe(self._runner, self._measure_memory())
 
     async def AttachKvPool(  # noqa: N802
         self, request: executor_pb2.AttachKvPoolRequest, context: _Context
@@ -66,7 +67,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
         self, request_iterator: AsyncIterator[executor_pb2.StepRequest], context: _Context
     ) -> AsyncIterator[executor_pb2.StepResult]:
         async with rpc.errors_to_status(context):
-            stream = GrpcStepStream(self._runner.execute, self._worker)
+            stream = GrpcStepStream(self._runner, self._worker)
             with self._open(stream):
                 async for result in stream.run(request_iterator):
                     yield result
@@ -75,7 +76,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
         self, request: executor_pb2.AttachRingsRequest, context: _Context
     ) -> AsyncIterator[executor_pb2.AttachRingsResponse]:
         async with rpc.errors_to_status(context):
-            stream = RingStepStream(self._runner.execute, self._worker)
+            stream = RingStepStream(self._runner, self._worker)
             with self._open(stream):
                 async for response in stream.run(Path(request.handover_socket)):
                     yield response
@@ -91,6 +92,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
         if self._stream is not None:
             self._stream.end(ServiceUnavailableError("the executor is shutting down"))
             self._stream = None
+        self._worker.submit(self._runner.close)
         await asyncio.to_thread(self._worker.shutdown)
 
     @contextlib.contextmanager
@@ -110,7 +112,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
                     self._worker.submit(self._runner.detach)
 
 
-def _describe(runner: ModelRunner) -> executor_pb2.ExecutorDescription:
+def _describe(runner: ModelRunner, memory: MemoryReport) -> executor_pb2.ExecutorDescription:
     model = runner.model
     config, group = model.config, model.cache_group
     return executor_pb2.ExecutorDescription(
@@ -135,9 +137,10 @@ def _describe(runner: ModelRunner) -> executor_pb2.ExecutorDescription:
         max_model_len=model.max_model_len,
         vocab_size=config.vocab_size,
         weight_bytes=model.decoder.num_bytes,
-        available_bytes=available_bytes(model.device),
-        total_bytes=total_bytes(model.device),
-        host_available_bytes=available_bytes(torch.device("cpu")),
+        available_bytes=memory.available_bytes,
+        total_bytes=memory.total_bytes,
+        overhead_bytes=memory.overhead_bytes,
+        host_available_bytes=host_memory().available_bytes,
         fingerprint=model.fingerprint,
         length_independent_tokens=config.rotary.length_independent_tokens,
         hidden_size=config.hidden_size,

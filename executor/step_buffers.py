@@ -13,8 +13,8 @@ alone decides, and block tables are copied into the first columns of a table tha
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -29,6 +29,7 @@ from quire.executor.input_batch import BatchArrays, BatchTensors, InputBatch
 _ALIGNMENT: Final = 16
 # Of a buffer that grows, to start with.
 _BYTES: Final = 1 << 20
+_WORD_BYTES: Final = 1 << 14
 
 # Of columns; others travel as bytes.
 _TYPES: Final = {"int64": torch.int64, "int32": torch.int32, "float32": torch.float32, "uint8": torch.uint8}
@@ -36,30 +37,50 @@ _TYPES: Final = {"int64": torch.int64, "int32": torch.int32, "float32": torch.fl
 _Columns: TypeAlias = Mapping[str, NDArray[Any]]
 
 
-@dataclass(frozen=True, eq=False)
 class StagedStep:
-    """A step's columns in a pinned buffer, and where they will be on the device.
+    """A step's columns in pinned memory, and where they will be on the device.
 
     Attributes:
         batch: the batch as views of the device's memory; of a padded step, with all its rows, at fixed addresses.
         others: views of the other columns, by name.
+        has_unknown_tokens: some of the batch's token ids are negative (see `kernels.take_last_tokens`).
     """
 
-    batch: InputBatch
-    others: Mapping[str, Tensor]
-    # (to, from), in this order: the first is from the host.
-    _copies: tuple[tuple[Tensor, Tensor], ...]
-    _home: deque[_PinnedBuffer]
-    _pinned: _PinnedBuffer
+    def __init__(
+        self,
+        batch: InputBatch,
+        others: Mapping[str, Tensor],
+        copies: Sequence[tuple[Tensor, Tensor]],
+        pinned: _Pinned,
+        free: deque[_Pinned],
+    ) -> None:
+        """`copies`: (to, from), in this order; the first is from the host. `free`: where `pinned` goes in the end."""
+        self.batch = batch
+        self.others = others
+        token_ids = batch.arrays.token_ids
+        self.has_unknown_tokens = bool(len(token_ids)) and int(np.minimum.reduce(token_ids)) < 0
+        self._copies = copies
+        self._pinned = pinned
+        self._free = free
 
     def upload(self) -> None:
-        """Copies the columns to the device; to be called in its stream (`AsyncDevice.submit`)."""
+        """Copies the columns to the device; to be called in its stream (`AsyncDevice.submit`), as what follows."""
         for target, source in self._copies:
             target.copy_(source, non_blocking=True)
 
+    def stage_words(self, words: NDArray[np.int32]) -> Tensor:
+        """A second copy, for what was not known when the step was staged (`kernels.Stage`). Once."""
+        source = self._pinned.words.reserve(words.nbytes).view(torch.int32)
+        source.numpy()[...] = words
+        return torch.empty(len(words), dtype=torch.int32, device=self.batch.device).copy_(source, non_blocking=True)
+
+    def result_words(self, num_words: int) -> Tensor:
+        """Pinned int32 [num_words], for what comes back; the same memory each time."""
+        return self._pinned.results.reserve(4 * num_words).view(torch.int32)
+
     def release(self) -> None:
-        """Gives the pinned buffer back. To be called once, when the device has done the step."""
-        self._home.append(self._pinned)
+        """Gives the pinned memory back. To be called once, when the device has done the step."""
+        self._free.append(self._pinned)
 
 
 class StepBuffers:
@@ -76,13 +97,14 @@ class StepBuffers:
     ) -> None:
         """
         Args:
+            device: that of the model.
             num_steps: how many may be in flight.
             max_blocks: of one sequence: columns of the widest block table.
             largest_size: rows of the largest padded decode step; 0: none is padded.
             rotary_lengths: whether batches have that column.
         """
         self._device = device
-        self._pinned = deque(_PinnedBuffer(device) for _ in range(num_steps))
+        self._free = deque(_Pinned(device) for _ in range(num_steps))
         self._memory = _DeviceMemory(device, _BYTES)
         self._empty = empty_arrays(rotary_lengths=rotary_lengths)
         fixed_bytes = _layout(_columns(pad_decode(self._empty, largest_size)))[1]
@@ -102,15 +124,15 @@ class StepBuffers:
             others: further columns that are wanted on the device: int64, int32, float32 or uint8.
             size: pad a decode step, one token for each row and each sampled, to so many rows.
         """
-        assert self._pinned, "more steps are in flight than there are buffers"
+        assert self._free, "more steps are in flight than there are buffers"
         if size is not None:
             arrays = pad_decode(arrays, size)
         columns = _columns(arrays)
         num_own = _layout(columns)[1]
         everything = {**columns, "block_tables": arrays.block_tables, **{f"+{name}": others[name] for name in others}}
         offsets, num_bytes = _layout(everything)
-        pinned = self._pinned.popleft()
-        source = pinned.pack(everything, offsets, num_bytes)
+        pinned = self._free.popleft()
+        source = pinned.columns.pack(everything, offsets, num_bytes)
         self._memory.reserve(num_bytes)
         copies = [(self._memory.bytes[:num_bytes], source)]
         tables = self._memory.view(offsets["block_tables"], arrays.block_tables)
@@ -123,11 +145,18 @@ class StepBuffers:
             copies.append((self._tables[: len(tables), : tables.shape[1]], tables))
         batch = InputBatch(arrays, self._device.torch_device, sampled, tensors)
         views = {name: self._memory.view(offsets[f"+{name}"], column) for name, column in others.items()}
-        return StagedStep(batch, views, tuple(copies), self._pinned, pinned)
+        return StagedStep(batch, views, copies, pinned, self._free)
 
     def stage_padding(self, size: int) -> StagedStep:
         """A decode step of padding alone, for whoever captures a graph: it stores nothing and attends to nothing."""
         return self.stage(self._empty, np.empty(0, np.int64), {}, size)
+
+    def decode_batch(self, size: int) -> InputBatch:
+        """What a graph of `size` rows computes; its arrays are those of padding alone."""
+        arrays, tensors = pad_decode(self._empty, size), self.decode_tensors(size)
+        # Metadata of its own, since it may remember lengths, and those change from step to step.
+        tensors = replace(tensors, attention=replace(tensors.attention))
+        return InputBatch(arrays, self._device.torch_device, np.empty(0, np.int64), tensors)
 
     def decode_tensors(self, size: int) -> BatchTensors:
         """Where every decode step that is padded to `size` rows finds its columns. They never move."""
@@ -176,27 +205,36 @@ def empty_arrays(*, rotary_lengths: bool) -> BatchArrays:
     )
 
 
-class _PinnedBuffer:
-    """Host memory that the device copies from. It grows when nothing is in flight from it."""
+class _Pinned:
+    """Pinned memory of one step: its columns, what is sent after them, and what comes back."""
 
     def __init__(self, device: AsyncDevice) -> None:
+        self.columns = _HostMemory(device, _BYTES)
+        self.words = _HostMemory(device, _WORD_BYTES)
+        self.results = _HostMemory(device, _WORD_BYTES)
+
+
+class _HostMemory:
+    """Memory that the device copies from or to. It grows when nothing in it is in use."""
+
+    def __init__(self, device: AsyncDevice, num_bytes: int) -> None:
         self._device = device
-        self._allocate(_BYTES)
+        self._bytes = device.host_memory(num_bytes)
+
+    def reserve(self, num_bytes: int) -> Tensor:
+        """uint8 [num_bytes]."""
+        if num_bytes > len(self._bytes):
+            self._bytes = self._device.host_memory(2 * num_bytes)
+        return self._bytes[:num_bytes]
 
     def pack(self, columns: _Columns, offsets: Mapping[str, int], num_bytes: int) -> Tensor:
         """uint8 [num_bytes]: the columns at their offsets."""
-        if num_bytes > len(self._array):
-            self._allocate(2 * num_bytes)
+        packed = self.reserve(num_bytes)
+        array = packed.numpy()
         for name, column in columns.items():
-            if column.size:
-                start = offsets[name]
-                space = self._array[start : start + column.nbytes].view(column.dtype)
-                space.reshape(column.shape)[...] = column
-        return self._tensor[:num_bytes]
-
-    def _allocate(self, num_bytes: int) -> None:
-        self._tensor = self._device.host_memory(num_bytes)
-        self._array = self._tensor.numpy()
+            space = array[offsets[name] :][: column.nbytes].view(column.dtype)
+            space.reshape(column.shape)[...] = column
+        return packed
 
 
 class _DeviceMemory:
@@ -227,7 +265,7 @@ class _DeviceMemory:
 
 def _columns(arrays: BatchArrays) -> dict[str, NDArray[Any]]:
     """All but the block tables, whose size no ladder decides."""
-    columns = {
+    columns: dict[str, NDArray[Any]] = {
         "slot_mapping": arrays.slot_mapping,
         "token_ids": arrays.token_ids,
         "positions": arrays.positions,

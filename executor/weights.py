@@ -155,10 +155,10 @@ def feed(digest: Digest, name: str, tensor: Tensor) -> None:
     every element of the matrices it trains, so a sample of each tells two checkpoints apart.
     """
     digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
-    content = tensor.reshape(-1).view(torch.uint8).numpy()
+    content = tensor.reshape(-1).view(torch.uint8)
     last = max(0, len(content) - _PIECE_BYTES)
     for start in sorted({last * piece // (_PIECES - 1) for piece in range(_PIECES)}):
-        digest.update(content[start : start + _PIECE_BYTES].tobytes())
+        digest.update(content[start : start + _PIECE_BYTES].cpu().numpy().tobytes())
 
 
 @contextlib.contextmanager

@@ -13,13 +13,14 @@
     sampling.py sampling_batch.py philox.py
                         sample: logits → tokens and logprobs, its columns, its random numbers
     device_sampling.py  what sampling copies to a device and back
+    last_tokens.py      take_last_tokens: ids that only the device knows yet
     logprobs.py         score_tokens: logits → logprobs of given tokens
     backend.py          which implementation runs; numeric identity
     reference.py        plain torch, what everything else is tested against
     torch_paged.py      torch, streaming over the block table: GPUs, and any device without a native kernel
     torch_sampling.py   torch: GPUs, and the reference
     native_library.py   finds and declares libquire_kernels.so; threads and instruction sets
-    native_attention.py native_blocks.py native_linear.py native_sampling.py native_step.py
+    native_attention.py native_blocks.py native_linear.py native_sampling.py native_signal.py native_step.py
                         the calls into it; the last computes a whole step
     native/             its C++ source, behind a C ABI
 
@@ -41,6 +42,7 @@ from .blocks import copy_blocks
 from .cache import SCALED_DTYPES, Cache, QuantizedCache
 from .device_sampling import DeviceSampledTokens, Stage, stage_and_wait
 from .fp8_weight import Fp8Weight
+from .last_tokens import take_last_tokens
 from .linear import linear
 from .logprobs import TokenScores, score_tokens
 from .metadata import AttentionMetadata
@@ -107,5 +109,6 @@ __all__ = [
     "silu_and_mul",
     "stage_and_wait",
     "store_kv",
+    "take_last_tokens",
     "work_shape",
 ]

@@ -73,8 +73,8 @@ def check_slots(slot_mapping: Tensor, key_cache: Cache) -> None:
 
 
 def check_slot_bounds(slot_mapping: Tensor, num_slots: int) -> None:
-    """Every slot lies in the pool. For the torch implementation on CPU; the native one checks in C++."""
-    if slot_mapping.numel() and (int(slot_mapping.min()) < 0 or int(slot_mapping.max()) >= num_slots):
+    """Every slot lies in the pool, or is -1. For the torch implementation on CPU; the native one checks in C++."""
+    if slot_mapping.numel() and (int(slot_mapping.min()) < -1 or int(slot_mapping.max()) >= num_slots):
         raise ValueError(f"slot_mapping has a slot outside [0, {num_slots})")
 
 
@@ -89,7 +89,7 @@ def check_attention_bounds(
         query_len = query_start[sequence + 1] - query_start[sequence]
         if query_len < 0:
             raise ValueError(f"query_start falls at sequence {sequence}")
-        if query_len == 0:
+        if query_len == 0 or context_len == 0:  # the second pads a step
             continue
         if context_len < query_len:
             raise ValueError(f"context_lens[{sequence}] is {context_len}, less than its {query_len} new tokens")

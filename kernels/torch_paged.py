@@ -110,6 +110,8 @@ def _tiles_by_length(metadata: AttentionMetadata) -> dict[int, list[_Tile]]:
     query_start, context_lens = metadata.lengths()
     tiles: dict[int, list[_Tile]] = defaultdict(list)
     for sequence, context_len in enumerate(context_lens):
+        if context_len == 0:  # padding: whatever its rows hold
+            continue
         row, end = query_start[sequence], query_start[sequence + 1]
         position = context_len - (end - row)
         while row < end:

@@ -116,7 +116,8 @@ def _share_beside_weights(settings: SchedulerSettings, executors: list[executor_
     """Bytes that --gpu-memory-utilization leaves for the pool: executors of one host share their weights."""
     assert settings.gpu_memory_utilization is not None
     total = min(executor.total_bytes for executor in executors)
-    return max(0, int(total * settings.gpu_memory_utilization) - executors[0].weight_bytes)
+    taken = executors[0].weight_bytes + max(executor.overhead_bytes for executor in executors)
+    return max(0, int(total * settings.gpu_memory_utilization) - taken)
 
 
 def layout_of(model: executor_pb2.ExecutorDescription, block_size: int, num_blocks: int, epoch: int) -> KvPoolLayout:

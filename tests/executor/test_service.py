@@ -24,6 +24,7 @@ from quire.config import StepTransport
 from quire.errors import DuplicateRequestError, KvPoolError, QuireError, RingError, ServiceUnavailableError
 from quire.executor.model import Model
 from quire.executor.model_runner import ModelRunner
+from quire.executor.pending_step import PendingStep
 from quire.executor.service import ExecutorService
 from quire.handover import offered
 from quire.internal.v1 import executor_pb2, executor_pb2_grpc
@@ -361,14 +362,14 @@ async def test_the_next_scheduler_is_served_once_the_step_in_flight_has_ended(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same pool again, after its scheduler died: when the call returns, nobody writes blocks for the old one."""
-    computing, go_on, execute = threading.Event(), threading.Event(), served.runner.execute
+    computing, go_on, launch = threading.Event(), threading.Event(), served.runner.launch
 
-    def slow(plan: executor_pb2.StepPlan, *args: Any) -> executor_pb2.StepResult:
+    def slow(plan: executor_pb2.StepPlan, *args: Any) -> PendingStep:
         computing.set()
         assert go_on.wait(60)
-        return execute(plan, *args)
+        return launch(plan, *args)
 
-    monkeypatch.setattr(served.runner, "execute", slow)
+    monkeypatch.setattr(served.runner, "launch", slow)
     old_planner, planner = StepPlanner(), StepPlanner()
     old_planner.add(prompt_of(5))
     planner.add(prompt_of(9))

@@ -119,8 +119,15 @@ def test_the_native_kernels_have_no_fp8():
         kernels.store_kv(new, new, *caches, torch.tensor([5]))
 
 
-@pytest.mark.parametrize("implementation", ["native", "torch"])
-@pytest.mark.parametrize("slot", [-1, 64])
+def test_a_padding_token_is_stored_nowhere():
+    kernels.set_implementation("torch")
+    key_cache, value_cache = torch.zeros(2, 4, 1, 16, 8)
+    new = torch.ones(2, 1, 8)
+    kernels.store_kv(new, new, key_cache, value_cache, torch.tensor([17, -1]))
+    assert key_cache.sum() == value_cache.sum() == 8
+
+
+@pytest.mark.parametrize(("implementation", "slot"), [("native", -1), ("native", 64), ("torch", -2), ("torch", 64)])
 def test_slot_outside_the_cache(implementation: Any, slot: int):
     kernels.set_implementation(implementation)
     key_cache, value_cache = torch.zeros(2, 4, 1, 16, 8)

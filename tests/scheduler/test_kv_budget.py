@@ -82,6 +82,8 @@ def test_a_share_of_the_device_holds_weights_and_pool():
     layout = plan_pool(_settings(gpu_memory_utilization=0.5), [_executor()], 1)
     room = 8 * GIB - 1192099840
     assert room - layout.block_bytes < layout.total_bytes <= room
+    measured = plan_pool(_settings(gpu_memory_utilization=0.5), [_executor(overhead_bytes=GIB)], 1)
+    assert room - GIB - layout.block_bytes < measured.total_bytes <= room - GIB, "and what steps take"
     few = plan_pool(_settings(gpu_memory_utilization=0.5, max_num_seqs=2), [_executor(max_model_len=1024)], 1)
     assert few.num_blocks == 2 * 1024 // 16, "no more than the requests can use"
     exact = _settings(gpu_memory_utilization=0.5, kv_cache_memory="5GiB")

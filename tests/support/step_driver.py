@@ -200,10 +200,12 @@ class StepDriver(StepPlanner):
     def __init__(self, model: Model, folder: Path, *, num_blocks: int = 256, block_size: int = 16) -> None:
         super().__init__(block_size)
         self.runner = ModelRunner(model)
-        with (
-            KvPool.create_memfd(pool_layout(model, num_blocks=num_blocks, block_size=block_size)) as pool,
-            on_offer(pool, folder / "kv-pool.sock") as request,
-        ):
+        self._layout = pool_layout(model, num_blocks=num_blocks, block_size=block_size)
+        self.attach(folder)
+
+    def attach(self, folder: Path) -> None:
+        """Gives the runner a new pool."""
+        with KvPool.create_memfd(self._layout) as pool, on_offer(pool, folder / "kv-pool.sock") as request:
             self.runner.attach(request)
 
     def run(self, rows: Mapping[int, int], copies: Mapping[int, int] | None = None) -> executor_pb2.StepResult:

@@ -1,0 +1,1 @@
+"""Executors on a GPU against the device's limits and against Hugging Face transformers: see `__main__.py`."""
