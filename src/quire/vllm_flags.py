@@ -76,6 +76,7 @@ _MAPPED: Final[Mapping[str, tuple[str, str]]] = {
     "device_memory_utilization": ("gpu_memory_utilization", ""),
     "disable_log_requests!": ("enable_log_requests", ""),
     "kv_cache_memory_bytes": ("kv_cache_memory", ""),
+    "kv_offloading_size": ("swap_space", ""),
     "max_num_queued_reqs": ("max_queued_requests", ""),
     "max_num_queued_tokens": ("max_queued_tokens", ""),
     "uvicorn_log_level": ("log_level", "of all processes"),
@@ -168,7 +169,7 @@ _REFUSED: Final[Mapping[str, str]] = {
         device_ids numa_bind! numa_bind_cpus* numa_bind_nodes*
     """,
     "Quire keeps weights and KV pool on the model's own device; --quantization makes them smaller": """
-        cpu_offload_gb=0,0.0 cpu_offload_params* kv_offloading_backend=native kv_offloading_size
+        cpu_offload_gb=0,0.0 cpu_offload_params* kv_offloading_backend=native
         offload_backend=auto offload_group_size=0 offload_num_in_group=1 offload_params* offload_prefetch_step=1
     """,
     "Quire moves no KV between servers; --kv-pool keeps it over a restart": """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import openai
 import psutil
@@ -25,23 +26,19 @@ def _ask(server: Server, prompts: list[list[int]]) -> list[str]:
         ]
 
 
-def _shared_memory() -> dict[int, set[str]]:
-    """The inodes of the pools that are mapped, by process."""
-    found: dict[int, set[str]] = {}
-    for process in psutil.process_iter():
-        try:
-            maps = process.memory_maps(grouped=False)
-        except psutil.Error:  # it has ended, or is another user's
-            continue
-        found[process.pid] = {mapped.inode for mapped in maps if "memfd:quire-kv-pool" in mapped.path}
-    return found
+def _mapped_pools(pid: int) -> set[str]:
+    """The inodes of the pools, and of the tiers, that a process maps; none of one that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except (OSError, ProcessLookupError):
+        return set()
+    return {line.split()[4] for line in lines if "memfd:quire-kv-pool" in line}
 
 
 @pytest.fixture(scope="module")
-def answers() -> list[str]:
+def answers(shared_server: Server) -> list[str]:
     """Of a server whose pool holds everything."""
-    with running_server(max_model_len=512) as server:
-        return _ask(server, PROMPTS)
+    return _ask(shared_server, PROMPTS)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +46,9 @@ def server() -> Iterator[Server]:
     """Two executors share a pool of three prompts, and the tier."""
     with running_server(kv_cache_memory="2MiB", swap_space=1 / 16, max_model_len=512, num_executors=2) as server:
         yield server
+        pools = set[str]().union(*(_mapped_pools(child.process.pid) for child in server.supervisor.children))
+        assert len(pools) == 2, "the pool and the tier"
+    assert not any(pools & _mapped_pools(pid) for pid in psutil.pids()), "shared memory is left"
 
 
 def test_answers_are_those_of_a_large_pool(server: Server, answers: list[str]) -> None:
@@ -60,6 +60,7 @@ def test_answers_are_those_of_a_large_pool(server: Server, answers: list[str]) -
     assert 0 < figures["quire:cpu_cache_usage_perc",] <= 1
 
 
+@pytest.mark.slow
 def test_an_executor_that_dies_costs_no_answer(server: Server, answers: list[str]) -> None:
     lost = server.kv_state().num_lost_executors
     executors = [child.process for child in server.supervisor.children if child.name.startswith("executor")]
