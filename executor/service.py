@@ -140,6 +140,7 @@ def _describe(runner: ModelRunner, memory: MemoryReport) -> executor_pb2.Executo
         available_bytes=memory.available_bytes,
         total_bytes=memory.total_bytes,
         overhead_bytes=memory.overhead_bytes,
+        host_available_bytes=host_memory().available_bytes,
         fingerprint=model.fingerprint,
         length_independent_tokens=config.rotary.length_independent_tokens,
         hidden_size=config.hidden_size,
