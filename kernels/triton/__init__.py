@@ -4,6 +4,8 @@
     tuning.py           sizes of tiles by GPU, kernel and shape: tables in configs/
     attention.py attention_kernel.py attention_sections.py
                         paged attention; the work of its programs is planned in kernels/attention_work.py
+    sampling.py         logits → tokens and logprobs, by the kernels of
+    sampling_edits.py sampling_candidates.py sampling_choice.py sampling_logprobs.py sampling_rows.py philox.py
 
 Imported only where Triton computes, since the CPU build of torch comes without it.
 """
