@@ -11,6 +11,8 @@
     rotary_store.py     norms of queries and keys, rotation and the cache's write
     cache_store.py      the cache's write alone; 8 bits with a scale
     blocks.py           copies of whole blocks
+    sampling.py         logits → tokens and logprobs, by the kernels of
+    sampling_edits.py sampling_candidates.py sampling_choice.py sampling_logprobs.py sampling_rows.py philox.py
 
 Imported only where Triton computes, since the CPU build of torch comes without it.
 """
