@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 
-import torch
-
 from quire import rpc
 from quire.config import ExecutorSettings
 from quire.errors import StartupError
