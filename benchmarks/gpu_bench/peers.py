@@ -91,6 +91,10 @@ class Generate(_Hf):
         started, times = self._times(1, self.workload.prefill, 1)
         return times[0] - started
 
+    def close(self) -> None:
+        torch._dynamo.reset()  # compiled code holds the model
+        super().close()
+
     def make_room(self) -> None:
         # Where transformers keeps the static cache between calls.
         for name in ("_cache", "_static_cache"):
