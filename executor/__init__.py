@@ -15,7 +15,7 @@
     structured.py      their grammars: what the next token may be
     input_batch.py     a step plan and the sequences it names → arrays and tensors
     kv_cache.py        the KV pool as one key view and one value view per layer
-    held_memory.py     the memory of that pool on a GPU, which another process holds
+    device_memory.py   the memory of that pool on a GPU, which another process holds
     native_decoder.py  the forward pass on a CPU: one native call for a whole step
     decoder.py         the same with torch's operators: on GPUs, and the reference
     rotary.py          rotary position embedding and its scalings

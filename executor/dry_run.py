@@ -62,7 +62,7 @@ def measure_memory(runner: ModelRunner, limits: StepLimits, memory: MemoryProbe,
     finally:
         runner.detach()
     kept = memory.start_measuring()  # what steps took is given back: the few blocks and the columns' buffers too
-    held = 0 if runner.held_memory is None else runner.held_memory.num_bytes()
+    held = 0 if runner.device_memory is None else runner.device_memory.held_bytes()
     return _report(model, limits, memory, free_at_start, held, max(peaks) - kept, peaks[-1] - kept)
 
 

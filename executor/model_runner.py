@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 from quire.errors import KvPoolError
 from quire.executor.device import AsyncDevice, async_device
+from quire.executor.device_memory import DeviceMemory
 from quire.executor.device_steps import DeviceSteps
 from quire.executor.direct_steps import DirectSteps
-from quire.executor.held_memory import HeldMemory
 from quire.executor.input_batch import PlanRows, update_block_tables
 from quire.executor.kv_cache import KvCache, check_layout, check_model
 from quire.executor.model import Model
 from quire.executor.pending_step import PendingStep, Step, Steps
 from quire.executor.sequence import SequenceTable
 from quire.executor.structured import GrammarTable
+from quire.executor.swap import SwapPool
 from quire.internal.v1 import executor_pb2
 from quire.kv_pool import KvPool
 from quire.step_counters import StepCounters
@@ -42,10 +43,10 @@ class ModelRunner:
             rank: of this part of the model.
             device: how steps get to the model's; None: as the model's device needs.
             graph_sizes: rows of the decode steps that are captured as graphs, rising, where the device can do that.
-            device_pool: socket of the process that holds the memory of a pool on a device of its own.
+            device_pool: the socket of the process that holds the memory of a pool on a device of its own.
         """
         self.model = model
-        self.held_memory = None if model.device.type == "cpu" else HeldMemory(model.device, device_pool)
+        self.device_memory = None if model.device.type == "cpu" else DeviceMemory(model.device, device_pool)
         self.rank = rank
         self._device = device or async_device(model.device)
         self.sequences = SequenceTable(model.config.vocab_size)
@@ -56,6 +57,7 @@ class ModelRunner:
             else DeviceSteps(model, self.sequences, self._grammars, self._device, graph_sizes)
         )
         self._cache: KvCache | None = None
+        self._swap: SwapPool | None = None
         self._epoch: int | None = None
 
     @property
@@ -75,10 +77,11 @@ class ModelRunner:
         """
         # First, since a device may not hold two pools.
         self.detach()
-        if request.HasField("executor_memory"):
-            cache, has_content = self._provide(request)
-        else:
-            cache, has_content = self._map(request), True
+        cache, has_content = (
+            self._provide(request) if request.HasField("executor_memory") else (self._map(request), True)
+        )
+        model = self.model
+        self._swap = SwapPool.attach(request, cache, model.fingerprint, model.cache_group, self._device)
         self.adopt(cache, request.epoch)
         return has_content
 
@@ -92,7 +95,9 @@ class ModelRunner:
         self._steps.detach()
         self.sequences.clear()
         self._grammars.clear()
-        self._cache, self._epoch = None, None
+        if self._swap is not None:
+            self._swap.close()
+        self._cache, self._swap, self._epoch = None, None, None
 
     def close(self) -> None:
         """Lets go of the pool and of the device. Nothing is launched after this."""
@@ -113,6 +118,8 @@ class ModelRunner:
         self._check_attached(plan.epoch)
         self.sequences.apply(plan)
         self._grammars.apply(plan)
+        if self._swap is not None:
+            self._swap.move(plan)
         rows = PlanRows.of(plan, self.sequences)
         update_block_tables(plan, rows, self.sequences)
         result = executor_pb2.StepResult(epoch=plan.epoch, step=plan.step, started_ns=started)
@@ -156,11 +163,11 @@ class ModelRunner:
             return KvCache.map(pool, self.rank, self.model.cache_group, self.model.kv_cache_dtype)
 
     def _provide(self, request: executor_pb2.AttachKvPoolRequest) -> tuple[KvCache, bool]:
-        if self.held_memory is None:
+        if self.device_memory is None:
             raise KvPoolError("an executor on the CPU needs a KV pool that processes share")
         group, block_size = self.model.cache_group, request.block_size
         num_bytes = request.num_blocks * block_size * group.bytes_per_token
-        held = self.held_memory.attach(request.epoch, num_bytes, is_new=request.executor_memory.is_new)
+        held = self.device_memory.attach(request.epoch, num_bytes, is_new=request.executor_memory.is_new)
         dtype = self.model.kv_cache_dtype
         if held is None:
             return KvCache.allocate(request.num_blocks, block_size, group, dtype, self.model.device), False

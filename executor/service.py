@@ -114,7 +114,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
 
 
 def _describe(runner: ModelRunner, memory: MemoryReport) -> executor_pb2.ExecutorDescription:
-    model, held_memory = runner.model, runner.held_memory
+    model, device_memory = runner.model, runner.device_memory
     config, group = model.config, model.cache_group
     return executor_pb2.ExecutorDescription(
         model=model.name,
@@ -140,10 +140,11 @@ def _describe(runner: ModelRunner, memory: MemoryReport) -> executor_pb2.Executo
         available_bytes=memory.available_bytes,
         total_bytes=memory.total_bytes,
         overhead_bytes=memory.overhead_bytes,
+        host_available_bytes=host_memory().available_bytes,
         fingerprint=model.fingerprint,
         length_independent_tokens=config.rotary.length_independent_tokens,
         hidden_size=config.hidden_size,
         pid=os.getpid(),
-        pool_home=executor_pb2.POOL_HOME_EXECUTOR if held_memory else executor_pb2.POOL_HOME_HOST,
+        pool_home=executor_pb2.POOL_HOME_EXECUTOR if device_memory else executor_pb2.POOL_HOME_HOST,
         default_pool_share=default_pool_share(model.device),
     )

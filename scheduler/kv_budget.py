@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quire.config import SchedulerSettings
 from quire.errors import KvPoolError, StartupError
 from quire.internal.v1 import executor_pb2
@@ -70,6 +72,32 @@ def check_reusable(
             f"it has {_gib(layout.num_blocks * layout.block_bytes)}, {flag_name(exact[0])} is {_gib(exact[1])}"
         )
     _check_longest(layout.num_blocks, layout, model)
+
+
+def plan_swap(
+    settings: SchedulerSettings,
+    layout: KvPoolLayout,
+    executors: list[executor_pb2.ExecutorDescription],
+    num_missing_bytes: int,
+) -> KvPoolLayout | None:
+    """The layout of the swap tier behind a pool, which takes `num_missing_bytes` more of the host; None without one.
+
+    Raises KvPoolError if it does not fit the host's free memory.
+    """
+    size = int(settings.swap_space * 2**30)
+    if not size:
+        return None
+    flag, available = flag_name("swap_space"), min(executor.host_available_bytes for executor in executors)
+    if size + num_missing_bytes > available:
+        beside = f" beside {_gib(num_missing_bytes)} of KV pool" if num_missing_bytes else ""
+        raise KvPoolError(
+            f"{flag}: {_gib(size)} do not fit the host{beside}: {_gib(available)} are free", field="swap_space"
+        )
+    if size < layout.block_bytes:
+        raise KvPoolError(
+            f"{flag}: {_gib(size)} are less than a block of {_gib(layout.block_bytes)}", field="swap_space"
+        )
+    return replace(layout, num_blocks=size // layout.block_bytes)
 
 
 def _exact_size(settings: SchedulerSettings, block_bytes: int) -> tuple[str, int] | None:

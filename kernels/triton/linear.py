@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import launch
-from .linear_plan import sections, tiles_for
+from .linear_plan import Tiles, sections, tiles_for
 from .tuning import gpu_of
 
 __all__ = ["linear", "product"]
@@ -150,6 +150,7 @@ def product(
     bias: Tensor | None,
     dtype: torch.dtype,
     scales: tuple[Tensor, Tensor] | None = None,
+    tiles: Tiles | None = None,
 ) -> Tensor:
     """Launches the product of [rows, in_features] with a matrix.
 
@@ -159,6 +160,7 @@ def product(
         bias: [out_features] or None.
         dtype: of the result.
         scales: of FP8: float32 [rows] of x and [out_features] of the weight.
+        tiles: other ones than the tables', to measure them.
 
     Returns:
         [rows, out_features].
@@ -175,7 +177,7 @@ def product(
     if rows == 0:
         return y
     cut = sections(outputs, inputs, x.element_size())
-    tiles = tiles_for(rows, outputs, inputs, x.dtype, gpu_of(x.device))
+    tiles = tiles or tiles_for(rows, outputs, inputs, x.dtype, gpu_of(x.device))
     count = triton.cdiv(rows, tiles.block_m) * triton.cdiv(outputs, tiles.block_n)
     split = cut.count if tiles.split and count <= _MAX_SPLIT_TILES else 1
     # What is not there is not read; a pointer must be given all the same.

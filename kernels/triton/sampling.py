@@ -105,6 +105,7 @@ class _Sampler:
             self._num_rows,
             self._num_chunks,
             num_warps=_NUM_WARPS,
+            num_stages=1,
             **self._sizes,
             CANDIDATES=_CANDIDATES,
         )

@@ -124,6 +124,11 @@ class Table:
     measured: bool
     kernels: dict[str, dict[str, Config]]
 
+    def text(self) -> str:
+        """What `parse` reads."""
+        content = {"cards": self.cards, "measured": self.measured, "kernels": self.kernels}
+        return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
     @classmethod
     def parse(cls, text: str, origin: str) -> Table:
         """Raises TableError for what is not a table."""

@@ -16,7 +16,7 @@ import torch
 from quire.cuda_driver import CudaDriver, load_driver
 from quire.device_pool.client import HolderClient
 from quire.device_pool.holder import PoolHolder, serve_at
-from quire.executor.held_memory import HeldMemory
+from quire.executor.device_memory import DeviceMemory
 from quire.packet_server import listen
 
 pytestmark = [
@@ -33,8 +33,8 @@ DEVICE = torch.device("cuda")
 _WRITER = """
 import os, signal, sys, torch
 from pathlib import Path
-from quire.executor.held_memory import HeldMemory
-pool, has_content = HeldMemory(torch.device("cuda"), Path(sys.argv[1])).attach(7, int(sys.argv[2]), is_new=False)
+from quire.executor.device_memory import DeviceMemory
+pool, has_content = DeviceMemory(torch.device("cuda"), Path(sys.argv[1])).attach(7, int(sys.argv[2]), is_new=False)
 assert not has_content and not pool.any()
 pool.copy_(torch.arange(len(pool), device="cuda") % 251)
 torch.cuda.synchronize()
@@ -69,7 +69,7 @@ def address(tmp_path: Path) -> Iterator[Path]:
 def test_it_outlives_a_killed_executor(driver: CudaDriver, address: Path) -> None:
     ended = subprocess.run([sys.executable, "-P", "-c", _WRITER, str(address), str(SIZE)], check=False, timeout=120)
     assert ended.returncode == -9
-    attached = HeldMemory(DEVICE, address).attach(7, SIZE, is_new=False)
+    attached = DeviceMemory(DEVICE, address).attach(7, SIZE, is_new=False)
     assert attached is not None
     pool, has_content = attached
     assert has_content and pool.shape == (SIZE,) and pool.dtype == torch.uint8 and pool.device.type == "cuda"
@@ -77,7 +77,7 @@ def test_it_outlives_a_killed_executor(driver: CudaDriver, address: Path) -> Non
 
 
 def test_views_keep_it_mapped_and_the_last_unmaps_it(driver: CudaDriver, address: Path) -> None:
-    memory = HeldMemory(DEVICE, address)
+    memory = DeviceMemory(DEVICE, address)
     before = _free()
     attached = memory.attach(8, SIZE, is_new=False)
     assert attached is not None
@@ -87,7 +87,7 @@ def test_views_keep_it_mapped_and_the_last_unmaps_it(driver: CudaDriver, address
     del pool, attached
     view.fill_(3)
     assert view.sum(dtype=torch.float64) == 3 * (SIZE // 2)
-    held = memory.num_bytes()
+    held = memory.held_bytes()
     assert SIZE <= held <= SIZE + SLACK
     # Work that was launched on another stream, and not waited for, is done before the memory goes.
     with torch.cuda.stream(torch.cuda.Stream()):

@@ -27,6 +27,7 @@ from quire.scheduler.request_checks import SchedulerLimits
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import Request, RequestKey
 from quire.scheduler.step_loop import StepLoop, Work
+from quire.scheduler.swap_home import SwapHome
 from quire.scheduler.watchdog import HungExecutorError, Watchdog
 from quire.v1 import generate_pb2
 
@@ -67,7 +68,7 @@ async def _connector(client: ExecutorClient, pool: KvPool, address: str, **optio
     given = {"listen": "unix:/none", "executors": [address], "startup_timeout": 60, **options}
     settings = SchedulerSettings.load(given)
     home = PoolHome(pool, NUM_BLOCKS, None)
-    return ExecutorConnector(settings, home, await client.describe(60))
+    return ExecutorConnector(settings, home, SwapHome(None), await client.describe(60))
 
 
 @pytest.mark.parametrize("number", [None, signal.SIGSTOP, signal.SIGKILL])

@@ -15,7 +15,7 @@ from quire.errors import KvPoolError
 logger = logging.getLogger(__name__)
 
 
-class HeldMemory:
+class DeviceMemory:
     """What the process that holds device memory (`quire device-pool`) has for an executor on a GPU."""
 
     def __init__(self, device: torch.device, holder: Path | None) -> None:
@@ -40,7 +40,7 @@ class HeldMemory:
         assert pool.data_ptr() == memory.address, "the KV pool was copied"
         return pool, has_content
 
-    def num_bytes(self) -> int:
+    def held_bytes(self) -> int:
         """Of the device's memory, what is held of an earlier pool: free as soon as there is another one."""
         try:
             return self._client().held_bytes()
