@@ -97,7 +97,8 @@ def plan_swap(
         raise KvPoolError(
             f"{flag}: {_gib(size)} are less than a block of {_gib(layout.block_bytes)}", field="swap_space"
         )
-    return replace(layout, num_blocks=size // layout.block_bytes)
+    # Here, wherever the pool is.
+    return replace(layout, num_blocks=size // layout.block_bytes, num_ranks=1)
 
 
 def _exact_size(settings: SchedulerSettings, block_bytes: int) -> tuple[str, int] | None:
