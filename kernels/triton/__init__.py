@@ -11,6 +11,7 @@
     rotary_store.py     norms of queries and keys, rotation and the cache's write
     cache_store.py      the cache's write alone; 8 bits with a scale
     blocks.py           copies of whole blocks
+    last_tokens.py      tokens that only the device knows yet
     sampling.py         logits → tokens and logprobs, by the kernels of
     sampling_edits.py sampling_candidates.py sampling_choice.py sampling_logprobs.py sampling_rows.py philox.py
 
