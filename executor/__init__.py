@@ -1,9 +1,14 @@
 """The executor: weights, the forward pass and sampling, behind ExecutorService.
 
     server.py          the process: loads the model, serves, ends
+    start.py           what comes before steps: kernels are set up, the model is loaded, memory is measured
+    cuda_setup.py      how a GPU's process rounds, and where its compiled kernels are kept
+    dry_run.py         the largest steps, run once on a GPU, to see what they leave for the KV pool
+    step_limits.py     what a step may hold
     service.py         gRPC: describe, attach the KV pool, a stream of steps
     step_stream.py     that stream: over gRPC, or through shared memory
     model_runner.py    one step: block copies, the forward pass, sampling
+    graphs.py          CUDA graphs of decode steps: which sizes, and when one is captured
     sequence.py        what is kept of the sequences between steps, in arrays by slot
     sampling_table.py  their sampling parameters
     token_masks.py     bit masks of the tokens that a row may get

@@ -15,7 +15,7 @@ import numpy as np
 from quire.columns import pack_u32
 from quire.errors import StartupError
 from quire.executor.kv_cache import KvCache
-from quire.executor.memory import MemoryReport
+from quire.executor.memory import MemoryProbe, MemoryReport
 from quire.executor.model import Model
 from quire.executor.model_runner import ModelRunner
 from quire.executor.step_limits import StepLimits
@@ -62,7 +62,8 @@ def measure_memory(runner: ModelRunner, limits: StepLimits, memory: MemoryProbe,
     finally:
         runner.detach()
     kept = memory.start_measuring()  # what steps took is given back: the few blocks and the columns' buffers too
-    return _report(model, limits, memory, free_at_start, max(peaks) - kept, peaks[-1] - kept)
+    held = 0 if runner.device_memory is None else runner.device_memory.held_bytes()
+    return _report(model, limits, memory, free_at_start, held, max(peaks) - kept, peaks[-1] - kept)
 
 
 def largest_steps(limits: StepLimits, max_model_len: int) -> tuple[executor_pb2.StepPlan, executor_pb2.StepPlan]:
@@ -85,7 +86,7 @@ def _peak(memory: MemoryProbe, runner: ModelRunner, plan: executor_pb2.StepPlan)
 
 
 def _report(
-    model: Model, limits: StepLimits, memory: MemoryProbe, free_at_start: int, activations: int, decode: int
+    model: Model, limits: StepLimits, memory: MemoryProbe, free_at_start: int, held: int, activations: int, decode: int
 ) -> MemoryReport:
     graphs = 0
     if sizes := limits.graph_sizes:
@@ -93,6 +94,8 @@ def _report(
         graphs = sizes[-1] * model.config.vocab_size * 4 + decode + len(sizes) * _BYTES_PER_GRAPH
     free, total = memory.free_bytes(), memory.total_bytes()
     taken = free_at_start - free
+    # What is held of an executor before this one is let go of for another pool.
+    free += held
     logger.info(
         "%.2f of %.2f GiB are free; the largest step takes %.2f GiB, graphs %.2f GiB, the rest is for the KV pool",
         free / 2**30,

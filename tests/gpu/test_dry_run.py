@@ -11,7 +11,7 @@ from quire.executor.dry_run import largest_steps, measure_memory
 from quire.executor.kv_cache import KvCache
 from quire.executor.memory import CudaMemory
 from quire.executor.model import Model
-from quire.executor.server import make_runner
+from quire.executor.start import make_runner
 from quire.executor.step_limits import StepLimits
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]

@@ -90,7 +90,8 @@ def test_under_a_server(tmp_path: Path, eager: bool, capfd: pytest.CaptureFixtur
     """Texts do not change while graphs are captured."""
     params = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
     prompts = [prompt_of(10 + 7 * row, seed=row) for row in range(6)]
-    with LLM(device="cuda", dtype="bfloat16", kv_cache_memory="64MiB", max_num_seqs=8, enforce_eager=eager) as llm:
+    settings = {"device": "cuda", "dtype": "bfloat16", "kv_cache_memory": "64MiB", "max_num_seqs": 8}
+    with LLM(**settings, enforce_eager=eager, log_level="info") as llm:
         rounds = [[output.outputs[0].token_ids for output in llm.generate(prompts, params)] for _ in range(4)]
         alone = [llm.generate(prompt, params)[0].outputs[0].token_ids for prompt in prompts]
     assert all(tokens == alone for tokens in rounds)

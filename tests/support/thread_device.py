@@ -19,15 +19,17 @@ _TIMEOUT_S = 120.0
 class ThreadDevice(AsyncDevice):
     """Its memory is host memory, and host memory that it copies from is filled with nonsense when it is allocated."""
 
-    def __init__(self, *, can_capture: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__(torch.device("cpu"))
-        self._can_capture = can_capture
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._runs = threading.Event()
         self._runs.set()
         # Once a piece of work has failed, everything after it fails like a GPU's.
         self._failure: BaseException | None = None
         self.num_replays = 0
+        # Pieces of work that have not begun.
+        self._num_open = 0
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="thread-device")
         self._thread.start()
 
@@ -38,6 +40,18 @@ class ThreadDevice(AsyncDevice):
     def resume(self) -> None:
         self._runs.set()
 
+    def fail(self, message: str) -> None:
+        """From the next piece of work on nothing works any more."""
+
+        def fail() -> None:
+            raise RuntimeError(message)
+
+        self.submit(fail)
+
+    @property
+    def is_idle(self) -> bool:
+        return self._num_open == 0
+
     def host_memory(self, num_bytes: int) -> Tensor:
         return torch.full((num_bytes,), 0xA5, dtype=torch.uint8)
 
@@ -45,15 +59,20 @@ class ThreadDevice(AsyncDevice):
         return torch.zeros(num_bytes, dtype=torch.uint8)
 
     def submit(self, work: Callable[[], None]) -> None:
+        with self._lock:
+            self._num_open += 1
         self._work.put(work)
 
     def mark(self) -> Completion:
         done = _Done(self)
-        self._work.put(done.set)
+        self.submit(done.set)
         return done
 
-    def capture(self) -> Capture | None:
-        return _ThreadCapture(self) if self._can_capture else None
+    def synchronize(self) -> None:
+        self.mark().wait()
+
+    def capture(self) -> Capture:
+        return _ThreadCapture(self)
 
     def close(self) -> None:
         self._runs.set()
@@ -69,6 +88,8 @@ class ThreadDevice(AsyncDevice):
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
             assert self._runs.wait(_TIMEOUT_S), "the device was not resumed"
+            with self._lock:
+                self._num_open -= 1
             if self._failure is not None and not isinstance(getattr(work, "__self__", None), _Done):
                 continue
             try:
