@@ -10,7 +10,8 @@ from .attention_sections import add_section, exponent_reference, weighted_mean
 __all__ = ["attend"]
 
 
-@triton.jit
+# Neither of these is the same in all steps: compiled for its divisors, the kernel would be compiled while it serves.
+@triton.jit(do_not_specialize=["partial_rows", "table_stride"])
 def attend(
     output, partial_acc, partial_stats, query, keys, values, key_scales, value_scales,
     query_start, context_lens, block_tables, items, counts,

@@ -36,7 +36,7 @@ def weighted_mean(acc, total):
     return acc / tl.where(total == 0, 1.0, total)[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["partial_rows"])  # as in attend
 def merge(
     output, partial_acc, partial_stats, query_start, context_lens, merges, counts,
     output_token_stride, output_head_stride, num_kv_heads, partial_rows, window,

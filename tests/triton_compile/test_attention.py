@@ -76,7 +76,7 @@ def test_products_are_on_the_matrix_units(compiled, dtype, cache_dtype, head_dim
 
 def test_the_rest(compiled):
     """Products of float32 are computed in full precision, by the ordinary units; the merge of what was split."""
-    launch(FP32, FP32, 64, 4, context=1500)
+    launch(FP32, FP32, 64, 4, window=700, context=1500)
     (code,) = compiled.named("attend")
     assert code.count("HGMMA") == code.count("HMMA") == 0
     assert not [line for line in innermost_loop(code.sass, "MUFU") if "STL" in line or "LDL" in line]
