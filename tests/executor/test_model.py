@@ -44,6 +44,6 @@ def test_fp8_needs_a_gpu_that_converts_to_it() -> None:
     cuda = torch.device("cuda")
     assert choose_kv_cache_dtype("fp8", torch.float16, cuda, (8, 9)) == torch.float8_e4m3fn
     assert choose_kv_cache_dtype("int8", torch.float16, cuda, (8, 0)) == torch.int8
-    with pytest.raises(StartupError, match="compute capability 8.9 or more .*, not 8.0") as caught:
+    with pytest.raises(StartupError, match=r"compute capability 8\.9 or more .*, not 8\.0") as caught:
         choose_kv_cache_dtype("fp8", torch.float16, cuda, (8, 0))
     assert caught.value.field == "kv_cache_dtype"
