@@ -49,8 +49,7 @@ def open_swap(
 
     Raises KvPoolError if it does not fit.
     """
-    num_missing_bytes = 0 if home.pool is None else home.pool.num_missing_bytes
-    layout = plan_swap(settings, home.layout, list(executors), num_missing_bytes)
+    layout = plan_swap(settings, home.layout, list(executors), home.pool.num_missing_bytes)
     if layout is None:
         return SwapHome(None)
     pool = KvPool.create_memfd(layout, 0, "swap_space")
