@@ -63,6 +63,10 @@ class AsyncDevice(ABC):
     def mark(self) -> Completion:
         """The end of what was submitted so far; `completion_fd` is written then."""
 
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Waits for everything on the device, also for what was not submitted here."""
+
     def capture(self) -> Capture | None:
         """What records CUDA graphs of work on this device; None: it cannot."""
         return None
@@ -110,6 +114,10 @@ class CudaDevice(AsyncDevice):
         # The descriptor itself in the place of a pointer: nothing that would have to live until then.
         self._driver.launch_host_function(self._stream.cuda_stream, self._signal, self.completion_fd)
         return _CudaCompletion(event)
+
+    def synchronize(self) -> None:
+        """See AsyncDevice."""
+        torch.cuda.synchronize(self.torch_device)
 
     def capture(self) -> Capture:
         """Of graphs on this device; they are replayed in this stream."""

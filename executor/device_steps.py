@@ -96,6 +96,8 @@ class DeviceSteps:
     def attach(self, cache: KvCache) -> None:
         """See Steps."""
         assert not self._in_flight
+        # Whoever filled the pool did so outside of our stream, which does not wait for others.
+        self._device.synchronize()
         self._failure = None
         model, sizes = self._model, self._graph_sizes
         buffers = StepBuffers(

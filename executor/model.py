@@ -136,14 +136,10 @@ def _check_fp8(device: torch.device) -> None:
     found = torch.cuda.get_device_capability(device)
     if found < _FP8_WEIGHTS_CAPABILITY:
         raise StartupError(
-            "--quantization fp8 needs a GPU of compute capability "
-            f"{_dotted(_FP8_WEIGHTS_CAPABILITY)} (Hopper) or later; {torch.cuda.get_device_name(device)} has {_dotted(found)}",
+            "--quantization fp8 needs a GPU of compute capability 9.0 or more (Hopper and later), not "
+            f"{found[0]}.{found[1]}",
             field="quantization",
         )
-
-
-def _dotted(capability: tuple[int, int]) -> str:
-    return f"{capability[0]}.{capability[1]}"
 
 
 def choose_device(name: str) -> torch.device:

@@ -9,6 +9,7 @@ on the device, and with it whatever comes later in its stream.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,7 @@ def _joined(sources: NDArray[np.int64], destinations: NDArray[np.int64]) -> Iter
         return
     is_cut = (np.diff(sources) != 1) | (np.diff(destinations) != 1)
     starts = [0, *(np.flatnonzero(is_cut) + 1).tolist(), len(sources)]
-    for start, end in zip(starts, starts[1:], strict=False):
+    for start, end in pairwise(starts):
         yield int(sources[start]), int(destinations[start]), end - start
 
 

@@ -1,9 +1,9 @@
 """What the programs of one attention launch do: a list made on the host, read on the device.
 
 The rows of a sequence and KV head are its new tokens times the query heads that share the KV head. They are cut into
-tiles of TILE_ROWS, and each tile's context into sections of SECTION keys. A tile walks over its sections in one piece,
-or, where a batch has too few tiles to keep a GPU busy, several programs take a run of sections each ("flash decoding",
-Dao et al., 2023, pytorch.org/blog/flash-decoding). Who computes a section changes no bit of it: see triton/attention.py.
+tiles of TILE_ROWS, and each tile's context into sections of SECTION keys. One program walks over all sections of a
+tile, or, where a batch has too few tiles to keep a GPU busy, several take a run of sections each ("flash decoding",
+Dao et al., 2023, pytorch.org/blog/flash-decoding). Who computes a section changes no bit: see triton/attention.py.
 
 Nothing here knows block sizes, windows or the cache's type, and nothing imports Triton.
 """

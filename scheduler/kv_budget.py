@@ -97,8 +97,8 @@ def plan_swap(
         raise KvPoolError(
             f"{flag}: {_gib(size)} are less than a block of {_gib(layout.block_bytes)}", field="swap_space"
         )
-    # Its blocks are here, wherever those of the pool are.
-    return replace(layout, num_blocks=size // layout.block_bytes, num_ranks=executors[0].num_ranks)
+    # Here, wherever the pool is.
+    return replace(layout, num_blocks=size // layout.block_bytes, num_ranks=1)
 
 
 def _exact_size(settings: SchedulerSettings, block_bytes: int) -> tuple[str, int] | None:

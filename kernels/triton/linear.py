@@ -93,7 +93,8 @@ def _linear(
             a = tl.load(x_tile, mask=in_x & inside[None, :], other=0.0)
             b = tl.load(weight_tile, mask=in_weight & inside[:, None], other=0.0)
         if SCALED:
-            # Hopper adds FP8 products up with fewer bits than float32 has: each block's sum is added in float32.
+            # Hopper adds FP8 products up in about 14 bits (DeepSeek-V3, arXiv:2412.19437, section 3.3.2): the sum of
+            # each block is added in float32.
             sum_of_section = tl.dot(a, b, sum_of_section, max_num_imprecise_acc=BLOCK_K)
         else:
             sum_of_section = tl.dot(a, b, sum_of_section, input_precision="ieee")
@@ -182,12 +183,13 @@ def product(
     split = cut.count if tiles.split and count <= _MAX_SPLIT_TILES else 1
     # What is not there is not read; a pointer must be given all the same.
     partials = torch.empty((cut.count, rows, outputs), dtype=torch.float32, device=x.device) if split > 1 else y
+    arrivals = _arrivals(x.device)  # by large products too: the first may not stand in a graph
     x_scales, weight_scales = scales or (y, y)
     launch(
         _linear,
         (count * split,),
         *(x, weight, y if bias is None else bias, x_scales, weight_scales, y),
-        *(partials, _arrivals(x.device) if split > 1 else y),
+        *(partials, arrivals),
         *(rows, outputs, inputs, x.stride(0), cut.blocks),
         SPLIT=split,
         WALK=cut.count > split,

@@ -155,7 +155,9 @@ def _default_tiles(rows: int, num_sections: int, dtype: torch.dtype, gpu: Gpu) -
         # Many bytes in flight: two programs on a multiprocessor on Hopper, 48 KiB of weights each.
         if hopper:
             return Tiles(64, 128, 1, True, num_warps=4, num_stages=4)
-        return Tiles(16 if rows <= 16 else 64, 64, 1, True, num_warps=4, num_stages=5 if rows <= 16 else 4)
+        if rows <= 16:
+            return Tiles(16, 64, 1, True, num_warps=4, num_stages=5)
+        return Tiles(64, 64, 1, True, num_warps=8, num_stages=4)
     if rows <= 256:
         return Tiles(128, 128, 2, True, num_warps=8, num_stages=3)
     if hopper and num_sections == 1 and dtype.itemsize == 2:

@@ -77,9 +77,11 @@ def gpu_of(device: torch.device) -> Gpu:
 
 @functools.cache
 def _card(index: int) -> Gpu:
+    from triton.runtime import driver
+
     found = torch.cuda.get_device_properties(index)
-    capability = 10 * found.major + found.minor
-    return Gpu(found.name, capability, found.multi_processor_count, found.shared_memory_per_block_optin)
+    shared_memory = driver.active.utils.get_device_properties(index)["max_shared_mem"]
+    return Gpu(found.name, 10 * found.major + found.minor, found.multi_processor_count, shared_memory)
 
 
 def configuration(kernel: str, shapes: Sequence[str], gpu: Gpu, default: Config) -> Config:

@@ -1,4 +1,4 @@
-"""The swap tier, seen by a client: answers are those of a large pool, whoever dies, and prompts are not computed again."""
+"""The swap tier, seen by a client: prompts are not computed again, and answers are those of a large pool."""
 
 from __future__ import annotations
 

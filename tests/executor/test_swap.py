@@ -105,12 +105,15 @@ def test_it_attaches_what_is_handed_over(tiny_model: Model, tmp_path: Path) -> N
 
 def test_it_refuses_another_tier_than_announced(tiny_model: Model, tmp_path: Path) -> None:
     layout = pool_layout(tiny_model, num_blocks=4)
-    with KvPool.create_memfd(layout) as pool, KvPool.create_memfd(layout) as host:
-        with on_offer(host, tmp_path / "swap.sock") as offer:
-            request = executor_pb2.AttachKvPoolRequest(epoch=layout.epoch, num_blocks=4, block_size=layout.block_size)
-            request.swap.handover_socket, request.swap.num_blocks = offer.handover_socket, 5
-            with pytest.raises(KvPoolError, match="has 4 blocks"):
-                _attach(tiny_model, request, pool)
+    with (
+        KvPool.create_memfd(layout) as pool,
+        KvPool.create_memfd(layout) as host,
+        on_offer(host, tmp_path / "swap.sock") as offer,
+    ):
+        request = executor_pb2.AttachKvPoolRequest(epoch=layout.epoch, num_blocks=4, block_size=layout.block_size)
+        request.swap.handover_socket, request.swap.num_blocks = offer.handover_socket, 5
+        with pytest.raises(KvPoolError, match="has 4 blocks"):
+            _attach(tiny_model, request, pool)
 
 
 def test_a_request_without_a_tier(tiny_model: Model) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 
@@ -151,10 +153,12 @@ def test_the_executor_says_which_share_is_fitting():
 def test_the_swap_tier_has_blocks_like_the_pool_s(swap_space, num_blocks):
     settings, executor = _settings(kv_cache_memory="7GiB", swap_space=swap_space), _executor(host_available_bytes=GIB)
     pool = plan_pool(settings, [executor], epoch=1)
-    tier = plan_swap(settings, pool, [executor], 0)
+    # The pool may lie with the executor, the tier never does.
+    tier = plan_swap(settings, replace(pool, num_ranks=0), [executor], 0)
     if num_blocks is None:
         assert tier is None
     else:
+        assert tier.num_ranks == 1
         assert (tier.num_blocks, tier.block_bytes, tier.epoch) == (num_blocks, pool.block_bytes, pool.epoch)
 
 
@@ -184,5 +188,5 @@ def test_a_swap_tier_that_does_not_fit(swap_space, missing, message):
 
 
 def test_a_swap_tier_needs_the_prefix_cache():
-    with pytest.raises(StartupError, match="swap-space: .*needs the prefix cache"):
+    with pytest.raises(StartupError, match=r"swap-space: .*needs the prefix cache"):
         _settings(swap_space=1, enable_prefix_caching=False)

@@ -68,6 +68,9 @@ class ThreadDevice(AsyncDevice):
         self.submit(done.set)
         return done
 
+    def synchronize(self) -> None:
+        self.mark().wait()
+
     def capture(self) -> Capture:
         return _ThreadCapture(self)
 
