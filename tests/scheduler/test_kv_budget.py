@@ -162,6 +162,15 @@ def test_the_swap_tier_has_blocks_like_the_pool_s(swap_space, num_blocks):
         assert (tier.num_blocks, tier.block_bytes, tier.epoch) == (num_blocks, pool.block_bytes, pool.epoch)
 
 
+def test_the_swap_tier_of_a_pool_that_the_executor_provides_is_in_host_memory():
+    executor = _executor(host_available_bytes=GIB, pool_home=executor_pb2.POOL_HOME_EXECUTOR)
+    settings = _settings(kv_cache_memory="7GiB", swap_space=1)
+    pool = plan_pool(settings, [executor], epoch=1)
+    tier = plan_swap(settings, pool, [executor], 0)
+    assert (pool.num_ranks, tier.num_ranks) == (0, 1)
+    assert tier.total_bytes > GIB - tier.block_bytes > pool.total_bytes
+
+
 @pytest.mark.parametrize(
     ("swap_space", "missing", "message"),
     [
