@@ -3,7 +3,17 @@
     server.py          the process: loads the model, serves, ends
     service.py         gRPC: describe, attach the KV pool, a stream of steps
     step_stream.py     that stream: over gRPC, or through shared memory
-    model_runner.py    one step: block copies, the forward pass, sampling
+    step_serving.py    its worker thread: steps in flight, results in order
+    model_runner.py    plans → steps, on the attached pool
+    pending_step.py    a step between its plan and its result
+    direct_steps.py    steps on a CPU: over when they have been launched
+    device_steps.py    steps on a device that computes behind the host's back: launched, finished in order
+    step_work.py       what that device does for one step
+    step_buffers.py    the columns of its steps: pinned, copied at once, at addresses that CUDA graphs read
+    last_tokens.py     the tokens that it sampled last, for its next step
+    device.py          its stream, its memory, and how it tells that it is done
+    step_report.py     what was sampled → StepResult
+    readouts.py        prompt logprobs and embeddings → StepResult
     sequence.py        what is kept of the sequences between steps, in arrays by slot
     sampling_table.py  their sampling parameters
     token_masks.py     bit masks of the tokens that a row may get
@@ -12,6 +22,7 @@
     kv_cache.py        the KV pool as one key view and one value view per layer
     device_memory.py   the memory of that pool on a GPU, which another process holds
     native_decoder.py  the forward pass on a CPU: one native call for a whole step
+    graphs.py          CUDA graphs of decode steps
     decoder.py         the same with torch's operators: on GPUs, and the reference
     rotary.py          rotary position embedding and its scalings
     model_config.py    config.json → ModelConfig
