@@ -15,7 +15,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow test-clients test-page test-deploy test-triton test-gpu lint types protos native format bench bench-peers bench-chaos test-chaos soak docs clean
+.PHONY: help run test test-slow test-clients test-page test-deploy test-triton test-gpu lint types protos native format bench bench-peers bench-gpu bench-chaos test-chaos soak docs clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -94,6 +94,9 @@ bench: setup ## Benchmarks, a few minutes
 bench-peers: export TORCH_INDEX := $(TORCH_INDEX)
 bench-peers: setup ## The same work by vLLM, llama.cpp, OpenVINO GenAI and us (hours; ARGS='--quick --cases=bf16')
 	@PYTHONPATH=benchmarks $(PYTHON) -m peers $(ARGS)
+
+bench-gpu: setup ## Decode and prefill on a GPU against its limits and Hugging Face (ARGS='--help')
+	@PYTHONPATH=benchmarks $(PYTHON) -m gpu_bench $(ARGS)
 
 bench-chaos: setup ## What recovery takes, measured by the chaos tests, into docs/reliability.md
 	$(PYTHON) benchmarks/chaos.py

@@ -1,6 +1,10 @@
 """The executor: weights, the forward pass and sampling, behind ExecutorService.
 
     server.py          the process: loads the model, serves, ends
+    start.py           what comes before steps: kernels are set up, the model is loaded, memory is measured
+    cuda_setup.py      how a GPU's process rounds, and where its compiled kernels are kept
+    dry_run.py         the largest steps, run once on a GPU, to see what they leave for the KV pool
+    step_limits.py     what a step may hold
     service.py         gRPC: describe, attach the KV pool, a stream of steps
     step_stream.py     that stream: over gRPC, or through shared memory
     step_serving.py    its worker thread: steps in flight, results in order
@@ -14,6 +18,7 @@
     device.py          its stream, its memory, and how it tells that it is done
     step_report.py     what was sampled → StepResult
     readouts.py        prompt logprobs and embeddings → StepResult
+    graphs.py          CUDA graphs of decode steps: which sizes, and when one is captured
     sequence.py        what is kept of the sequences between steps, in arrays by slot
     sampling_table.py  their sampling parameters
     token_masks.py     bit masks of the tokens that a row may get
@@ -22,7 +27,6 @@
     kv_cache.py        the KV pool as one key view and one value view per layer
     device_memory.py   the memory of that pool on a GPU, which another process holds
     native_decoder.py  the forward pass on a CPU: one native call for a whole step
-    graphs.py          CUDA graphs of decode steps
     decoder.py         the same with torch's operators: on GPUs, and the reference
     rotary.py          rotary position embedding and its scalings
     model_config.py    config.json → ModelConfig

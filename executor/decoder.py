@@ -125,7 +125,7 @@ class Decoder:
             config.rms_norm_eps,
         )
         attended = kernels.paged_attention(
-            qkv.unflatten(1, (-1, config.head_dim))[:, : config.num_heads],
+            qkv.view(len(qkv), -1, config.head_dim)[:, : config.num_heads],
             keys,
             values,
             batch.attention,

@@ -11,12 +11,11 @@ import logging
 from typing import Final
 
 import numpy as np
-import torch
 
 from quire.columns import pack_u32
 from quire.errors import StartupError
 from quire.executor.kv_cache import KvCache
-from quire.executor.memory import MemoryReport
+from quire.executor.memory import MemoryProbe, MemoryReport
 from quire.executor.model import Model
 from quire.executor.model_runner import ModelRunner
 from quire.executor.step_limits import StepLimits
@@ -51,7 +50,10 @@ def measure_memory(runner: ModelRunner, limits: StepLimits, memory: MemoryProbe,
         runner.adopt(cache, _EPOCH)
         del cache
         peaks = [_peak(memory, runner, plan) for plan in (prefill, decode)]
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        # torch's own error is one; Triton and cuBLAS tell it in words.
+        if "out of memory" not in str(error).lower():
+            raise
         raise StartupError(
             f"the largest step does not fit the memory of {model.device} beside the weights; lower "
             f"--max-num-batched-tokens ({limits.max_num_batched_tokens}) or --max-num-seqs ({limits.max_num_seqs})",
@@ -60,7 +62,8 @@ def measure_memory(runner: ModelRunner, limits: StepLimits, memory: MemoryProbe,
     finally:
         runner.detach()
     kept = memory.start_measuring()  # what steps took is given back: the few blocks and the columns' buffers too
-    return _report(model, limits, memory, free_at_start, max(peaks) - kept, peaks[-1] - kept)
+    held = 0 if runner.device_memory is None else runner.device_memory.held_bytes()
+    return _report(model, limits, memory, free_at_start, held, max(peaks) - kept, peaks[-1] - kept)
 
 
 def largest_steps(limits: StepLimits, max_model_len: int) -> tuple[executor_pb2.StepPlan, executor_pb2.StepPlan]:
@@ -83,7 +86,7 @@ def _peak(memory: MemoryProbe, runner: ModelRunner, plan: executor_pb2.StepPlan)
 
 
 def _report(
-    model: Model, limits: StepLimits, memory: MemoryProbe, free_at_start: int, activations: int, decode: int
+    model: Model, limits: StepLimits, memory: MemoryProbe, free_at_start: int, held: int, activations: int, decode: int
 ) -> MemoryReport:
     graphs = 0
     if sizes := limits.graph_sizes:
@@ -91,6 +94,8 @@ def _report(
         graphs = sizes[-1] * model.config.vocab_size * 4 + decode + len(sizes) * _BYTES_PER_GRAPH
     free, total = memory.free_bytes(), memory.total_bytes()
     taken = free_at_start - free
+    # What is held of an executor before this one is let go of for another pool.
+    free += held
     logger.info(
         "%.2f of %.2f GiB are free; the largest step takes %.2f GiB, graphs %.2f GiB, the rest is for the KV pool",
         free / 2**30,

@@ -40,13 +40,14 @@ KV_CACHE_DTYPES: Final = {
 _CPU_KV_CACHE_DTYPES: Final = (torch.float32, torch.bfloat16, torch.int8)
 
 # Compute capability from which on GPUs convert to FP8 (e4m3); Triton compiles no such conversion for older ones.
-_FP8_CAPABILITY: Final = (8, 9)
+_FP8_CACHE_CAPABILITY: Final = (8, 9)
 
 # Changes with the order of elements within a block.
 _KV_FORMAT: Final = "layer, keys then values then scales, kv_heads, block_size, head_dim"
 _SCALE_BYTES: Final = 4
 
-_FP8_CAPABILITY: Final = (9, 0)
+# Compute capability from which on products of FP8 weights are computed: Hopper's.
+_FP8_WEIGHTS_CAPABILITY: Final = (9, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +134,12 @@ def _check_fp8(device: torch.device) -> None:
     if kernels.implementation_for(device) != "triton":
         raise StartupError("--quantization fp8 needs Triton, which is not installed", field="quantization")
     found = torch.cuda.get_device_capability(device)
-    if found < _FP8_CAPABILITY:
+    if found < _FP8_WEIGHTS_CAPABILITY:
         raise StartupError(
-            "--quantization fp8 needs a GPU of compute capability "
-            f"{_dotted(_FP8_CAPABILITY)} (Hopper) or later; {torch.cuda.get_device_name(device)} has {_dotted(found)}",
+            "--quantization fp8 needs a GPU of compute capability 9.0 or more (Hopper and later), not "
+            f"{found[0]}.{found[1]}",
             field="quantization",
         )
-
-
-def _dotted(capability: tuple[int, int]) -> str:
-    return f"{capability[0]}.{capability[1]}"
 
 
 def choose_device(name: str) -> torch.device:
@@ -184,7 +181,7 @@ def choose_kv_cache_dtype(
         raise StartupError(
             f"--kv-cache-dtype {name} is supported on cuda only; on a CPU, int8 takes as little", field="kv_cache_dtype"
         )
-    if chosen == torch.float8_e4m3fn and capability is not None and capability < _FP8_CAPABILITY:
+    if chosen == torch.float8_e4m3fn and capability is not None and capability < _FP8_CACHE_CAPABILITY:
         raise StartupError(
             f"--kv-cache-dtype {name} needs a GPU of compute capability 8.9 or more (Ada, Hopper and later), not "
             f"{capability[0]}.{capability[1]}; int8 takes as little",

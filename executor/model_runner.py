@@ -20,6 +20,7 @@ from quire.executor.model import Model
 from quire.executor.pending_step import PendingStep, Step, Steps
 from quire.executor.sequence import SequenceTable
 from quire.executor.structured import GrammarTable
+from quire.executor.swap import SwapPool
 from quire.internal.v1 import executor_pb2
 from quire.kv_pool import KvPool
 from quire.step_counters import StepCounters
@@ -56,6 +57,7 @@ class ModelRunner:
             else DeviceSteps(model, self.sequences, self._grammars, self._device, graph_sizes)
         )
         self._cache: KvCache | None = None
+        self._swap: SwapPool | None = None
         self._epoch: int | None = None
 
     @property
@@ -78,6 +80,8 @@ class ModelRunner:
         cache, has_content = (
             self._provide(request) if request.HasField("executor_memory") else (self._map(request), True)
         )
+        model = self.model
+        self._swap = SwapPool.attach(request, cache, model.fingerprint, model.cache_group, self._device)
         self.adopt(cache, request.epoch)
         return has_content
 
@@ -91,7 +95,9 @@ class ModelRunner:
         self._steps.detach()
         self.sequences.clear()
         self._grammars.clear()
-        self._cache, self._epoch = None, None
+        if self._swap is not None:
+            self._swap.close()
+        self._cache, self._swap, self._epoch = None, None, None
 
     def close(self) -> None:
         """Lets go of the pool and of the device. Nothing is launched after this."""
@@ -112,6 +118,8 @@ class ModelRunner:
         self._check_attached(plan.epoch)
         self.sequences.apply(plan)
         self._grammars.apply(plan)
+        if self._swap is not None:
+            self._swap.move(plan)
         rows = PlanRows.of(plan, self.sequences)
         update_block_tables(plan, rows, self.sequences)
         result = executor_pb2.StepResult(epoch=plan.epoch, step=plan.step, started_ns=started)

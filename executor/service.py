@@ -43,8 +43,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
     async def Describe(  # noqa: N802 - gRPC's name
         self, request: executor_pb2.DescribeExecutorRequest, context: _Context
     ) -> executor_pb2.ExecutorDescription:
-        # In a thread, as it may ask another process.
-        return await asyncio.to_thread(_describe, self._runner, self._measure_memory)
+        return _describe(self._runner, self._measure_memory())
 
     async def AttachKvPool(  # noqa: N802
         self, request: executor_pb2.AttachKvPoolRequest, context: _Context
@@ -114,8 +113,8 @@ class ExecutorService(executor_pb2_grpc.ExecutorServiceServicer):
                     self._worker.submit(self._runner.detach)
 
 
-def _describe(runner: ModelRunner, measure_memory: Callable[[], MemoryReport]) -> executor_pb2.ExecutorDescription:
-    model, device_memory, memory = runner.model, runner.device_memory, measure_memory()
+def _describe(runner: ModelRunner, memory: MemoryReport) -> executor_pb2.ExecutorDescription:
+    model, device_memory = runner.model, runner.device_memory
     config, group = model.config, model.cache_group
     return executor_pb2.ExecutorDescription(
         model=model.name,
@@ -138,9 +137,10 @@ def _describe(runner: ModelRunner, measure_memory: Callable[[], MemoryReport]) -
         max_model_len=model.max_model_len,
         vocab_size=config.vocab_size,
         weight_bytes=model.decoder.num_bytes,
-        available_bytes=memory.available_bytes + (device_memory.held_bytes() if device_memory else 0),
+        available_bytes=memory.available_bytes,
         total_bytes=memory.total_bytes,
         overhead_bytes=memory.overhead_bytes,
+        host_available_bytes=host_memory().available_bytes,
         fingerprint=model.fingerprint,
         length_independent_tokens=config.rotary.length_independent_tokens,
         hidden_size=config.hidden_size,

@@ -18,7 +18,7 @@
     backend.py          which implementation runs; numeric identity
     reference.py        plain torch, what everything else is tested against
     torch_paged.py      torch, streaming over the block table: GPUs, and any device without a native kernel
-    torch_sampling.py   torch: GPUs, and the reference
+    torch_sampling.py   torch: GPUs without Triton, and the reference
     native_library.py   finds and declares libquire_kernels.so; threads and instruction sets
     native_attention.py native_blocks.py native_linear.py native_sampling.py native_signal.py native_step.py
                         the calls into it; the last computes a whole step

@@ -75,7 +75,8 @@ def paged_attention(
     The step's own keys and values must have been stored before (`store_kv`).
 
     On a CPU (native) a row's result depends on nothing but its query, its position and its context: it is
-    equal bit for bit in any batch, on any number of threads, and in a prefill chunk as in a decode step.
+    equal bit for bit in any batch, on any number of threads, and in a prefill chunk as in a decode step. The same
+    holds in Triton on one model of GPU.
 
     Args:
         query: [num_tokens, num_heads, head_dim], float32 or bfloat16 (float16 too where torch runs), whatever

@@ -1,9 +1,9 @@
 """What the programs of one attention launch do: a list made on the host, read on the device.
 
 The rows of a sequence and KV head are its new tokens times the query heads that share the KV head. They are cut into
-tiles of TILE_ROWS, and each tile's context into sections of SECTION keys. A tile walks over its sections in one piece,
-or, where a batch has too few tiles to keep a GPU busy, several programs take a run of sections each ("flash decoding",
-Dao et al., 2023, pytorch.org/blog/flash-decoding). Who computes a section changes no bit of it: see triton/attention.py.
+tiles of TILE_ROWS, and each tile's context into sections of SECTION keys. One program walks over all sections of a
+tile, or, where a batch has too few tiles to keep a GPU busy, several take a run of sections each ("flash decoding",
+Dao et al., 2023, pytorch.org/blog/flash-decoding). Who computes a section changes no bit: see triton/attention.py.
 
 Nothing here knows block sizes, windows or the cache's type, and nothing imports Triton.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -140,31 +140,17 @@ class WorkShape(NamedTuple):
         """
         tiles = _tiles(np.asarray(query_start, np.int64), np.asarray(context_lens, np.int64), self.group)
         limit = max(1, -(-int(tiles.sections.sum()) * self.num_kv_heads // (_RUNS_PER_PROGRAM * self.num_programs)))
-        partial_rows = np.where(tiles.sections > limit, tiles.sections * tiles.rows, 0)
+        long = tiles.sections > limit
+        if not long.any():
+            return _planned(_items(tiles, np.ones_like(tiles.rows), np.full_like(tiles.rows, -1)), _NO_MERGES, 0)
+        partial_rows = np.where(long, tiles.sections * tiles.rows, 0)
         ends = partial_rows.cumsum()
         # Where room runs out, the rest walk.
-        split = (partial_rows > 0) & (ends <= _MAX_PARTIAL_ROWS // self.num_kv_heads)
+        split = long & (ends <= _MAX_PARTIAL_ROWS // self.num_kv_heads)
         places = np.where(split, ends - partial_rows, -1)
-
-        tile, nth = _repeat(np.where(split, -(-tiles.sections // limit), 1))
-        runs, sections = np.bincount(tile)[tile] if len(tile) else tile, tiles.sections[tile]
-        first = nth * sections // runs
-        count = (nth + 1) * sections // runs - first
-        items = _columns(tiles.sequence[tile], tiles.first_row[tile], first, count, places[tile])
-        # The longest first: programs take items in turn, and the last ones should be short.
-        items = items[np.argsort(-count, kind="stable")]
-
-        split_tiles = tiles.take(np.flatnonzero(split))
-        tile, nth = _repeat(-(-split_tiles.rows // MERGE_ROWS))
-        merges = _columns(
-            split_tiles.sequence[tile],
-            split_tiles.first_row[tile] + nth * MERGE_ROWS,
-            split_tiles.sections[tile],
-            places[split][tile] + nth * MERGE_ROWS,
-            split_tiles.rows[tile],
-        )
-        counts = np.array([len(items), len(merges)], np.int32)
-        return PlannedWork(items, merges, counts, int(partial_rows[split].sum()))
+        items = _items(tiles, np.where(split, -(-tiles.sections // limit), 1), places)
+        split_tiles = _Tiles(*(column[split] for column in tiles))
+        return _planned(items, _merges(split_tiles, places[split]), int(partial_rows[split].sum()))
 
     def capacity(self, num_tokens: int, num_seqs: int, max_model_len: int) -> WorkCapacity:
         """Bounds on the work of any step with at most so many new tokens, sequences and tokens of context."""
@@ -204,9 +190,6 @@ class _Tiles(NamedTuple):
     rows: NDArray[np.int64]
     sections: NDArray[np.int64]
 
-    def take(self, tiles: NDArray[np.int64]) -> _Tiles:
-        return _Tiles(*(column[tiles] for column in self))
-
 
 def _tiles(query_start: NDArray[np.int64], context_lens: NDArray[np.int64], group: int) -> _Tiles:
     query_lens = np.diff(query_start)
@@ -219,11 +202,39 @@ def _tiles(query_start: NDArray[np.int64], context_lens: NDArray[np.int64], grou
     return _Tiles(sequence, first_row, tile_rows, -(-num_keys // SECTION))
 
 
+def _items(tiles: _Tiles, runs: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Each tile's sections in `runs` runs of about the same length."""
+    tile, nth = _repeat(runs)
+    num_runs, sections = runs[tile], tiles.sections[tile]
+    first = nth * sections // num_runs
+    count = (nth + 1) * sections // num_runs - first
+    items = _rows(tiles.sequence[tile], tiles.first_row[tile], first, count, places[tile])
+    # The longest first: programs take items in turn, and the last ones should be short.
+    return items[np.argsort(-count, kind="stable")]
+
+
+def _merges(tiles: _Tiles, places: NDArray[np.int64]) -> NDArray[np.int32]:
+    tile, nth = _repeat(-(-tiles.rows // MERGE_ROWS))
+    ahead = nth * MERGE_ROWS
+    first_row, place = tiles.first_row[tile] + ahead, places[tile] + ahead
+    return _rows(tiles.sequence[tile], first_row, tiles.sections[tile], place, tiles.rows[tile])
+
+
+def _planned(items: NDArray[np.int32], merges: NDArray[np.int32], partial_rows: int) -> PlannedWork:
+    return PlannedWork(items, merges, np.array([len(items), len(merges)], np.int32), partial_rows)
+
+
 def _repeat(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Each index as often as `counts` says, and which of its repetitions it is: [2, 1] → [0, 0, 1], [0, 1, 0]."""
     index = np.repeat(np.arange(len(counts)), counts)
     return index, np.arange(len(index)) - (counts.cumsum() - counts)[index]
 
 
-def _columns(*columns: NDArray[np.int64]) -> NDArray[np.int32]:
-    return np.stack(columns, axis=1).astype(np.int32)
+def _rows(*columns: NDArray[np.int64]) -> NDArray[np.int32]:
+    rows = np.empty((len(columns[0]), len(columns)), np.int32)
+    for index, column in enumerate(columns):
+        rows[:, index] = column
+    return rows
+
+
+_NO_MERGES: Final = np.empty((0, len(MERGE)), np.int32)

@@ -1,4 +1,4 @@
-"""Sampling in torch: for GPUs, and the reference that native sampling is tested against. See `sampling`.
+"""Sampling in torch: the reference that the others are tested against, and for GPUs without Triton. See `sampling`.
 
 What runs over several rows at once works within each row (softmax, cumulative sums, selection), and everything else
 is exact: so a row's result does not depend on the other rows.

@@ -14,6 +14,7 @@ from quire.process import first_of
 from quire.scheduler.executor_client import ExecutorClient, StepChannel
 from quire.scheduler.kv_budget import check_same_model
 from quire.scheduler.pool_home import PoolHome
+from quire.scheduler.swap_home import SwapHome
 from quire.scheduler.watchdog import HungExecutorError, Watchdog
 
 # From SIGKILL to the end of a process: the kernel gives back its memory in this time.
@@ -45,9 +46,12 @@ class ExecutorLink:
 class ExecutorConnector:
     """Ties executors to one pool."""
 
-    def __init__(self, settings: SchedulerSettings, home: PoolHome, model: executor_pb2.ExecutorDescription) -> None:
+    def __init__(
+        self, settings: SchedulerSettings, home: PoolHome, swap: SwapHome, model: executor_pb2.ExecutorDescription
+    ) -> None:
         self._settings = settings
         self._home = home
+        self._swap = swap
         self._model = model
 
     async def connect(self, client: ExecutorClient) -> ExecutorLink:
@@ -65,11 +69,13 @@ class ExecutorConnector:
             peers = Peers()
             on_failure.callback(peers.close)
             client.identify(peers)
-            with self._home.offered(peers) as request:
+            with self._home.offered(peers) as request, self._swap.offered(request, peers):
                 attached = await self._attach(client, request, peers)
             channel = await client.open_steps(self._settings.step_transport, timeout, peers)
             on_failure.pop_all()
-        return ExecutorLink(client, description, channel, peers, self._home.pool is not None or attached.has_content)
+        return ExecutorLink(
+            client, description, channel, peers, not self._home.is_with_executor or attached.has_content
+        )
 
     async def _attach(
         self, client: ExecutorClient, request: executor_pb2.AttachKvPoolRequest, peers: Peers
@@ -89,9 +95,9 @@ class ExecutorConnector:
         Raises QuireError where its death cannot be proved; a pool that its successor would share is used by nobody
         again then: the next scheduler makes another.
         """
-        is_shared = self._home.pool is not None or link.peers.can_be_ended
+        is_shared = not self._home.is_with_executor or self._swap.pool is not None or link.peers.can_be_ended
         if not await link.peers.end(_FENCE_TIMEOUT_S) and is_shared:
-            self._home.give_up()
+            self._home.pool.discard()
             raise QuireError(
                 f"{link.client.name} may still write the KV pool: it cannot be seen to have ended. The pool is given up"
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quire.config import SchedulerSettings
 from quire.errors import KvPoolError, StartupError
 from quire.internal.v1 import executor_pb2
@@ -72,6 +74,33 @@ def check_reusable(
     _check_longest(layout.num_blocks, layout, model)
 
 
+def plan_swap(
+    settings: SchedulerSettings,
+    layout: KvPoolLayout,
+    executors: list[executor_pb2.ExecutorDescription],
+    num_missing_bytes: int,
+) -> KvPoolLayout | None:
+    """The layout of the swap tier behind a pool, which takes `num_missing_bytes` more of the host; None without one.
+
+    Raises KvPoolError if it does not fit the host's free memory.
+    """
+    size = int(settings.swap_space * 2**30)
+    if not size:
+        return None
+    flag, available = flag_name("swap_space"), min(executor.host_available_bytes for executor in executors)
+    if size + num_missing_bytes > available:
+        beside = f" beside {_gib(num_missing_bytes)} of KV pool" if num_missing_bytes else ""
+        raise KvPoolError(
+            f"{flag}: {_gib(size)} do not fit the host{beside}: {_gib(available)} are free", field="swap_space"
+        )
+    if size < layout.block_bytes:
+        raise KvPoolError(
+            f"{flag}: {_gib(size)} are less than a block of {_gib(layout.block_bytes)}", field="swap_space"
+        )
+    # Here, wherever the pool is.
+    return replace(layout, num_blocks=size // layout.block_bytes, num_ranks=1)
+
+
 def _exact_size(settings: SchedulerSettings, block_bytes: int) -> tuple[str, int] | None:
     """The setting that says how many bytes the pool has, and how many."""
     if settings.kv_cache_memory is not None:
@@ -95,7 +124,8 @@ def layout_of(model: executor_pb2.ExecutorDescription, block_size: int, num_bloc
         CacheGroupLayout(group.num_layers, group.num_kv_heads, group.head_dim, group.element_bytes, group.scale_bytes)
         for group in model.cache_groups
     )
-    return KvPoolLayout(block_size, num_blocks, model.num_ranks, epoch, model.fingerprint, groups)
+    num_ranks = 0 if model.pool_home == executor_pb2.POOL_HOME_EXECUTOR else model.num_ranks
+    return KvPoolLayout(block_size, num_blocks, num_ranks, epoch, model.fingerprint, groups)
 
 
 def _check_longest(num_blocks: int, layout: KvPoolLayout, model: executor_pb2.ExecutorDescription) -> None:

@@ -42,7 +42,7 @@ async def grow(pool: KvPool, blocks: BlockPool, work: Work) -> None:
             await asyncio.wait([allocation])
             raise
         except KvPoolError as error:
-            logger.error("%s; the KV pool stays at %d of %d blocks", error, start, blocks.num_blocks)
+            logger.error("%s; it stays at %d of %d blocks", error, start, blocks.num_blocks)
             return
         blocks.extend(end)
         work.notify()

@@ -34,15 +34,22 @@ _LOCK_TIMEOUT_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class PoolHome:
-    """The pool of a scheduler. `pool` is None where the executor provides it."""
+    """The pool of a scheduler, or the journal of one that the executor provides."""
 
-    layout: KvPoolLayout
-    pool: KvPool | None
+    pool: KvPool
     # Blocks that have memory already.
     num_usable: int
-    # None without a prefix cache, and where the executor provides the pool.
+    # None without a prefix cache.
     journal: KvJournal | None
-    _settings: SchedulerSettings
+
+    @property
+    def layout(self) -> KvPoolLayout:
+        return self.pool.layout
+
+    @property
+    def is_with_executor(self) -> bool:
+        """Whether the blocks are not here, but in memory that the executor provides."""
+        return self.layout.num_ranks == 0
 
     @contextlib.contextmanager
     def offered(self, peers: Peers) -> Iterator[executor_pb2.AttachKvPoolRequest]:
@@ -55,16 +62,11 @@ class PoolHome:
             epoch=self.layout.epoch, num_blocks=self.layout.num_blocks, block_size=self.layout.block_size
         )
         with contextlib.ExitStack() as handover:
-            if self.pool is None:
+            if self.is_with_executor:
                 request.executor_memory.is_new = not peers.can_be_ended
             else:  # a file too: a sandboxed executor cannot open one for writing
                 request.handover_socket = str(handover.enter_context(offered("kv-pool", [self.pool.fd], peers)))
             yield request
-
-    def give_up(self) -> None:
-        """Somebody may still write the pool: the next scheduler makes another one."""
-        if self.pool is not None:
-            self.pool.discard()
 
 
 def open_pool(
@@ -78,13 +80,13 @@ def open_pool(
     be computed. Raises KvPoolError if no pool can be made, and StartupError.
     """
     executors = list(executors)
-    if executors[0].pool_home == executor_pb2.POOL_HOME_EXECUTOR:
-        layout = plan_pool(settings, executors, _new_epoch())
-        return PoolHome(layout, None, layout.num_blocks, None, settings)
+    if executors[0].pool_home == executor_pb2.POOL_HOME_EXECUTOR and settings.kv_pool is not None:
+        message = f"--kv-pool {settings.kv_pool}: these executors provide the KV pool, which cannot be in a file"
+        raise KvPoolError(message, field="kv_pool")
     pool = _adopt(settings, executors) or _make(settings, executors)
     cleanup.callback(_close, pool, settings)
     num_usable = pool.layout.num_blocks
-    if settings.kv_pool is None:
+    if settings.kv_pool is None and pool.layout.num_ranks:
         num_usable = num_first_blocks(pool.layout, executors[0].max_model_len)
         # Of a pool that is taken over they may be more than they were. What is allocated stays as it is.
         pool.allocate(0, num_usable)
@@ -92,8 +94,8 @@ def open_pool(
     if not settings.enable_prefix_caching:
         # Nobody is going to keep it, so that it would not be true much longer.
         journal.wipe()
-        return PoolHome(pool.layout, pool, num_usable, None, settings)
-    return PoolHome(pool.layout, pool, num_usable, journal, settings)
+        return PoolHome(pool, num_usable, None)
+    return PoolHome(pool, num_usable, journal)
 
 
 def _adopt(settings: SchedulerSettings, executors: list[executor_pb2.ExecutorDescription]) -> KvPool | None:

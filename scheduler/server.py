@@ -30,6 +30,8 @@ from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.service import SchedulerService
 from quire.scheduler.stats_log import log_stats
 from quire.scheduler.step_loop import StepLoop, Work
+from quire.scheduler.swap_home import SwapHome, open_swap
+from quire.scheduler.swap_tier import SwapTier, max_moves
 from quire.scheduler.watchdog import Watchdog
 from quire.tracing import open_export
 from quire.v1 import monitor_pb2_grpc
@@ -78,8 +80,9 @@ async def run(settings: SchedulerSettings, status: StatusReporter, stop: StopSig
         activities = [lane.run() for lane in lanes]
         if not settings.disable_log_stats:
             activities.append(log_stats(scheduler))
-        if met.home.pool is not None:
-            activities.append(grow(met.home.pool, scheduler.kv_cache.pool, work))
+        activities.append(grow(met.home.pool, scheduler.kv_cache.pool, work))
+        if met.swap.pool is not None and scheduler.kv_cache.swap is not None:
+            activities.append(grow(met.swap.pool, scheduler.kv_cache.swap.pool, work))
         await unless_stopped(_run_all(activities), stop)
 
 
@@ -88,6 +91,7 @@ class _Meeting:
     """What came of meeting the executors."""
 
     home: PoolHome
+    swap: SwapHome
     description: scheduler_pb2.DescribeResponse
     connector: ExecutorConnector
     links: list[ExecutorLink]
@@ -100,9 +104,10 @@ async def _meet(
     timeout = settings.startup_timeout
     descriptions = list(await asyncio.gather(*(client.describe(timeout) for client in clients)))
     home = open_pool(settings, descriptions, cleanup)
-    connector = ExecutorConnector(settings, home, descriptions[0])
+    swap = open_swap(settings, home, descriptions, cleanup)
+    connector = ExecutorConnector(settings, home, swap, descriptions[0])
     links = list(await asyncio.gather(*(connector.connect(client) for client in clients)))
-    return _Meeting(home, _describe(settings, home.layout, descriptions), connector, links)
+    return _Meeting(home, swap, _describe(settings, home.layout, descriptions), connector, links)
 
 
 def _make_lanes(
@@ -143,7 +148,10 @@ def _make_scheduler(settings: SchedulerSettings, met: _Meeting) -> Scheduler:
         num_lanes=len(settings.executors),
         prefix_caching=settings.enable_prefix_caching,
         journal=met.home.journal,
+        swap=_make_swap_tier(settings, met),
     )
+    if met.home.journal is not None and not all(link.has_content for link in met.links):
+        met.home.journal.wipe()
     # Every executor has attached the pool, so no step of an earlier scheduler is computed any more.
     kv_cache.restore()
     limits = SchedulerLimits(
@@ -153,6 +161,15 @@ def _make_scheduler(settings: SchedulerSettings, met: _Meeting) -> Scheduler:
         policy=settings.scheduling_policy,
     )
     return Scheduler(kv_cache, limits)
+
+
+def _make_swap_tier(settings: SchedulerSettings, met: _Meeting) -> SwapTier | None:
+    """Blocks join it as they get memory."""
+    if met.swap.pool is None:
+        return None
+    layout = met.swap.pool.layout
+    most = max_moves(layout.block_bytes, layout.block_size, settings.max_num_batched_tokens)
+    return SwapTier(layout.num_blocks, max_moves=most, num_lanes=len(settings.executors), num_usable=0)
 
 
 def _make_admission(settings: SchedulerSettings, scheduler: Scheduler) -> Admission:

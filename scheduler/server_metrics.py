@@ -8,6 +8,7 @@ from quire.internal.v1 import metrics_pb2
 from quire.scheduler.metrics import MetricStore
 from quire.scheduler.outputs import OutputRouter
 from quire.scheduler.scheduler import Scheduler
+from quire.scheduler.swap_tier import SwapTier
 from quire.scheduler.tenants import TenantAccounts
 
 
@@ -38,12 +39,22 @@ def _figures(scheduler: Scheduler) -> Iterator[tuple[str, float]]:
     yield "kv_cache_usage_perc", cache.pool.usage
     yield "prefix_cache_queries", cache.num_queried_tokens
     yield "prefix_cache_hits", cache.num_hit_tokens
+    yield from _swap_figures(cache.swap)
     yield "num_preemptions", scheduler.num_preemptions
     yield "copied_blocks", cache.num_copies
     yield "restored_blocks", cache.num_restored
     yield "lost_executors", scheduler.num_lost_lanes
     yield "executors", len(cache.lanes)
     yield "live_executors", len(scheduler.live_lanes)
+
+
+def _swap_figures(swap: SwapTier | None) -> Iterator[tuple[str, float]]:
+    """Zeros without a tier, as counters are there from the start."""
+    yield "external_prefix_cache_queries", swap.num_queried_tokens if swap else 0
+    yield "external_prefix_cache_hits", swap.num_hit_tokens if swap else 0
+    yield "cpu_cache_usage_perc", 1 - swap.pool.num_free / swap.pool.num_usable if swap and swap.pool.num_usable else 0
+    yield "swapped_out_blocks", swap.num_swapped_out if swap else 0
+    yield "swapped_in_blocks", swap.num_swapped_in if swap else 0
 
 
 def _tenants(store: MetricStore, accounts: TenantAccounts) -> list[tuple[str, int, int]]:

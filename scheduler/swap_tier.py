@@ -28,14 +28,17 @@ from weakref import WeakValueDictionary
 
 from quire.scheduler.block_pool import Block, BlockPool, CachedPrefix
 
-# What a step moves each way at most while other sequences wait for it: some milliseconds, whether over PCIe 4 or 5 or
-# within a host's memory. By their bandwidths; not measured on a GPU.
+# What any step may bring in: some milliseconds, over PCIe or within a host's memory. By their nominal bandwidths; not
+# measured on a GPU.
 _MAX_STEP_BYTES: Final = 128 * 2**20
 
 
-def max_moves(block_bytes: int) -> int:
-    """Blocks that a step moves each way at most."""
-    return max(_MAX_STEP_BYTES // block_bytes, 1)
+def max_moves(block_bytes: int, block_size: int, max_num_batched_tokens: int) -> int:
+    """Blocks that a step brings in at most while other sequences wait for it.
+
+    If that is more, as many as it could compute instead, which takes far longer.
+    """
+    return max(_MAX_STEP_BYTES // block_bytes, max_num_batched_tokens // block_size, 1)
 
 
 # Not frozen, for the same reason as CachedPrefix.
@@ -122,8 +125,8 @@ class SwapTier:
         if known is not None and known.prefix is prefix:
             self._touch(known.block)
             return
-        # A step that brings in more, as nobody waits for it, may take out as much.
-        most = max(self._max_moves, len(self._moves.in_sources))
+        # As much as it computes, and as much as it brings in.
+        most = self._max_moves + len(self._moves.in_sources)
         if len(self._moves.out_sources) >= most or not self.pool.num_available:
             return
         if known is not None:  # the same hash after a parent that nobody has any more

@@ -18,6 +18,8 @@ VLLM = {
     "kv_cache_usage_perc": "gauge",
     "prefix_cache_queries": "counter",
     "prefix_cache_hits": "counter",
+    "external_prefix_cache_queries": "counter",
+    "external_prefix_cache_hits": "counter",
     "num_preemptions": "counter",
     "prompt_tokens": "counter",
     "prompt_tokens_by_source": "counter",

@@ -16,7 +16,7 @@ from quire.columns import pack_u32
 from quire.config import ExecutorSettings
 from quire.executor.kv_cache import KvCache
 from quire.executor.model import DTYPES, load_model
-from quire.executor.server import make_runner
+from quire.executor.start import make_runner, set_up_kernels
 from quire.executor.step_limits import StepLimits
 from quire.internal.v1 import executor_pb2
 from quire.v1 import generate_pb2
@@ -42,9 +42,11 @@ class Quire:
             "max_num_seqs": max(workload.batches),
             "max_num_batched_tokens": workload.budget,
             "block_size": _BLOCK_SIZE,
+            "max_model_len": 2 * max(workload.context, workload.prefill),
             **settings,
         }
         loaded = ExecutorSettings.load(given)
+        set_up_kernels(loaded)
         self.model = load_model(loaded, lambda _: RandomCheckpoint(DTYPES[dtype], device))
         self._runner = make_runner(self.model, StepLimits.of(loaded))
         longest = workload.context + workload.warm_up + workload.steps + 1

@@ -18,7 +18,7 @@ from gpu_bench.engine import Workload
 # Of one answer of the continuous batching's thread; what it does at most is compute a chunk.
 _ANSWER_SECONDS = 120.0
 _PAGE_TOKENS = 256
-# Tokens that `generate` computes at once; more activations would not fit beside the cache.
+# Tokens beyond which `generate` computes prompts in chunks; its activations would not fit beside the cache.
 _PREFILL_TOKENS = 65536
 
 
@@ -91,6 +91,10 @@ class Generate(_Hf):
         started, times = self._times(1, self.workload.prefill, 1)
         return times[0] - started
 
+    def close(self) -> None:
+        torch._dynamo.reset()  # compiled code holds the model
+        super().close()
+
     def make_room(self) -> None:
         # Where transformers keeps the static cache between calls.
         for name in ("_cache", "_static_cache"):
@@ -114,7 +118,7 @@ class Generate(_Hf):
 
         given: dict[str, Any] = {"cache_implementation": "static"}
         if batch * length > _PREFILL_TOKENS:
-            given["prefill_chunk_size"] = max(1, _PREFILL_TOKENS // batch)
+            given["prefill_chunk_size"] = max(1, _PREFILL_TOKENS // 2 // batch)
         prompts = torch.tensor(self.prompts(batch, length), device=self.device)
         mask = torch.ones_like(prompts)
         started = time.perf_counter()

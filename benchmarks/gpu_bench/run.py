@@ -139,11 +139,11 @@ class Run:
             "bf16_tflop_s": round(self.limits.matrix_rate / 1e12, 1),
             "context": self._workload.context,
             "mean_context": self._workload.mean_context,
-            "batch_invariance_costs": self._cost_of_invariance(),
+            "batch_invariance_costs": self.cost_of_invariance(),
             "rows": [row.as_json() for row in self.rows],
         }
 
-    def _cost_of_invariance(self) -> dict[str, float]:
+    def cost_of_invariance(self) -> dict[str, float]:
         """By model and work: our time with it to that without."""
         seconds = {(row.model, row.variant, row.work): row.seconds for row in self.rows}
         costs = {}

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import launch
-from .linear_plan import sections, tiles_for
+from .linear_plan import Tiles, sections, tiles_for
 from .tuning import gpu_of
 
 __all__ = ["linear", "product"]
@@ -93,7 +93,8 @@ def _linear(
             a = tl.load(x_tile, mask=in_x & inside[None, :], other=0.0)
             b = tl.load(weight_tile, mask=in_weight & inside[:, None], other=0.0)
         if SCALED:
-            # Hopper adds FP8 products up with fewer bits than float32 has: each block's sum is added in float32.
+            # Hopper adds FP8 products up in about 14 bits (DeepSeek-V3, arXiv:2412.19437, section 3.3.2): the sum of
+            # each block is added in float32.
             sum_of_section = tl.dot(a, b, sum_of_section, max_num_imprecise_acc=BLOCK_K)
         else:
             sum_of_section = tl.dot(a, b, sum_of_section, input_precision="ieee")
@@ -150,6 +151,7 @@ def product(
     bias: Tensor | None,
     dtype: torch.dtype,
     scales: tuple[Tensor, Tensor] | None = None,
+    tiles: Tiles | None = None,
 ) -> Tensor:
     """Launches the product of [rows, in_features] with a matrix.
 
@@ -159,6 +161,7 @@ def product(
         bias: [out_features] or None.
         dtype: of the result.
         scales: of FP8: float32 [rows] of x and [out_features] of the weight.
+        tiles: other ones than the tables', to measure them.
 
     Returns:
         [rows, out_features].
@@ -175,17 +178,18 @@ def product(
     if rows == 0:
         return y
     cut = sections(outputs, inputs, x.element_size())
-    tiles = tiles_for(rows, outputs, inputs, x.dtype, gpu_of(x.device))
+    tiles = tiles or tiles_for(rows, outputs, inputs, x.dtype, gpu_of(x.device))
     count = triton.cdiv(rows, tiles.block_m) * triton.cdiv(outputs, tiles.block_n)
     split = cut.count if tiles.split and count <= _MAX_SPLIT_TILES else 1
     # What is not there is not read; a pointer must be given all the same.
     partials = torch.empty((cut.count, rows, outputs), dtype=torch.float32, device=x.device) if split > 1 else y
+    arrivals = _arrivals(x.device)  # by large products too: the first may not stand in a graph
     x_scales, weight_scales = scales or (y, y)
     launch(
         _linear,
         (count * split,),
         *(x, weight, y if bias is None else bias, x_scales, weight_scales, y),
-        *(partials, _arrivals(x.device) if split > 1 else y),
+        *(partials, arrivals),
         *(rows, outputs, inputs, x.stride(0), cut.blocks),
         SPLIT=split,
         WALK=cut.count > split,

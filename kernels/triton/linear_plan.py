@@ -20,7 +20,7 @@ import torch
 
 from .tuning import INTERPRETER, Config, Gpu, TableError, configuration
 
-__all__ = ["Sections", "Tiles", "default_tiles", "row_class", "sections", "shape_classes", "tiles_for"]
+__all__ = ["ROW_CLASSES", "Sections", "Tiles", "default_tiles", "row_class", "sections", "shape_classes", "tiles_for"]
 
 # Of one row of a tile: a line of the cache, and the widest pattern in which wgmma reads shared memory.
 _LINE_BYTES: Final = 128
@@ -34,7 +34,8 @@ _MIN_SECTION_BLOCKS: Final = 4
 
 _HOPPER: Final = 90
 
-_ROW_CLASSES: Final = (16, 64, 256, 1024)
+#: Up to how many rows a class of tiles is for; beyond the last is one more.
+ROW_CLASSES: Final = (16, 64, 256, 1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ def _has_wgmma(dtype: torch.dtype, gpu: Gpu) -> bool:
 
 def row_class(rows: int) -> str:
     """The class of a number of rows, such as "m<=64"."""
-    return next((f"m<={bound}" for bound in _ROW_CLASSES if rows <= bound), f"m>{_ROW_CLASSES[-1]}")
+    return next((f"m<={bound}" for bound in ROW_CLASSES if rows <= bound), f"m>{ROW_CLASSES[-1]}")
 
 
 def shape_classes(rows: int, out_features: int, in_features: int, dtype: torch.dtype) -> tuple[str, str]:
@@ -123,12 +124,12 @@ def shape_classes(rows: int, out_features: int, in_features: int, dtype: torch.d
 def tiles_for(rows: int, out_features: int, in_features: int, dtype: torch.dtype, gpu: Gpu) -> Tiles:
     """The tiles for a product. Raises TableError."""
     # One answer for each class of rows: the number itself changes from step to step.
-    return _tiles_for(bisect.bisect_left(_ROW_CLASSES, rows), out_features, in_features, dtype, gpu)
+    return _tiles_for(bisect.bisect_left(ROW_CLASSES, rows), out_features, in_features, dtype, gpu)
 
 
 @functools.cache
 def _tiles_for(row_class_index: int, out_features: int, in_features: int, dtype: torch.dtype, gpu: Gpu) -> Tiles:
-    rows = (*_ROW_CLASSES, _ROW_CLASSES[-1] + 1)[row_class_index]
+    rows = (*ROW_CLASSES, ROW_CLASSES[-1] + 1)[row_class_index]
     cut = sections(out_features, in_features, dtype.itemsize)
     classes = shape_classes(rows, out_features, in_features, dtype)
     default = default_tiles(rows, cut.count, dtype, gpu)
@@ -154,7 +155,9 @@ def _default_tiles(rows: int, num_sections: int, dtype: torch.dtype, gpu: Gpu) -
         # Many bytes in flight: two programs on a multiprocessor on Hopper, 48 KiB of weights each.
         if hopper:
             return Tiles(64, 128, 1, True, num_warps=4, num_stages=4)
-        return Tiles(16 if rows <= 16 else 64, 64, 1, True, num_warps=4, num_stages=5 if rows <= 16 else 4)
+        if rows <= 16:
+            return Tiles(16, 64, 1, True, num_warps=4, num_stages=5)
+        return Tiles(64, 64, 1, True, num_warps=8, num_stages=4)
     if rows <= 256:
         return Tiles(128, 128, 2, True, num_warps=8, num_stages=3)
     if hopper and num_sections == 1 and dtype.itemsize == 2:

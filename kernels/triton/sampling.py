@@ -16,8 +16,10 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import torch
 import triton
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..device_sampling import Columns, DeviceSampledTokens, Stage, pack
@@ -81,33 +83,26 @@ class _Sampler:
 
     def choose(self, sampled: DeviceSampledTokens) -> None:
         drawn = self._batch.rows["temperature"] > 0
-        filtered = drawn & _filters(self._batch, self._vocab_size)
+        filtered = drawn & _filters(self._batch.rows, self._vocab_size)
         maxima, positions = self._edit()
         # What no row of this batch needs is empty.
         num_measured = self._num_rows if drawn.any() else 0
         num_gathered = self._num_rows if filtered.any() else 0
         counts = self._empty(torch.int32, num_measured, self._num_chunks, LEVELS.value)
         masses = self._empty(torch.int64, num_measured, self._num_chunks, LEVELS.value)
-        weights = self._empty(torch.float32, num_gathered, _CANDIDATES)
-        token_ids = self._empty(torch.int32, num_gathered, _CANDIDATES)
-        numbers = self._empty(torch.int32, num_gathered)
-        if num_measured:
-            arguments = (*self._rows, maxima, counts, masses)
-            launch(measure, self._grid, *arguments, num_warps=_NUM_WARPS, **self._sizes)
-        if num_gathered:
-            arguments = (*self._rows, maxima, counts, masses, weights, token_ids, numbers)
-            launch(gather, self._grid, *arguments, num_warps=_NUM_WARPS, **self._sizes, CANDIDATES=_CANDIDATES)
-        arguments = (*self._rows, maxima, positions, masses, weights, token_ids, numbers, sampled.words)
-        launch(
-            choose,
-            (self._num_rows,),
-            *arguments,
-            self._num_rows,
-            self._num_chunks,
-            num_warps=_NUM_WARPS,
-            **self._sizes,
-            CANDIDATES=_CANDIDATES,
+        candidates = (
+            self._empty(torch.float32, num_gathered, _CANDIDATES),
+            self._empty(torch.int32, num_gathered, _CANDIDATES),
+            self._empty(torch.int32, num_gathered),
         )
+        sizes = self._sizes | {"CANDIDATES": _CANDIDATES}
+        if num_measured:
+            launch(measure, self._grid, *self._rows, maxima, counts, masses, num_warps=_NUM_WARPS, **self._sizes)
+        if num_gathered:
+            found = (maxima, counts, masses, *candidates)
+            launch(gather, self._grid, *self._rows, *found, num_warps=_NUM_WARPS, **sizes)
+        arguments = (maxima, positions, masses, *candidates, sampled.words, *self._grid)
+        launch(choose, (self._num_rows,), *self._rows, *arguments, num_warps=_NUM_WARPS, **sizes)
 
     def _edit(self) -> tuple[Tensor, Tensor]:
         """Edits the logits; their maxima, float32 [n, chunks], and where each first stands, int32."""
@@ -148,18 +143,17 @@ def _report(unedited: Tensor, columns: Columns, sampled: DeviceSampledTokens) ->
     sums = torch.empty_like(maxima)
     kept = min(sampled.num_top, chunk)
     tops = torch.empty(num_reported, num_chunks, kept, dtype=torch.int64, device=device)
-    arguments = (unedited, vocab_size, columns.rows, columns.reported, maxima, sums, tops, sampled.num_top)
-    launch(summarize_chunks, (num_reported, num_chunks), *arguments, num_warps=_NUM_WARPS, CHUNK=chunk)
-    arguments = (*arguments, sampled.words, sampled.num_rows, num_chunks)
+    shared = (unedited, vocab_size, columns.rows, columns.reported, maxima, sums, tops, sampled.num_top)
+    launch(summarize_chunks, (num_reported, num_chunks), *shared, num_warps=_NUM_WARPS, CHUNK=chunk)
     sizes = {"CHUNK": chunk, "CHUNKS": triton.next_power_of_2(num_chunks)}
-    launch(report, (num_reported,), *arguments, num_warps=1, **sizes)
+    launch(report, (num_reported,), *shared, sampled.words, sampled.num_rows, num_chunks, num_warps=1, **sizes)
 
 
 def _chunk_of(vocab_size: int) -> int:
     return min(_CHUNK, max(128, triton.next_power_of_2(vocab_size)))
 
 
-def _filters(batch: SamplingBatch, vocab_size: int):
-    rows = batch.rows
+def _filters(rows: NDArray[np.void], vocab_size: int) -> NDArray[np.bool_]:
+    """As `sampling_rows.filters`, bool [n]."""
     limited = (rows["top_k"] > 0) & (rows["top_k"] < vocab_size)
-    return limited | (rows["top_p"] < 1) | (rows["min_p"] > 0)
+    return np.asarray(limited | (rows["top_p"] < 1) | (rows["min_p"] > 0))

@@ -77,9 +77,11 @@ def gpu_of(device: torch.device) -> Gpu:
 
 @functools.cache
 def _card(index: int) -> Gpu:
+    from triton.runtime import driver
+
     found = torch.cuda.get_device_properties(index)
-    capability = 10 * found.major + found.minor
-    return Gpu(found.name, capability, found.multi_processor_count, found.shared_memory_per_block_optin)
+    shared_memory = driver.active.utils.get_device_properties(index)["max_shared_mem"]
+    return Gpu(found.name, 10 * found.major + found.minor, found.multi_processor_count, shared_memory)
 
 
 def configuration(kernel: str, shapes: Sequence[str], gpu: Gpu, default: Config) -> Config:
@@ -123,6 +125,11 @@ class Table:
     cards: tuple[str, ...]
     measured: bool
     kernels: dict[str, dict[str, Config]]
+
+    def text(self) -> str:
+        """What `parse` reads."""
+        content = {"cards": self.cards, "measured": self.measured, "kernels": self.kernels}
+        return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def parse(cls, text: str, origin: str) -> Table:

@@ -131,6 +131,19 @@ class CacheOptions(BlockOptions):
         None, description="File that holds the KV pool and outlives the server; default: anonymous memory."
     )
     enable_prefix_caching: bool = Field(True, description="Reuse KV blocks of equal prefixes.")
+    swap_space: float = Field(
+        0.0,
+        ge=0,
+        description="Host memory, in GiB, for cached blocks that the KV pool has no room for; a prefix hit brings them "
+        "back. 0: none.",
+    )
+
+    @field_validator("swap_space")
+    @classmethod
+    def _check_prefix_caching(cls, swap_space: float, info: ValidationInfo) -> float:
+        if swap_space and not info.data.get("enable_prefix_caching", True):
+            raise ValueError("needs the prefix cache, which --no-enable-prefix-caching turns off")
+        return swap_space
 
 
 SchedulingPolicy: TypeAlias = Literal["fcfs", "priority", "fair"]

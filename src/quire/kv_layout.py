@@ -70,14 +70,15 @@ class KvPoolLayout:
 
     block_size: int
     num_blocks: int
+    # 0: the blocks lie in memory of the executor, and the pool has their journal alone.
     num_ranks: int
     epoch: int
     fingerprint: bytes
     groups: tuple[CacheGroupLayout, ...]
 
     def __post_init__(self) -> None:
-        if min(self.block_size, self.num_blocks, self.num_ranks, len(self.groups)) < 1:
-            raise KvPoolError(f"a KV pool needs at least one token, block, rank and cache group: {self}")
+        if min(self.block_size, self.num_blocks, len(self.groups)) < 1 or self.num_ranks < 0:
+            raise KvPoolError(f"a KV pool needs at least one token, block and cache group: {self}")
         if len(self.fingerprint) != FINGERPRINT_BYTES:
             raise KvPoolError(f"a fingerprint has {FINGERPRINT_BYTES} bytes, not {len(self.fingerprint)}")
 

@@ -22,17 +22,22 @@ from quire import handover
 from quire.errors import KvPoolError
 from quire.kv_journal import KvJournal
 from quire.kv_layout import HEADER_BYTES, KvPoolHeader, KvPoolLayout, PoolState
+from quire.settings import flag_name
 
 # Of a memfd that nobody can shrink or grow any more.
 FIXED_SIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+# By the setting that says how much memory it takes.
+_NAMES: Final = {"kv_cache_memory": "the KV pool", "swap_space": "the swap tier"}
 
 
 class KvPool:
     """A mapped KV pool. Closing it unmaps; the memory lives as long as anyone holds it."""
 
-    def __init__(self, fd: int) -> None:
-        """Takes over `fd`. Raises KvPoolError if it is no pool, or a damaged one."""
+    def __init__(self, fd: int, setting: str = "kv_cache_memory") -> None:
+        """Takes over `fd`; `setting` says how large it is. Raises KvPoolError if it is no pool, or a damaged one."""
         self.fd = fd
+        self._setting = setting
         try:
             self.header = KvPoolHeader.unpack(os.pread(fd, HEADER_BYTES, 0))
             self.layout = self.header.layout
@@ -45,24 +50,26 @@ class KvPool:
             raise
 
     @classmethod
-    def create_memfd(cls, layout: KvPoolLayout, num_blocks: int | None = None) -> KvPool:
-        """A pool in anonymous shared memory of fixed size.
+    def create_memfd(
+        cls, layout: KvPoolLayout, num_blocks: int | None = None, setting: str = "kv_cache_memory"
+    ) -> KvPool:
+        """A pool in anonymous shared memory of fixed size, which `setting` has given.
 
         Pages are allocated for the first `num_blocks` blocks (all, if None); `allocate` adds others.
         """
         fd = os.memfd_create("quire-kv-pool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, layout.total_bytes)
-            allocate_pages(fd, 0, layout.data_offset, "in memory")
+            allocate_pages(fd, 0, layout.data_offset, "in memory", setting)
             for start, size in layout.extents(0, layout.num_blocks if num_blocks is None else num_blocks):
-                allocate_pages(fd, start, size, "in memory")
+                allocate_pages(fd, start, size, "in memory", setting)
             write_header(fd, layout)
             # A pool that cannot shrink cannot raise SIGBUS in those who map it.
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, FIXED_SIZE_SEALS)
         except BaseException:
             os.close(fd)
             raise
-        return cls(fd)
+        return cls(fd, setting)
 
     @classmethod
     def attach_handover(cls, address: Path, timeout_s: float = 10.0) -> KvPool:
@@ -75,6 +82,8 @@ class KvPool:
 
     def segment(self, rank: int) -> memoryview:
         """The writable bytes of a rank's blocks: num_blocks × block_bytes."""
+        if not self.layout.num_ranks:
+            raise KvPoolError("the blocks of this KV pool lie in an executor's memory")
         if not 0 <= rank < self.layout.num_ranks:
             raise KvPoolError(f"the KV pool has {self.layout.num_ranks} ranks, there is no rank {rank}")
         start = self.layout.data_offset + rank * self.layout.segment_bytes
@@ -88,7 +97,12 @@ class KvPool:
     def allocate(self, first_block: int, end_block: int) -> None:
         """Allocates the pages of blocks; the kernel clears some GB a second. Raises KvPoolError if there are none."""
         for start, size in self.layout.extents(first_block, end_block):
-            allocate_pages(self.fd, start, size, "in memory")
+            allocate_pages(self.fd, start, size, "in memory", self._setting)
+
+    @property
+    def num_missing_bytes(self) -> int:
+        """Bytes of it that have no pages yet."""
+        return max(self.layout.total_bytes - os.fstat(self.fd).st_blocks * 512, 0)
 
     def check_content(self) -> None:
         """Raises KvPoolError if what the pool holds is not to be trusted, whatever its journal says."""
@@ -141,14 +155,17 @@ def write_header(fd: int, layout: KvPoolLayout) -> None:
     os.pwrite(fd, KvPoolHeader(layout, PoolState.OPEN, boot_id()).pack(), 0)
 
 
-def allocate_pages(fd: int, start: int, size: int, where: str) -> None:
+def allocate_pages(fd: int, start: int, size: int, where: str, setting: str = "kv_cache_memory") -> None:
     """Raises KvPoolError where there are not so many."""
+    if not size:  # which the call refuses
+        return
     try:
         os.posix_fallocate(fd, start, size)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG, errno.EDQUOT):
             raise KvPoolError(
-                f"the KV pool does not fit {where}, {size} bytes more: {error.strerror}; lower --kv-cache-memory",
-                field="kv_cache_memory",
+                f"{_NAMES[setting]} does not fit {where}, {size} bytes more: {error.strerror}; "
+                f"lower {flag_name(setting)}",
+                field=setting,
             ) from error
         raise

@@ -97,10 +97,21 @@ SCHEDULER_METRICS: Final = (
         former=("gpu_prefix_cache_queries",),
     ),
     _counter("prefix_cache_hits", "Tokens that were found there.", former=("gpu_prefix_cache_hits",)),
+    _counter(
+        "external_prefix_cache_queries", "Tokens that were not found there, and looked for in the swap tier, if any."
+    ),
+    _counter("external_prefix_cache_hits", "Tokens that were found in the swap tier (--swap-space)."),
+    _gauge(
+        "cpu_cache_usage_perc",
+        "Part of the swap tier's blocks that hold something, from 0 to 1; 0 without a tier. vLLM had it before V1.",
+        own=True,
+    ),
     _counter("num_preemptions", "Times that a sequence lost its blocks to others and was queued again."),
     _histogram("iteration_tokens_total", "Tokens that a step computed.", _STEP_TOKENS),
     _histogram("step_duration_seconds", "Time that an executor took for a step.", _STEP_TIMES, own=True),
     _counter("copied_blocks", "KV blocks that were copied because several sequences shared them.", own=True),
+    _counter("swapped_out_blocks", "KV blocks that were copied to the swap tier when they were evicted.", own=True),
+    _counter("swapped_in_blocks", "KV blocks that were copied back from there.", own=True),
     _gauge("restored_blocks", "KV blocks whose content outlived the last scheduler.", own=True),
     _counter("lost_executors", "Times that an executor died or hung, and its sequences began again.", own=True),
     _gauge("executors", "Executors that there should be.", own=True),

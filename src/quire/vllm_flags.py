@@ -49,7 +49,7 @@ _TAKEN: Final = """
     kv_cache_dtype log_level max_cudagraph_capture_size max_log_len max_logprobs max_model_len
     max_num_batched_tokens max_num_seqs model num_gpu_blocks_override otlp_traces_endpoint port quantization
     reasoning_parser revision root_path scheduling_policy served_model_name* shutdown_timeout ssl_ca_certs
-    ssl_cert_reqs ssl_certfile ssl_keyfile tool_call_parser trust_request_chat_template!
+    ssl_cert_reqs ssl_certfile ssl_keyfile swap_space tool_call_parser trust_request_chat_template!
 """
 
 # What is different about a flag that is taken.
@@ -64,6 +64,7 @@ _DIFFERENT: Final[Mapping[str, str]] = {
     "quantization": "int8, int8_weight_only, int4 on a CPU, fp8 on GPUs, while loading",
     "reasoning_parser": "found from the chat template unless given",
     "scheduling_policy": "fair as well",
+    "swap_space": "for all executors together, and for any cached block; 0 unless given",
     "tool_call_parser": "found from the chat template unless given",
 }
 
@@ -75,6 +76,7 @@ _MAPPED: Final[Mapping[str, tuple[str, str]]] = {
     "device_memory_utilization": ("gpu_memory_utilization", ""),
     "disable_log_requests!": ("enable_log_requests", ""),
     "kv_cache_memory_bytes": ("kv_cache_memory", ""),
+    "kv_offloading_size": ("swap_space", ""),
     "max_num_queued_reqs": ("max_queued_requests", ""),
     "max_num_queued_tokens": ("max_queued_tokens", ""),
     "uvicorn_log_level": ("log_level", "of all processes"),
@@ -130,7 +132,7 @@ _NEUTRAL: Final[Mapping[str, str]] = {
         max_num_scheduled_tokens num_scheduler_steps performance_mode prefill_schedule_interval
         scheduler_delay_factor scheduler_reserve_full_isl! use_v2_block_manager! watermark
     """,
-    "Quire computes preempted requests again, mostly out of the prefix cache": "preemption_mode swap_space",
+    "Quire computes preempted requests again, out of the prefix cache and --swap-space": "preemption_mode",
     "Quire's prefix cache is found by hashes that depend on the tenant": """
         prefix_cache_retention_interval prefix_caching_hash_algo prefix_match_unit
     """,
@@ -167,7 +169,7 @@ _REFUSED: Final[Mapping[str, str]] = {
         device_ids numa_bind! numa_bind_cpus* numa_bind_nodes*
     """,
     "Quire keeps weights and KV pool on the model's own device; --quantization makes them smaller": """
-        cpu_offload_gb=0,0.0 cpu_offload_params* kv_offloading_backend=native kv_offloading_size
+        cpu_offload_gb=0,0.0 cpu_offload_params* kv_offloading_backend=native
         offload_backend=auto offload_group_size=0 offload_num_in_group=1 offload_params* offload_prefetch_step=1
     """,
     "Quire moves no KV between servers; --kv-pool keeps it over a restart": """

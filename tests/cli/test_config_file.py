@@ -114,17 +114,19 @@ def test_two_models_are_refused() -> None:
 
 def test_vllms_flags_on_the_command_line() -> None:
     words = "quire-tiny --max_model_len 1k -tp 1 --served-model-name a b --api-server-count=2 --swap-space 4 -q int8"
+    words += " --preemption-mode swap"
     found = printed(*words.split())
     assert found["model"] == ("quire-tiny", "--model")
     assert found["max-model-len"] == (1000, "--max-model-len")
     assert found["served-model-name"] == (["a", "b"], "--served-model-name")
     assert found["gateways"] == (2, "--api-server-count")
+    assert found["swap-space"] == (4.0, "--swap-space")
     assert found["quantization"] == ("int8", "--quantization")
     said = quire("serve", "--print-config", *words.split()).stderr
     assert said.splitlines() == [
         "quire serve: --api-server-count is --gateways 2",
-        "quire serve: --swap-space changes nothing: "
-        "Quire computes preempted requests again, mostly out of the prefix cache",
+        "quire serve: --preemption-mode changes nothing: "
+        "Quire computes preempted requests again, out of the prefix cache and --swap-space",
     ]
     with pytest.raises(StartupError, match="--tensor-parallel-size 2 is vLLM's and cannot be served"):
         app(["serve", "-tp", "2"], standalone_mode=False)

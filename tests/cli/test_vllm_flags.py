@@ -133,7 +133,7 @@ def test_spellings_of_vllms_flags(words: str, vllm: dict[str, object]) -> None:
     assert line.vllm == vllm
 
 
-@pytest.mark.parametrize("words", ["--swap-space", "--swap-space --port 1", "--enable-lora=1"])
+@pytest.mark.parametrize("words", ["--preemption-mode", "--preemption-mode --port 1", "--enable-lora=1"])
 def test_a_value_that_is_missing_or_too_much(words: str) -> None:
     with pytest.raises(StartupError, match=r"needs a value|takes no value"):
         parse(*words.split())

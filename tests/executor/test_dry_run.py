@@ -9,7 +9,9 @@ import pytest
 import torch
 from support.checkpoints import make_checkpoint
 from support.step_driver import StepDriver, load, prompt_of
+from support.thread_device import ThreadDevice
 
+from quire import kernels
 from quire.errors import StartupError
 from quire.executor.dry_run import largest_steps, measure_memory
 from quire.executor.model import Model
@@ -101,6 +103,22 @@ def test_afterwards_the_runner_serves_as_if_nothing_had_been(model: Model, tmp_p
     measure_memory(fresh.runner, limits(), FakeMemory(1, 1), FREE_AT_START)
     fresh.attach(tmp_path)
     assert fresh.generate(fresh.add(prompt_of(20)), 6) == expected
+
+
+def test_on_a_device_that_computes_behind_the_hosts_back(tmp_path: Path) -> None:
+    """As on a GPU: both steps are launched, waited for, and let go of."""
+    kernels.set_implementation("torch")
+    device = ThreadDevice()
+    try:
+        runner = ModelRunner(load(make_checkpoint(tmp_path, "llama")), device=device, graph_sizes=[1, 6])
+        for _ in range(2):
+            report = measure_memory(runner, limits(sizes=(1, 6)), FakeMemory(2 * GIB, 1 * GIB), FREE_AT_START)
+            assert 0 < report.available_bytes < FREE - 3 * GIB
+            assert device.is_idle and len(runner.sequences) == 0
+            assert not runner.use_pause(idle=True), "there is no pool to capture a graph for"
+    finally:
+        device.close()
+        kernels.set_implementation(None)
 
 
 @pytest.mark.parametrize(

@@ -100,3 +100,24 @@ def test_the_table_holds_the_same_angles(tmp_path: Path, name: str) -> None:
         assert cos.flags.c_contiguous and sin.flags.c_contiguous
         np.testing.assert_array_equal(cos, wanted[0].numpy())
         np.testing.assert_array_equal(sin, wanted[1].numpy())
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_looked_up_on_the_device_they_are_the_same(tmp_path: Path, name: str) -> None:
+    computed, _ = both(tmp_path, SCALINGS[name])
+    looked_up, _ = both(tmp_path, SCALINGS[name])
+    looked_up.tabulate(300)
+    for positions in (torch.tensor([299, 0, 7, 7]), torch.tensor([64], dtype=torch.int32)):
+        lengths = positions + 1 if computed.needs_lengths else None
+        for ours, wanted in zip(
+            looked_up.cos_sin(positions, lengths), computed.cos_sin(positions, lengths), strict=True
+        ):
+            assert ours.is_contiguous()
+            torch.testing.assert_close(ours, wanted, rtol=0, atol=2e-7)
+
+
+def test_a_table_that_would_take_too_much_memory_is_not_made(tmp_path: Path) -> None:
+    ours, _ = both(tmp_path, SCALINGS["default"])
+    ours.tabulate(2**40)
+    cos, _ = ours.cos_sin(torch.tensor([2**20]))
+    assert cos.shape == (1, 16)

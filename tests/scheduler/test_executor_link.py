@@ -27,6 +27,7 @@ from quire.scheduler.request_checks import SchedulerLimits
 from quire.scheduler.scheduler import Scheduler
 from quire.scheduler.sequence import Request, RequestKey
 from quire.scheduler.step_loop import StepLoop, Work
+from quire.scheduler.swap_home import SwapHome
 from quire.scheduler.watchdog import HungExecutorError, Watchdog
 from quire.v1 import generate_pb2
 
@@ -45,21 +46,29 @@ async def client(address: str) -> AsyncIterator[ExecutorClient]:
     await client.close()
 
 
+def _make_pool(num_ranks: int) -> KvPool:
+    group = CacheGroupLayout(num_layers=1, num_kv_heads=1, head_dim=1, element_bytes=4)
+    return KvPool.create_memfd(KvPoolLayout(BLOCK_SIZE, NUM_BLOCKS, num_ranks, EPOCH, b"same".ljust(32), (group,)))
+
+
 @pytest.fixture
 def pool() -> Iterator[KvPool]:
-    group = CacheGroupLayout(num_layers=1, num_kv_heads=1, head_dim=1, element_bytes=4)
-    with KvPool.create_memfd(KvPoolLayout(BLOCK_SIZE, NUM_BLOCKS, 1, EPOCH, b"same".ljust(32), (group,))) as pool:
+    with _make_pool(1) as pool:
         yield pool
 
 
-async def _connector(
-    client: ExecutorClient, pool: KvPool, address: str, *, is_here: bool = True, **options: object
-) -> ExecutorConnector:
-    """Unless the pool `is_here`, the executor provides it."""
+@pytest.fixture
+def provided() -> Iterator[KvPool]:
+    """The journal of a pool that the executor provides."""
+    with _make_pool(0) as pool:
+        yield pool
+
+
+async def _connector(client: ExecutorClient, pool: KvPool, address: str, **options: object) -> ExecutorConnector:
     given = {"listen": "unix:/none", "executors": [address], "startup_timeout": 60, **options}
     settings = SchedulerSettings.load(given)
-    home = PoolHome(pool.layout, pool if is_here else None, NUM_BLOCKS, None, settings)
-    return ExecutorConnector(settings, home, await client.describe(60))
+    home = PoolHome(pool, NUM_BLOCKS, None)
+    return ExecutorConnector(settings, home, SwapHome(None), await client.describe(60))
 
 
 @pytest.mark.parametrize("number", [None, signal.SIGSTOP, signal.SIGKILL])
@@ -89,9 +98,9 @@ async def test_a_pool_that_someone_may_still_write_is_given_up(client, pool, add
     assert pool.header.state is PoolState.DISCARDED
 
 
-async def test_a_pool_of_the_executors_memory_outlives_one_that_can_be_ended(client, pool, address, monkeypatch):
+async def test_a_pool_of_the_executors_memory_outlives_one_that_can_be_ended(client, provided, address, monkeypatch):
     with executor_process(address, "same"):
-        connector = await _connector(client, pool, address, is_here=False)
+        connector = await _connector(client, provided, address)
         link = await connector.connect(client)
         assert link.has_content
         monkeypatch.setattr("quire.scheduler.executor_link._FENCE_TIMEOUT_S", 0.1)
@@ -100,17 +109,19 @@ async def test_a_pool_of_the_executors_memory_outlives_one_that_can_be_ended(cli
             with pytest.raises(QuireError, match="may still write the KV pool"):
                 await connector.fence(link)
         await link.close()
+    assert provided.header.state is PoolState.DISCARDED
 
 
-async def test_an_executor_that_nobody_can_end_gets_new_memory(client, pool, address, monkeypatch):
+async def test_an_executor_that_nobody_can_end_gets_new_memory(client, provided, address, monkeypatch):
     """As on another host: the one before it may still write the old."""
     with executor_process(address, "same"):
-        connector = await _connector(client, pool, address, is_here=False, step_transport="grpc")
+        connector = await _connector(client, provided, address, step_transport="grpc")
         monkeypatch.setattr(ExecutorClient, "identify", lambda client, peers: None)
         link = await connector.connect(client)
         assert not link.has_content
         await connector.fence(link)
         await link.close()
+    assert provided.header.state is PoolState.OPEN
 
 
 async def test_another_model_gets_nothing(client, pool, address):

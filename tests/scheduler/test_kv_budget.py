@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 
 from quire.config import SchedulerSettings
 from quire.errors import KvPoolError, StartupError
 from quire.internal.v1 import executor_pb2, scheduler_pb2
-from quire.scheduler.kv_budget import check_reusable, plan_pool
+from quire.scheduler.kv_budget import check_reusable, plan_pool, plan_swap
 from quire.serve import budget_table
 
 GIB = 2**30
@@ -143,3 +145,39 @@ def test_memory_of_an_executor_is_not_for_several():
 def test_the_executor_says_which_share_is_fitting():
     layout = plan_pool(_settings(), [_executor(available=10 * GIB, default_pool_share=0.5)], epoch=1)
     assert layout.num_blocks * layout.block_bytes == 5 * GIB // layout.block_bytes * layout.block_bytes
+
+
+@pytest.mark.parametrize(
+    ("swap_space", "num_blocks"), [(0, None), (1, GIB // (16 * 112 * 1024)), (0.5, GIB // 2 // (16 * 112 * 1024))]
+)
+def test_the_swap_tier_has_blocks_like_the_pool_s(swap_space, num_blocks):
+    settings, executor = _settings(kv_cache_memory="7GiB", swap_space=swap_space), _executor(host_available_bytes=GIB)
+    pool = plan_pool(settings, [executor], epoch=1)
+    # The pool may lie with the executor, the tier never does.
+    tier = plan_swap(settings, replace(pool, num_ranks=0), [executor], 0)
+    if num_blocks is None:
+        assert tier is None
+    else:
+        assert tier.num_ranks == 1
+        assert (tier.num_blocks, tier.block_bytes, tier.epoch) == (num_blocks, pool.block_bytes, pool.epoch)
+
+
+@pytest.mark.parametrize(
+    ("swap_space", "missing", "message"),
+    [
+        (3, 0, "--swap-space: 3.00 GiB do not fit the host: 2.00 GiB are free"),
+        (1.5, GIB, "--swap-space: 1.50 GiB do not fit the host beside 1.00 GiB of KV pool: 2.00 GiB are free"),
+        (0.001, 0, "--swap-space: 0.00 GiB are less than a block"),
+    ],
+)
+def test_a_swap_tier_that_does_not_fit(swap_space, missing, message):
+    settings = _settings(kv_cache_memory="7GiB", swap_space=swap_space)
+    executors = [_executor(host_available_bytes=2 * GIB), _executor(host_available_bytes=4 * GIB)]
+    with pytest.raises(KvPoolError, match=message) as refused:
+        plan_swap(settings, plan_pool(settings, executors, epoch=1), executors, missing)
+    assert refused.value.field == "swap_space"
+
+
+def test_a_swap_tier_needs_the_prefix_cache():
+    with pytest.raises(StartupError, match=r"swap-space: .*needs the prefix cache"):
+        _settings(swap_space=1, enable_prefix_caching=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +18,7 @@ from quire.errors import KvPoolError
 from quire.internal.v1 import executor_pb2
 from quire.kv_layout import PoolState
 from quire.kv_pool import KvPool
+from quire.peers import Peers
 from quire.pool_store import PoolStore, fetch_pool
 from quire.scheduler.pool_home import PoolHome, open_pool
 
@@ -69,14 +71,12 @@ def host(request: pytest.FixtureRequest, store: PoolStore, tmp_path: Path) -> Ho
 
 def _mark(home: PoolHome) -> int:
     """Writes into a pool; returns its epoch. Nothing keeps the pool mapped afterwards."""
-    assert home.pool is not None
     with home.pool.segment(0) as segment:
         segment[0] = MARK
     return home.layout.epoch
 
 
 def _is_marked(home: PoolHome) -> bool:
-    assert home.pool is not None
     with home.pool.segment(0) as segment:
         return segment[0] == MARK
 
@@ -145,7 +145,6 @@ def test_what_cannot_be_trusted_is_replaced(
     host: Host, harm: Callable[[KvPool], None], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with host.scheduler() as home:
-        assert home.pool is not None
         _mark(home)
         harmed = os.dup(home.pool.fd)
         del home
@@ -173,7 +172,7 @@ def test_a_file_is_clean_after_an_orderly_end_and_only_then(tmp_path: Path, monk
     host = Host(kv_pool=tmp_path / "pool")
     with host.scheduler() as home:
         _mark(home)
-        assert home.pool is not None and home.pool.header.state is PoolState.OPEN
+        assert home.pool.header.state is PoolState.OPEN
         in_use = (tmp_path / "pool").read_bytes()[:4096]
         del home
     monkeypatch.setattr(kv_pool, "boot_id", lambda: bytes(16))
@@ -223,7 +222,41 @@ def test_a_full_disk_is_said_as_such_and_leaves_nothing(tmp_path: Path, monkeypa
     assert not (tmp_path / "pool").exists()
 
 
-def test_an_executor_may_provide_the_pool() -> None:
-    with Host().scheduler(_executor(pool_home=executor_pb2.POOL_HOME_EXECUTOR)) as home:
-        assert home.pool is None
-        assert home.journal is None
+def _provider(**changes: object) -> executor_pb2.ExecutorDescription:
+    return _executor(pool_home=executor_pb2.POOL_HOME_EXECUTOR, **changes)
+
+
+def test_of_a_pool_that_the_executor_provides_the_journal_is_here(store: PoolStore) -> None:
+    host = Host(pool_store=store.address)
+    with host.scheduler(_provider()) as home:
+        assert home.is_with_executor and home.num_usable == home.layout.num_blocks == 256
+        assert os.fstat(home.pool.fd).st_size < MIB
+        assert home.journal is not None
+        home.journal.write(200, 1, 0, bytes(32), b"", bytes(64))
+        epoch = home.layout.epoch
+        del home
+    with host.scheduler(_provider(available_bytes=0)) as home:
+        assert home.layout.epoch == epoch
+        assert home.journal is not None and 200 in home.journal
+        del home
+    with host.scheduler() as home:
+        assert not home.is_with_executor and home.layout.epoch != epoch
+        del home
+
+
+def test_a_pool_that_the_executor_provides_has_no_file(tmp_path: Path) -> None:
+    with pytest.raises(KvPoolError, match="these executors provide the KV pool") as caught:
+        Host(kv_pool=tmp_path / "pool").scheduler(_provider()).__enter__()
+    assert caught.value.field == "kv_pool"
+    assert not (tmp_path / "pool").exists()
+
+
+async def test_an_executor_that_can_be_ended_gets_the_memory_of_the_one_before_it() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with Host().scheduler(_provider()) as home, ours, theirs, closing(Peers()) as peers:
+        with home.offered(peers) as request:
+            assert request.executor_memory.is_new
+        peers.add(ours)
+        with home.offered(peers) as request:
+            assert request.HasField("executor_memory") and not request.executor_memory.is_new
+            assert (request.epoch, request.num_blocks) == (home.layout.epoch, 256)

@@ -117,6 +117,8 @@ class SwapHistories(RuleBasedStateMachine):
         """An executor dies, and what it had not computed is half written; the pool may have been its own."""
         lane %= len(self.bench.lanes)
         self.num_losses += 1
+        while self.bench.in_flight(lane) < MAX_IN_FLIGHT and self.bench.plan(lane):
+            pass
         self.bench.lose(lane)
         if forgets and len(self.bench.lanes) == 1:
             self.bench.memory.slots.clear()
@@ -154,4 +156,4 @@ class SwapHistories(RuleBasedStateMachine):
 
 
 TestSwapHistories = SwapHistories.TestCase
-TestSwapHistories.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestSwapHistories.settings = settings(max_examples=40, stateful_step_count=50, deadline=None)

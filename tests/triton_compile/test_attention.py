@@ -64,13 +64,13 @@ def test_products_are_on_the_matrix_units(compiled, dtype, cache_dtype, head_dim
     instruction = "HGMMA" if compiled.capability == 90 else "HMMA"
     loop = innermost_loop(code.sass, instruction)
     block_dim, keys = 1 << (head_dim - 1).bit_length(), 64 if compiled.capability == 90 and head_dim <= 128 else 32
-    if instruction == "HGMMA":  # a warpgroup at a time, 16 elements deep: scores over head_dim, values over keys
-        expected = block_dim // 16 + keys // 16
+    if instruction == "HGMMA":  # a warpgroup's 64 rows at a time, 16 elements deep
+        scores, values = block_dim // 16, keys // 16
         # Asynchronous: one wait for each product, not for each instruction.
         assert sum("WARPGROUP.DEPBAR" in line for line in loop) <= 4
-    else:  # 16 rows, 8 columns, 16 deep; 4 warps have the rows, 8 also halve the columns
-        expected = 2 * (keys // 8) * (block_dim // 16) * 4 // code.num_warps
-    assert sum(f"{instruction}." in line for line in loop) == expected
+    else:  # 16 rows and 8 columns at a time, 16 deep; of 8 warps two have the same rows, and half of head_dim each
+        scores, values = keys // 8 * (block_dim // 16), block_dim // 8 * (keys // 16) * 4 // code.num_warps
+    assert sum(f"{instruction}." in line for line in loop) >= scores + values
     assert not [line for line in loop if "STL" in line or "LDL" in line], "registers are spilled in the loop"
 
 

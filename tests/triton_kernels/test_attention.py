@@ -65,12 +65,12 @@ def test_types(device, dtype, cache_dtype, sliding_window):
     assert_matches_reference(case, device, sliding_window)
 
 
-@pytest.mark.parametrize("head_dim", [20, 40, 80, 96, 128, 256])
+@pytest.mark.parametrize("head_dim", [20, 80, 128, 256])
 def test_head_dims(device, head_dim):
     assert_matches_reference(make_case([1, 3], [140, 9], num_kv_heads=1, group=2, head_dim=head_dim), device)
 
 
-@pytest.mark.parametrize("block_size", [1, 8, 24, 32, 100, 256])
+@pytest.mark.parametrize("block_size", [1, 8, 24, 100])
 def test_block_sizes(device, block_size):
     assert_matches_reference(make_case([1, 3], [140, 9], num_kv_heads=1, block_size=block_size, head_dim=16), device)
 
@@ -81,7 +81,7 @@ def test_head_groups(device, num_kv_heads, group):
     assert_matches_reference(case, device)
 
 
-@pytest.mark.parametrize("sliding_window", [1, 2, 63, 64, 128, 1000])
+@pytest.mark.parametrize("sliding_window", [1, 64, 127, 1000])
 def test_sliding_windows(device, sliding_window):
     case = make_case([1, 1, 70], [400, 64, 200], num_kv_heads=1, group=1, head_dim=16)
     assert_matches_reference(case, device, sliding_window)

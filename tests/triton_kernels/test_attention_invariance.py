@@ -35,7 +35,7 @@ def case(device: torch.device) -> Case:
 
 def only(case: Case, sequence: int, num_queries: int) -> Case:
     """The last queries of one sequence, alone."""
-    start, end = case.metadata.query_start[sequence : sequence + 2].tolist()
+    end = int(case.metadata.query_start[sequence + 1])
     rows = slice(end - num_queries, end)
     metadata = AttentionMetadata(
         query_start=torch.tensor([0, num_queries], dtype=torch.int32),

@@ -94,7 +94,7 @@ def _journal(inspection: Inspection) -> dict[str, Any] | None:
         "records": journal.counts,
         "known_blocks": known,
         "known_tokens": known * layout.block_size,
-        "known_bytes": known * layout.block_bytes * layout.num_ranks,
+        "known_bytes": known * layout.block_bytes * max(layout.num_ranks, 1),
         "known_share": known / layout.num_blocks,
         "prompts": journal.num_prompts,
         "chains": journal.num_chains,

@@ -90,7 +90,7 @@ def _open_of_process(pid: int, servers: list[_Server]) -> tuple[str, int]:
             raise KvPoolError(f"process {pid} holds several KV pools; name a scheduler's process", field="target")
         if pools:
             return f"the KV pool of process {candidate}", pools.popitem()[1]
-    kind = "its server has none in memory (on a GPU it is the device's)" if own else "it has none"
+    kind = "its server has none in memory" if own else "it has none"
     raise KvPoolError(f"process {pid} is no process with a KV pool: {kind}", field="target")
 
 
