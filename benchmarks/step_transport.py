@@ -40,9 +40,11 @@ import uvloop
 
 from quire import rpc
 from quire.columns import pack_u32
+from quire.executor.pending_step import FinishedStep
 from quire.internal.v1 import executor_pb2, executor_pb2_grpc
 from quire.scheduler.executor_client import ExecutorClient, StepChannel
 from quire.scheduler.step_loop import StepLoop, Work
+from quire.step_counters import StepCounters
 
 BATCHES: Final = (1, 16, 64)
 TRANSPORTS: Final = ("ring", "grpc")
@@ -72,11 +74,25 @@ def decode_plan(batch: int) -> executor_pb2.StepPlan:
 class NullRunner:
     """Stands for the ModelRunner: answers every plan at once, with a token per row."""
 
-    def execute(self, plan: executor_pb2.StepPlan) -> executor_pb2.StepResult:
-        return executor_pb2.StepResult(epoch=plan.epoch, step=plan.step, slots=plan.slots, token_ids=plan.slots)
+    max_in_flight = 1
+    completion_fd = None
+
+    def launch(self, plan: executor_pb2.StepPlan, counters: StepCounters) -> FinishedStep:
+        return FinishedStep(
+            executor_pb2.StepResult(epoch=plan.epoch, step=plan.step, slots=plan.slots, token_ids=plan.slots)
+        )
+
+    def use_pause(self, *, idle: bool) -> bool:
+        return False
+
+    def drain(self) -> None:
+        """Nothing is in flight."""
 
     def detach(self) -> None:
         """There is no pool."""
+
+    def close(self) -> None:
+        """There is no device."""
 
 
 async def serve(address: str) -> None:

@@ -7,7 +7,17 @@
     step_limits.py     what a step may hold
     service.py         gRPC: describe, attach the KV pool, a stream of steps
     step_stream.py     that stream: over gRPC, or through shared memory
-    model_runner.py    one step: block copies, the forward pass, sampling
+    step_serving.py    its worker thread: steps in flight, results in order
+    model_runner.py    plans → steps, on the attached pool
+    pending_step.py    a step between its plan and its result
+    direct_steps.py    steps on a CPU: over when they have been launched
+    device_steps.py    steps on a device that computes behind the host's back: launched, finished in order
+    step_work.py       what that device does for one step
+    step_buffers.py    the columns of its steps: pinned, copied at once, at addresses that CUDA graphs read
+    last_tokens.py     the tokens that it sampled last, for its next step
+    device.py          its stream, its memory, and how it tells that it is done
+    step_report.py     what was sampled → StepResult
+    readouts.py        prompt logprobs and embeddings → StepResult
     graphs.py          CUDA graphs of decode steps: which sizes, and when one is captured
     sequence.py        what is kept of the sequences between steps, in arrays by slot
     sampling_table.py  their sampling parameters

@@ -88,7 +88,7 @@ class CudaDevice(AsyncDevice):
             raise StartupError(f"the GPU's driver cannot be used: {error}", field="device") from error
         # Before the stream is used, what was done on others (loading the weights) must be over.
         torch.cuda.synchronize(torch_device)
-        self._stream = torch.cuda.Stream(torch_device)
+        self._stream = torch.cuda.Stream(torch_device)  # type: ignore[no-untyped-call]
         self._signal = eventfd_signal()
         super().__init__(torch_device)
 
@@ -109,7 +109,7 @@ class CudaDevice(AsyncDevice):
     def mark(self) -> Completion:
         """An event, and behind it a function that the driver calls on a thread of its own."""
         # Blocking: who waits for it sleeps.
-        event = torch.cuda.Event(blocking=True)
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record(self._stream)
         # The descriptor itself in the place of a pointer: nothing that would have to live until then.
         self._driver.launch_host_function(self._stream.cuda_stream, self._signal, self.completion_fd)

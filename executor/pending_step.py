@@ -57,10 +57,13 @@ class FinishedStep:
 class Steps(Protocol):
     """What computes steps, in the order in which they are launched."""
 
-    # More are launched only once the oldest is over.
-    max_in_flight: int
-    # Readable when a step may be over; None where they are over when launched.
-    completion_fd: int | None
+    @property
+    def max_in_flight(self) -> int:
+        """See ModelRunner."""
+
+    @property
+    def completion_fd(self) -> int | None:
+        """See ModelRunner."""
 
     def attach(self, cache: KvCache) -> None:
         """Computes in this pool from now on; nothing is in flight."""

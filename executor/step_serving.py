@@ -149,8 +149,10 @@ class StepStream(ABC):
         """After a failure nothing more is computed: what follows builds on it."""
         if self._ended is None:
             logger.error("step %d failed", number, exc_info=error)
-            known = isinstance(error, QuireError)
-            self._ended = error if known else QuireError(f"step {number} failed: {type(error).__name__}: {error}")
+            if isinstance(error, QuireError):
+                self._ended = error
+            else:
+                self._ended = QuireError(f"step {number} failed: {type(error).__name__}: {error}")
         return self._ended
 
     def _sleep(self, plans_fd: int) -> None:

@@ -1,4 +1,4 @@
-"""Streams of steps over an asynchronous device, through both transports: in order, without waiting, and to their end."""
+"""Steps over an asynchronous device, through both transports: in order, without waiting, and to their end."""
 
 from __future__ import annotations
 

@@ -78,3 +78,8 @@ def test_store_kv(compiled, cache_dtype):
     kernels.store_kv(new, new, cache, cache, torch.arange(3))
     (code,) = compiled.named("_store_heads")
     check(code, loads=2, stores=2 if cache_dtype == torch.bfloat16 else 0)
+
+
+def test_take_last_tokens(compiled):
+    kernels.take_last_tokens(torch.zeros(300, dtype=torch.int32), torch.zeros(64, dtype=torch.int32))
+    assert compiled.named("_take")
