@@ -151,6 +151,7 @@ class Treadmill:
     step: int = 1
     num_prefill_tokens: int = 0
     num_decode_tokens: int = 0
+    chunks: tuple[()] = ()
     has_work: bool = True
 
     def schedule(self, lane: int) -> Treadmill | None:
@@ -190,7 +191,10 @@ async def step_loop(
     loop: Any = StepLoop(0, treadmill, channel, treadmill, Work(), EPOCH)
     started, used = time.perf_counter(), cpu_time()
     running = asyncio.create_task(loop.run())
-    await treadmill.done.wait()
+    finished = asyncio.create_task(treadmill.done.wait())
+    await asyncio.wait((running, finished), return_when=asyncio.FIRST_COMPLETED)
+    if not finished.done():
+        running.result()  # raises what ended the loop
     taken, used = time.perf_counter() - started, cpu_time() - used
     running.cancel()
     return taken / repeats * 1e6, used / repeats * 1e6
