@@ -159,10 +159,10 @@ def _tiling(gpu: Gpu, block_dim: int, element: torch.dtype, compute: torch.dtype
         return _Tiling(64, 1, 1)
     hopper, wide = gpu.capability >= 90, block_dim > 128
     if compute == torch.float32:  # no matrix unit has its precision: operands come through registers
-        tiling = _Tiling(16, 8, 3)
+        tiling = _Tiling(16, 8, 2)  # a third stage costs registers that sm_89 does not have
     else:
         tiling = _Tiling(64 if hopper and not wide else 32, 8 if wide else 4, 5 if hopper and not wide else 3)
-    # An odd number: blocks' ids are fetched as far ahead of their keys as keys are of the product.
+    # Otherwise an odd number: blocks' ids are fetched as far ahead of their keys as keys are of the product.
     shape = f"{str(element).removeprefix('torch.')} head_dim {block_dim}"
     table = configuration("attention", [shape], gpu, {"num_stages": tiling.num_stages})
     return dataclasses.replace(tiling, num_stages=table["num_stages"])
