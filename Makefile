@@ -88,6 +88,7 @@ bench: setup ## Benchmarks, a few minutes
 	$(PYTHON) benchmarks/gateway.py
 	$(PYTHON) benchmarks/start_up.py
 	$(PYTHON) benchmarks/fairness.py
+	$(PYTHON) benchmarks/swap.py
 
 # The peers are installed once; QUIRE_PEERS_DIR moves them, and their checkpoints, out of the working tree.
 # The folder benchmarks/ is on the path, and not the root: see above.

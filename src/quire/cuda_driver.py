@@ -83,7 +83,6 @@ _SIGNATURES: Final[dict[str, tuple[Any, ...]]] = {
     "cuDevicePrimaryCtxRelease_v2": (c_int,),
     "cuCtxSetCurrent": (c_void_p,),
     "cuCtxSynchronize": (),
-    "cuMemGetInfo_v2": (POINTER(c_size_t), POINTER(c_size_t)),
     "cuMemGetAllocationGranularity": (POINTER(c_size_t), POINTER(MemAllocationProp), c_int),
     "cuMemCreate": (POINTER(c_uint64), c_size_t, POINTER(MemAllocationProp), c_uint64),
     "cuMemRelease": (c_uint64,),
@@ -180,12 +179,6 @@ class CudaDriver:
         self._call("cuCtxSynchronize")
 
     # Memory
-
-    def free_and_total(self) -> tuple[int, int]:
-        """Bytes of memory of the device of the thread's context."""
-        free, total = c_size_t(), c_size_t()
-        self._call("cuMemGetInfo_v2", byref(free), byref(total))
-        return free.value, total.value
 
     def granularity(self, device: int) -> int:
         """Bytes of which sizes of exportable allocations on the device are multiples."""
